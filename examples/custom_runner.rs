@@ -27,14 +27,14 @@ use std::time::Duration;
 
 use clap::Parser;
 use tokenway::listen::Address;
-use tokenway::models::UnknownModel;
+use tokenway::models::UnknownModelPolicy;
 use tokenway::request::{ChatMessage, Parameter, TokenId};
 use tokenway::runner::{
     BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, NextStep, Resumption,
     Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
 use tokenway::server::{
-    Drain, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
+    DrainDurations, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
     WorkerParts,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -96,13 +96,13 @@ fn server_parts(args: Args) -> ServerParts {
     };
     let engine = EngineParts {
         models: vec![model],
-        unknown_model: UnknownModel::Refuse,
+        unknown_model: UnknownModelPolicy::Refuse,
         workers: WorkerParts::default(),
     };
     ServerParts {
         http: Some(HttpFrontend::listening_on(args.http_listen)),
         grpc: Some(args.grpc_listen),
-        drain: Drain {
+        drain: DrainDurations {
             grace: Duration::ZERO,
             timeout: Duration::from_secs(10),
         },

@@ -134,7 +134,7 @@ fn finish_reason_name(reason: FinishReason) -> &'static str {
 /// Formats a status for the user: the message, and the error code that programs check.
 fn format_status(status: &Status) -> Box<dyn Error> {
     let error = tokenway::error::Error::from(status);
-    format!("{} ({})", error.message, error.kind.row().code).into()
+    format!("{} ({})", error.message, error.kind.mapping().code).into()
 }
 
 fn no_answer_error(url: &str, error: &dyn Error) -> String {

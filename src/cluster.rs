@@ -19,7 +19,6 @@ use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
 
 mod address;
-mod choice;
 mod context;
 mod events;
 mod failure;
@@ -30,14 +29,14 @@ mod membership;
 mod remote;
 #[cfg(test)]
 pub(crate) mod scripted;
+mod selection;
 #[cfg(test)]
 mod tests;
 mod upstream;
 mod via;
 
 pub use address::EngineAddress;
-pub(crate) use address::{check_engines, check_listen_address, without_secrets};
-use choice::{another_engine_may_accept, has_name, more_informative, name_with_aliases};
+pub(crate) use address::{check_listen_address, check_no_duplicates, without_secrets};
 pub use context::CallContext;
 pub use events::CheckedEvents;
 pub use failure::Failure;
@@ -45,10 +44,11 @@ use local::LocalUpstream;
 pub use membership::Membership;
 use membership::{Members, Upstreams};
 use remote::Connector;
-pub use upstream::{Availability, EventStream};
+use selection::{another_engine_may_accept, has_name, more_informative, name_with_aliases};
+pub use upstream::{Availability, BoxedEventStream};
 pub(crate) use upstream::{Health, Upstream};
 use via::GatewayId;
-pub use via::Via;
+pub(crate) use via::Via;
 
 /// The upstreams that can complete requests. Clones share the upstreams.
 #[derive(Clone)]
@@ -149,11 +149,11 @@ impl Cluster {
         message: &v1::CompletionRequest,
         context: &CallContext,
     ) -> Result<CheckedEvents, Failure> {
-        let upstreams = self.candidates(&message.model, context).await?;
-        let upstreams = choice::filter_supporting(upstreams, message)?;
+        let upstreams = self.select_upstreams(&message.model, context).await?;
+        let upstreams = selection::filter_supporting(upstreams, message)?;
         let call = |upstream: Arc<dyn Upstream>| async move {
             upstream
-                .complete(self.request(message.clone(), context))
+                .complete(self.build_request(message.clone(), context))
                 .await
         };
         let events = self.try_each(upstreams, &message.model, context, call);
@@ -165,14 +165,13 @@ impl Cluster {
     /// # Errors
     /// Returns the failure of the last upstream if none responds.
     pub async fn list_models(&self, context: &CallContext) -> Result<Vec<v1::Model>, Failure> {
-        self.reject_circular_request(context)?;
-        let calls =
-            choice::sort_by_load(self.without_self())
-                .into_iter()
-                .map(|upstream| async move {
-                    let request = self.request(v1::ListModelsRequest {}, context);
-                    upstream.list_models(request).await
-                });
+        self.reject_loop(context)?;
+        let calls = selection::sort_by_load(self.without_self())
+            .into_iter()
+            .map(|upstream| async move {
+                let request = self.build_request(v1::ListModelsRequest {}, context);
+                upstream.list_models(request).await
+            });
         let (mut models, mut failure) = (BTreeMap::new(), Some(no_engine_failure()));
         for result in join_all(calls).await {
             match result {
@@ -199,12 +198,14 @@ impl Cluster {
         model: &str,
         context: &CallContext,
     ) -> Result<v1::Model, Failure> {
-        let upstreams = self.candidates(model, context).await?;
+        let upstreams = self.select_upstreams(model, context).await?;
         let call = |upstream: Arc<dyn Upstream>| async move {
             let message = v1::GetModelRequest {
                 model: model.to_owned(),
             };
-            upstream.get_model(self.request(message, context)).await
+            upstream
+                .get_model(self.build_request(message, context))
+                .await
         };
         let found = self.try_each(upstreams, model, context, call).await?;
         found.model.ok_or_else(|| Error::internal().into())
@@ -219,10 +220,10 @@ impl Cluster {
         message: &v1::TokenizeRequest,
         context: &CallContext,
     ) -> Result<v1::TokenizeResponse, Failure> {
-        let upstreams = self.candidates(&message.model, context).await?;
+        let upstreams = self.select_upstreams(&message.model, context).await?;
         let call = |upstream: Arc<dyn Upstream>| async move {
             upstream
-                .tokenize(self.request(message.clone(), context))
+                .tokenize(self.build_request(message.clone(), context))
                 .await
         };
         self.try_each(upstreams, &message.model, context, call)
@@ -238,37 +239,37 @@ impl Cluster {
         message: &v1::DetokenizeRequest,
         context: &CallContext,
     ) -> Result<v1::DetokenizeResponse, Failure> {
-        let upstreams = self.candidates(&message.model, context).await?;
+        let upstreams = self.select_upstreams(&message.model, context).await?;
         let call = |upstream: Arc<dyn Upstream>| async move {
             upstream
-                .detokenize(self.request(message.clone(), context))
+                .detokenize(self.build_request(message.clone(), context))
                 .await
         };
         self.try_each(upstreams, &message.model, context, call)
             .await
     }
 
-    fn request<T>(&self, message: T, context: &CallContext) -> tonic::Request<T> {
-        context.request(message, self.gateway.as_ref())
+    fn build_request<T>(&self, message: T, context: &CallContext) -> tonic::Request<T> {
+        context.build_request(message, self.gateway.as_ref())
     }
 
     /// Rejects a request that has already passed through this gateway.
-    fn reject_circular_request(&self, context: &CallContext) -> Result<(), Failure> {
+    fn reject_loop(&self, context: &CallContext) -> Result<(), Failure> {
         match &self.gateway {
             Some(gateway) if context.via.contains(gateway) => {
-                Err(Failure::circular_request(gateway.circular_request()))
+                Err(Failure::loop_detected(gateway.loop_detected_status()))
             }
             Some(_) | None => Ok(()),
         }
     }
 
     /// Returns the upstreams for a request, in the order in which to try them.
-    async fn candidates(
+    async fn select_upstreams(
         &self,
         model: &str,
         context: &CallContext,
     ) -> Result<Vec<Arc<dyn Upstream>>, Failure> {
-        self.reject_circular_request(context)?;
+        self.reject_loop(context)?;
         let record = context.request.record();
         record.set_requested_model(model);
         if let Some(name) = self.served_name(model) {
@@ -277,7 +278,7 @@ impl Cluster {
         if model.is_empty() {
             self.check_model_is_unambiguous(context).await?;
         }
-        Ok(choice::order_for_model(self.without_self(), model))
+        Ok(selection::order_for_model(self.without_self(), model))
     }
 
     /// Returns the name under which a remote engine lists the model with this name or alias. The engine in this
@@ -318,7 +319,7 @@ impl Cluster {
         Err(match last {
             None => no_engine_failure(),
             Some(failure) if failure.error().kind == ErrorKind::ModelNotFound => {
-                self.not_found(model, failure, context).await
+                self.model_not_found_failure(model, failure, context).await
             }
             Some(failure) => failure,
         })
@@ -340,7 +341,12 @@ impl Cluster {
 
     /// Returns the failure for a model that no reachable engine has. If an engine that is down has the model, the
     /// failure is `NoWorker`.
-    async fn not_found(&self, model: &str, failure: Failure, context: &CallContext) -> Failure {
+    async fn model_not_found_failure(
+        &self,
+        model: &str,
+        failure: Failure,
+        context: &CallContext,
+    ) -> Failure {
         let is_down_with_model = |upstream: &Arc<dyn Upstream>| {
             let health = upstream.health().borrow();
             !health.is_up() && health.models.iter().any(|it| has_name(it, model))
@@ -389,7 +395,7 @@ impl Cluster {
 
     /// Returns all upstreams, except engines that turned out to be this gateway itself.
     fn without_self(&self) -> Vec<Arc<dyn Upstream>> {
-        choice::without_self(&self.upstreams.borrow())
+        selection::without_self(&self.upstreams.borrow())
     }
 }
 

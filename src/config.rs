@@ -110,7 +110,7 @@ struct WithStdin<S: Args> {
 }
 
 /// A parsed command line: the command to run, with its settings.
-pub enum Task {
+pub enum ParsedCommand {
     /// Run a server (`serve`, `engine` or `gateway`) that logs in this format.
     Serve(Box<ServerParts>, LogFormat),
     /// Run a model for a remote engine: `worker`.
@@ -125,7 +125,9 @@ pub enum Task {
 ///
 /// # Errors
 /// A setting is invalid. The text names the first invalid one.
-pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Task, ConfigError> {
+pub fn read(
+    arguments: impl IntoIterator<Item = std::ffi::OsString>,
+) -> Result<ParsedCommand, ConfigError> {
     let arguments: Vec<_> = arguments.into_iter().collect();
     let mut command = command_line();
     let is_subcommand = |name| command.find_subcommand(name).is_some();
@@ -147,18 +149,18 @@ pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<T
         Command::Worker(command) => {
             let mut settings = command.read(matches)?;
             let worker = AttachSettings::worker_task(&mut settings)?;
-            Ok(Task::Work(Box::new(worker)))
+            Ok(ParsedCommand::Work(Box::new(worker)))
         }
-        Command::Complete(options) => Ok(Task::Complete(options)),
+        Command::Complete(options) => Ok(ParsedCommand::Complete(options)),
         Command::Config(ConfigCommand::Check { file }) => {
-            check::check_file(&file.display().to_string()).map(Task::Print)
+            check::check_file(&file.display().to_string()).map(ParsedCommand::Print)
         }
         Command::Config(ConfigCommand::Show(command)) => {
             let settings = command.read(matches)?;
             let (_, models) = commands::resolve_server::<ServeSettings>(&settings)?;
-            Ok(Task::Print(show::render_settings::<ServeSettings>(
-                &settings, &models,
-            )))
+            Ok(ParsedCommand::Print(
+                show::render_settings::<ServeSettings>(&settings, &models),
+            ))
         }
     }
 }
@@ -189,11 +191,11 @@ fn innermost_matches(matches: &ArgMatches) -> &ArgMatches {
 }
 
 impl<S: ServerCommand> WithFile<S> {
-    fn server_task(&self, matches: &ArgMatches) -> Result<Task, ConfigError> {
+    fn server_task(&self, matches: &ArgMatches) -> Result<ParsedCommand, ConfigError> {
         let settings = self.read(matches)?;
         let (parts, _) = commands::resolve_server::<S>(&settings)?;
         let log = settings.get::<FormatSettings>()?;
-        Ok(Task::Serve(Box::new(parts), log.format()))
+        Ok(ParsedCommand::Serve(Box::new(parts), log.format()))
     }
 
     /// Merges the flags, the environment variables and the settings file.

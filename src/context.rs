@@ -62,7 +62,7 @@ impl RequestContext {
     /// # Errors
     /// Returns `internal_error` if there is no context. That is a bug: the request has bypassed the layer
     /// chain.
-    pub fn of(extensions: &Extensions) -> Result<Self, Error> {
+    pub(crate) fn from_extensions(extensions: &Extensions) -> Result<Self, Error> {
         extensions.get::<Self>().cloned().ok_or_else(|| {
             tracing::error!(
                 "a request has bypassed the layers: its handler found no request context"
@@ -103,7 +103,7 @@ impl RequestContext {
 
     /// The handle that waits for flushes of the connection that carries the response.
     #[must_use]
-    pub fn flush(&self) -> &FlushHandle {
+    pub fn flush_handle(&self) -> &FlushHandle {
         &self.0.flush
     }
 
@@ -122,8 +122,8 @@ impl RequestContext {
     }
 
     /// Reports that a worker has started a prompt with this number of tokens.
-    pub fn started(&self, prompt_tokens: u32) {
-        self.0.record.started(prompt_tokens, monotonic_ns());
+    pub fn record_start(&self, prompt_tokens: u32) {
+        self.0.record.record_start(prompt_tokens, monotonic_ns());
     }
 
     /// Sets the token counts that the engine reported at the end of the completion.
@@ -135,19 +135,19 @@ impl RequestContext {
     }
 
     /// Counts the end of the request. Later calls have no effect.
-    pub fn ended(&self, outcome: Result<(), &Error>) {
+    pub fn record_end(&self, outcome: Result<(), &Error>) {
         let outcome = outcome.map_err(|error| error.kind);
-        self.0.record.ended(outcome, monotonic_ns());
+        self.0.record.record_end(outcome, monotonic_ns());
     }
 
     /// Counts the end of a request that was rejected before any part of a response was sent.
-    pub fn rejected(&self, kind: ErrorKind) {
-        self.0.record.rejected(kind, monotonic_ns());
+    pub(crate) fn record_rejection(&self, kind: ErrorKind) {
+        self.0.record.record_rejection(kind, monotonic_ns());
     }
 
     /// Ends a request whose response has been sent completely or was dropped.
-    pub fn closed(&self) {
-        self.0.record.closed(monotonic_ns());
+    pub(crate) fn record_close(&self) {
+        self.0.record.record_close(monotonic_ns());
     }
 }
 

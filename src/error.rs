@@ -30,7 +30,7 @@ impl Error {
             kind,
             message: message.into(),
             param: None,
-            retry_after: kind.row().retry_after,
+            retry_after: kind.mapping().retry_after,
         }
     }
 
@@ -65,7 +65,7 @@ impl Error {
     }
 }
 
-/// The kind of an error. Each kind has one row in the table of [`ErrorKind::row`].
+/// The kind of an error. Each kind has one row in the table of [`ErrorKind::mapping`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// The HTTP body is not valid JSON, or the gRPC message is malformed.
@@ -130,7 +130,7 @@ pub enum ErrorKind {
 
 /// The HTTP and gRPC representation of an [`ErrorKind`].
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
+pub struct ErrorMapping {
     /// `error.code` over HTTP and `ErrorInfo.reason` over gRPC.
     pub code: &'static str,
     /// `error.type` over HTTP, as OpenAI names it.
@@ -182,7 +182,9 @@ impl ErrorKind {
     /// Returns the kind with this `code`.
     #[must_use]
     pub fn from_code(code: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.row().code == code)
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.mapping().code == code)
     }
 
     /// Returns true if the same request may succeed if it is sent again later.
@@ -223,7 +225,7 @@ impl ErrorKind {
 
     /// Returns the kind's row of the table.
     #[must_use]
-    pub fn row(self) -> Row {
+    pub fn mapping(self) -> ErrorMapping {
         use Code as Grpc;
         use StatusCode as Http;
         match self {
@@ -234,7 +236,7 @@ impl ErrorKind {
             Self::UnsupportedParameter => invalid_request("unsupported_parameter"),
             Self::MissingParameter => invalid_request("missing_parameter"),
             Self::ContextLengthExceeded => invalid_request("context_length_exceeded"),
-            Self::InvalidApiKey => Row {
+            Self::InvalidApiKey => ErrorMapping {
                 error_type: "authentication_error",
                 ..client_error("invalid_api_key", Http::UNAUTHORIZED, Grpc::Unauthenticated)
             },
@@ -285,8 +287,8 @@ impl ErrorKind {
 }
 
 /// Row of an error that the client can correct.
-fn client_error(code: &'static str, http: StatusCode, grpc: Code) -> Row {
-    Row {
+fn client_error(code: &'static str, http: StatusCode, grpc: Code) -> ErrorMapping {
+    ErrorMapping {
         code,
         error_type: "invalid_request_error",
         http,
@@ -296,29 +298,29 @@ fn client_error(code: &'static str, http: StatusCode, grpc: Code) -> Row {
 }
 
 /// Row of an invalid request: status 400.
-fn invalid_request(code: &'static str) -> Row {
+fn invalid_request(code: &'static str) -> ErrorMapping {
     client_error(code, StatusCode::BAD_REQUEST, Code::InvalidArgument)
 }
 
 /// Row of an error that occurs over HTTP only.
-fn http_only(code: &'static str, http: StatusCode) -> Row {
-    Row {
+fn http_only(code: &'static str, http: StatusCode) -> ErrorMapping {
+    ErrorMapping {
         grpc: None,
         ..client_error(code, http, Code::InvalidArgument)
     }
 }
 
 /// Row of a request that the client may not make: status 403.
-fn forbidden(code: &'static str) -> Row {
-    Row {
+fn forbidden(code: &'static str) -> ErrorMapping {
+    ErrorMapping {
         error_type: "permission_error",
         ..client_error(code, StatusCode::FORBIDDEN, Code::PermissionDenied)
     }
 }
 
 /// Row of a request that exceeds a limit and may succeed a second later: status 429.
-fn too_many_requests(code: &'static str) -> Row {
-    Row {
+fn too_many_requests(code: &'static str) -> ErrorMapping {
+    ErrorMapping {
         error_type: "rate_limit_error",
         retry_after: RETRY_SOON,
         ..client_error(code, StatusCode::TOO_MANY_REQUESTS, Code::ResourceExhausted)
@@ -326,16 +328,16 @@ fn too_many_requests(code: &'static str) -> Row {
 }
 
 /// Row of an error that the client did not cause.
-fn server_error(code: &'static str, http: StatusCode, grpc: Code) -> Row {
-    Row {
+fn server_error(code: &'static str, http: StatusCode, grpc: Code) -> ErrorMapping {
+    ErrorMapping {
         error_type: "server_error",
         ..client_error(code, http, grpc)
     }
 }
 
 /// Row of a request that the server cannot accept now but may accept a second later: status 503.
-fn unavailable(code: &'static str) -> Row {
-    Row {
+fn unavailable(code: &'static str) -> ErrorMapping {
+    ErrorMapping {
         retry_after: RETRY_SOON,
         ..server_error(code, StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
     }
@@ -348,7 +350,7 @@ mod tests {
     #[test]
     fn every_code_names_one_kind() {
         for kind in ErrorKind::ALL {
-            assert_eq!(ErrorKind::from_code(kind.row().code), Some(kind));
+            assert_eq!(ErrorKind::from_code(kind.mapping().code), Some(kind));
         }
     }
 
@@ -356,7 +358,7 @@ mod tests {
     fn a_kind_with_retry_after_is_retryable() {
         for kind in ErrorKind::ALL {
             assert!(
-                kind.row().retry_after.is_none() || kind.is_retryable(),
+                kind.mapping().retry_after.is_none() || kind.is_retryable(),
                 "{kind:?}"
             );
         }

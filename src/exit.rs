@@ -34,6 +34,6 @@ impl ExitCode {
 /// Exits the process at once, without destructors or `atexit` handlers.
 ///
 /// Buffered output is lost, so flush it first.
-pub fn now(code: ExitCode) -> ! {
+pub fn exit_now(code: ExitCode) -> ! {
     signal_hook::low_level::exit(code.number().into())
 }

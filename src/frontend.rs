@@ -14,10 +14,10 @@ use crate::telemetry::Api;
 
 mod access_log;
 mod browser;
-mod count;
 mod deadline;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod in_flight;
 mod layers;
 mod panics;
 mod request_id;
@@ -30,7 +30,11 @@ pub(crate) use layers::LayerSettings;
 use layers::Layers;
 
 /// The HTTP API. Browsers may use it from the allowed hosts and origins.
-pub(crate) fn http(gateway: Gateway, origins: OriginPolicy, settings: LayerSettings) -> Router {
+pub(crate) fn http_router(
+    gateway: Gateway,
+    origins: OriginPolicy,
+    settings: LayerSettings,
+) -> Router {
     let layers = Layers {
         api: Api::Http,
         browser_check: Some(BrowserCheck::new(origins)),
@@ -40,7 +44,7 @@ pub(crate) fn http(gateway: Gateway, origins: OriginPolicy, settings: LayerSetti
 }
 
 /// Builds the gRPC API from these services.
-pub(crate) fn grpc(services: Routes, settings: LayerSettings) -> Router {
+pub(crate) fn grpc_router(services: Routes, settings: LayerSettings) -> Router {
     let layers = Layers {
         api: Api::Grpc,
         browser_check: None,
@@ -48,7 +52,7 @@ pub(crate) fn grpc(services: Routes, settings: LayerSettings) -> Router {
     };
     let routes = services.into_axum_router();
     let routes = routes.layer(map_response(async |response| {
-        grpc::with_error_details(response)
+        grpc::replace_tonic_error(response)
     }));
     with_layers(routes, layers)
 }
@@ -73,7 +77,7 @@ fn with_layers(routes: Router, layers: Layers) -> Router {
             // Authentication, rate limits and concurrency limits belong here.
             //
             // Counts the request as in flight.
-            .layer(from_fn(count::count_in_flight))
+            .layer(from_fn(in_flight::count_in_flight))
             // Rejects an invalid id or timeout, and ends a request whose deadline passes before it is answered.
             .layer(from_fn(deadline::enforce_deadline)),
     )

@@ -56,7 +56,7 @@ mod buffered_request;
 
 mod fields;
 
-mod object;
+mod json_object;
 
 mod unknown;
 
@@ -66,7 +66,7 @@ mod completion_stream;
 
 mod timings;
 
-mod echo;
+mod echoed_prompts;
 
 mod field_names;
 
@@ -74,7 +74,7 @@ mod error_response;
 
 mod response;
 
-mod size;
+mod response_size;
 
 mod json;
 
@@ -84,11 +84,11 @@ mod tests;
 pub use accept::StreamFormat;
 use complete::DialectRoute;
 pub(crate) use error_response::ErrorResponse;
-pub use openai::{Route, StreamOptions, lines};
+pub use openai::{CompletionRoute, StreamOptions, lines};
 pub(crate) use origin::BrowserCheck;
 pub use origin::{AllowedHost, AllowedOrigin, OriginPolicy};
 use response::{Model, ModelList, Status};
-pub use unknown::UnknownFields;
+pub use unknown::UnknownFieldPolicy;
 
 /// Maximum number of headers of a request.
 const MAX_HEADERS: usize = 100;
@@ -114,7 +114,7 @@ pub struct Gateway {
     /// Format of a `/v1/completions` stream, if the client's `Accept` header has no preference.
     pub stream_format: StreamFormat,
     /// Policy for unknown fields of a request body.
-    pub unknown_fields: UnknownFields,
+    pub unknown_fields: UnknownFieldPolicy,
     /// Maximum time for which a streamed request waits in the queue before its headers are sent. `None`: no maximum.
     pub headers_after: Option<Duration>,
     /// Cancelled when the drain has timed out and running requests must end.
@@ -142,7 +142,7 @@ const OTHER_ROUTES: [(&str, RouteKind); 10] = [
 ];
 
 /// Paths of all routes.
-pub static ROUTES: LazyLock<Vec<(&'static str, RouteKind)>> = LazyLock::new(|| {
+pub(crate) static ROUTES: LazyLock<Vec<(&'static str, RouteKind)>> = LazyLock::new(|| {
     let dialects = completion_paths().map(|path| (path, RouteKind::Completion));
     dialects.chain(OTHER_ROUTES).collect()
 });

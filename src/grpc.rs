@@ -25,7 +25,7 @@ mod tonic_errors;
 pub(crate) use convert::first_used_parameter;
 use stream::Delivery;
 pub(crate) use stream::EventStream;
-pub(crate) use tonic_errors::with_error_details;
+pub(crate) use tonic_errors::replace_tonic_error;
 
 /// Maximum size of a message in either direction, in bytes.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
@@ -42,13 +42,13 @@ pub(crate) const RPCS: [(&str, RouteKind); 5] = [
 /// Implementation of `tokenway.v1.Inference` for the models of one engine. Every request must carry a
 /// [`RequestContext`].
 #[derive(Clone)]
-pub(crate) struct Service {
+pub(crate) struct InferenceService {
     models: Models,
     scheduler: Scheduler,
     telemetry: Telemetry,
 }
 
-impl Service {
+impl InferenceService {
     /// Creates the service.
     #[must_use]
     pub(crate) fn new(models: Models, scheduler: Scheduler, telemetry: Telemetry) -> Self {
@@ -69,10 +69,10 @@ impl Service {
 
     /// Submits a completion request and starts its stream, or returns the reason for its rejection.
     async fn start(&self, request: Request<v1::CompletionRequest>) -> Result<EventStream, Error> {
-        let context = RequestContext::of(request.extensions())?;
+        let context = RequestContext::from_extensions(request.extensions())?;
         let message = request.into_inner();
-        // The model is looked up first, so that a request with an invalid field is still counted with its model. The
-        // invalid field is reported before an unknown model.
+        // The model is looked up before the fields are checked, so that a request with an invalid field is counted
+        // with its model. If both are wrong, the error names the field.
         let model = self.find_model(&context, &message.model);
         let request = convert::completion_request(message, &context)?;
         // During a drain, even an invalid request is rejected with `draining`, because another server may accept it.
@@ -93,12 +93,12 @@ impl Service {
             seed: request.options.seed.cast_signed(),
         };
         let record = context.record();
-        admitted.set_stream_count(record.stream_count());
+        admitted.set_request_gauge(record.request_gauge());
         let engine = self.telemetry.stage_times(record.format(), Stage::Engine);
         let completion = Completion::new(&request, prompt, admitted, engine)?;
         let delivery = match context.api() {
             Api::Grpc => Some(Delivery {
-                timer: DeliveryTimer::new(record, context.flush().clone()),
+                timer: DeliveryTimer::new(record, context.flush_handle().clone()),
                 context,
             }),
             // The HTTP API of this process measures the delivery of the tokens itself.
@@ -122,7 +122,7 @@ impl Service {
 }
 
 #[tonic::async_trait]
-impl Inference for Service {
+impl Inference for InferenceService {
     type CompleteStream = EventStream;
 
     async fn complete(
@@ -149,7 +149,7 @@ impl Inference for Service {
         &self,
         request: Request<v1::GetModelRequest>,
     ) -> Result<Response<v1::GetModelResponse>, Status> {
-        let context = RequestContext::of(request.extensions())?;
+        let context = RequestContext::from_extensions(request.extensions())?;
         let entry = self.find_model(&context, &request.get_ref().model)?;
         Ok(Response::new(v1::GetModelResponse {
             model: Some(model_message(entry)?),
@@ -160,7 +160,7 @@ impl Inference for Service {
         &self,
         request: Request<v1::TokenizeRequest>,
     ) -> Result<Response<v1::TokenizeResponse>, Status> {
-        let context = RequestContext::of(request.extensions())?;
+        let context = RequestContext::from_extensions(request.extensions())?;
         let message = request.into_inner();
         let model = self.find_model(&context, &message.model)?;
         let bos_policy = if message.add_special_tokens.unwrap_or(true) {
@@ -186,7 +186,7 @@ impl Inference for Service {
                 tokenizer.tokenize(&text, bos_policy, "chat").await?
             }
         };
-        let context_length = model.model()?.facts().context_length;
+        let context_length = model.loaded_model()?.facts().context_length;
         Ok(Response::new(v1::TokenizeResponse {
             token_ids,
             context_length,
@@ -197,7 +197,7 @@ impl Inference for Service {
         &self,
         request: Request<v1::DetokenizeRequest>,
     ) -> Result<Response<v1::DetokenizeResponse>, Status> {
-        let context = RequestContext::of(request.extensions())?;
+        let context = RequestContext::from_extensions(request.extensions())?;
         let v1::DetokenizeRequest { model, token_ids } = request.into_inner();
         let model = self.find_model(&context, &model)?;
         let text = Tokenizer::new(model)?
@@ -208,7 +208,7 @@ impl Inference for Service {
 }
 
 fn model_message(entry: &ModelEntry) -> Result<v1::Model, Error> {
-    let facts = entry.model()?.facts();
+    let facts = entry.loaded_model()?.facts();
     let unsupported = facts.unsupported.iter();
     Ok(v1::Model {
         name: entry.name.to_string(),

@@ -25,18 +25,19 @@ mod tls;
 
 pub use address::{Address, InvalidAddress, Listener};
 pub use request_body::RequestBody;
-pub use settings::{FrontendService, FrontendSettings, Limits, Protocol, Shutdown};
+pub use settings::{Limits, Protocol, Shutdown};
+pub(crate) use settings::{ListenerService, ListenerSettings};
 pub use tls::MutualTls;
 pub(crate) use tls::TlsFiles;
 
 /// Serves a listener until `shutdown` stops it and every connection has closed.
-pub async fn serve<S, B>(
+pub(crate) async fn serve<S, B>(
     listener: Listener,
     service: S,
-    settings: FrontendSettings,
+    settings: ListenerSettings,
     shutdown: Shutdown,
 ) where
-    S: FrontendService<B>,
+    S: ListenerService<B>,
     S::Future: Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,

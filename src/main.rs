@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use tokenway::client::{self, ClientOptions};
-use tokenway::config::{self, ConfigError, Task, WorkerTask};
+use tokenway::config::{self, ConfigError, ParsedCommand, WorkerTask};
 use tokenway::exit::{self, ExitCode};
 use tokenway::logging::{self, LogFormat, Timestamps};
 use tokenway::output::Output;
@@ -21,7 +21,7 @@ const TASK_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum wait for the last lines of output, whose reader may have stopped reading.
 const OUTPUT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Never returns: the process exits through [`exit::now`], for the reason given in the module [`exit`].
+/// Never returns: the process exits through [`exit::exit_now`], for the reason given in the module [`exit`].
 fn main() -> ! {
     let code = match (Output::stdout(), Output::stderr()) {
         (Ok(stdout), Ok(stderr)) => {
@@ -37,7 +37,7 @@ fn main() -> ! {
             ExitCode::Failure
         }
     };
-    exit::now(code)
+    exit::exit_now(code)
 }
 
 /// Standard output and standard error of the program.
@@ -51,31 +51,31 @@ fn run(streams: &Streams) -> ExitCode {
         Ok(task) => task,
         Err(ConfigError::CommandLine(error)) => return print_clap_error(&error),
         Err(problems @ ConfigError::Check(_)) => {
-            streams.stderr.line(format_args!("{problems}"));
+            streams.stderr.write_line(format_args!("{problems}"));
             return ExitCode::Usage;
         }
         Err(error) => return streams.report_error(&error, ExitCode::Usage),
     };
     let mut builder = match &task {
         // A worker needs only one async thread: it has one connection, and its device has a thread of its own.
-        Task::Work(_) | Task::Print(_) => Builder::new_current_thread(),
-        Task::Serve(..) | Task::Complete(_) => Builder::new_multi_thread(),
+        ParsedCommand::Work(_) | ParsedCommand::Print(_) => Builder::new_current_thread(),
+        ParsedCommand::Serve(..) | ParsedCommand::Complete(_) => Builder::new_multi_thread(),
     };
     let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return streams.report_error(&error, ExitCode::Failure),
     };
-    let code = catch_unwind(AssertUnwindSafe(|| run_task(&runtime, task, streams)));
+    let code = catch_unwind(AssertUnwindSafe(|| run_command(&runtime, task, streams)));
     runtime.shutdown_timeout(TASK_SHUTDOWN_TIMEOUT);
     code.unwrap_or(ExitCode::Panic)
 }
 
-fn run_task(runtime: &Runtime, task: Task, streams: &Streams) -> ExitCode {
+fn run_command(runtime: &Runtime, task: ParsedCommand, streams: &Streams) -> ExitCode {
     match task {
-        Task::Serve(parts, log) => runtime.block_on(serve(*parts, log, streams)),
-        Task::Work(worker) => runtime.block_on(run_worker(*worker, streams)),
-        Task::Complete(options) => runtime.block_on(complete(&options, streams)),
-        Task::Print(text) => print(&text, streams),
+        ParsedCommand::Serve(parts, log) => runtime.block_on(serve(*parts, log, streams)),
+        ParsedCommand::Work(worker) => runtime.block_on(run_worker(*worker, streams)),
+        ParsedCommand::Complete(options) => runtime.block_on(complete(&options, streams)),
+        ParsedCommand::Print(text) => print(&text, streams),
     }
 }
 
@@ -95,7 +95,7 @@ async fn serve(parts: ServerParts, log: LogFormat, streams: &Streams) -> ExitCod
     if let Err(error) = logging::init(&streams.stderr, log, Timestamps::On) {
         return streams.report_error(&error, ExitCode::Usage);
     }
-    match run::until_signalled(parts, &streams.stdout, &streams.stderr).await {
+    match run::serve_until_signalled(parts, &streams.stdout, &streams.stderr).await {
         Ok(()) => ExitCode::Success,
         Err(error) => streams.report_error(&error, ExitCode::Failure),
     }
@@ -110,7 +110,7 @@ async fn run_worker(worker: WorkerTask, streams: &Streams) -> ExitCode {
     if let Err(error) = logging::init(&streams.stderr, worker.log_format, timestamps) {
         return streams.report_error(&error, ExitCode::Usage);
     }
-    match worker::attach::until_signalled(worker.parts, worker.stopping).await {
+    match worker::attach::run_until_signalled(worker.parts, worker.stopping).await {
         Ok(()) => ExitCode::Success,
         Err(error) => streams.report_error(&error, ExitCode::Failure),
     }
@@ -151,9 +151,11 @@ fn install_panic_hook(stderr: Output) {
                 tracing::error!(thread, backtrace, "{panic}");
             }
             (LogFormat::Human, Some(backtrace)) => {
-                stderr.line(format_args!("thread '{thread}' {panic}\n{backtrace}"));
+                stderr.write_line(format_args!("thread '{thread}' {panic}\n{backtrace}"));
             }
-            (LogFormat::Human, None) => stderr.line(format_args!("thread '{thread}' {panic}")),
+            (LogFormat::Human, None) => {
+                stderr.write_line(format_args!("thread '{thread}' {panic}"))
+            }
         }
     }));
 }
@@ -161,7 +163,7 @@ fn install_panic_hook(stderr: Output) {
 impl Streams {
     fn report_error(&self, error: &dyn Error, code: ExitCode) -> ExitCode {
         match logging::format() {
-            LogFormat::Human => self.stderr.line(format_args!("tokenway: {error}")),
+            LogFormat::Human => self.stderr.write_line(format_args!("tokenway: {error}")),
             LogFormat::Json => tracing::error!("{error}"),
         }
         code

@@ -30,12 +30,12 @@ pub struct ModelId(usize);
 #[derive(Clone)]
 pub struct Models {
     entries: Arc<[ModelEntry]>,
-    unknown: UnknownModel,
+    unknown: UnknownModelPolicy,
 }
 
 /// Reaction to a request that names an unknown model, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum UnknownModel {
+pub enum UnknownModelPolicy {
     /// Rejects the request with an error.
     #[default]
     Refuse,
@@ -73,9 +73,9 @@ pub struct ModelEntry {
 }
 
 impl Models {
-    /// Registers these models. Names and aliases are unique.
+    /// Creates the registry of these models. Their names and aliases must be unique; this is not checked here.
     #[must_use]
-    pub fn new(specs: Vec<ModelSpec>, unknown: UnknownModel) -> Self {
+    pub fn new(specs: Vec<ModelSpec>, unknown: UnknownModelPolicy) -> Self {
         let entries = specs.into_iter().enumerate();
         let entries = entries.map(|(index, spec)| ModelEntry::new(ModelId(index), spec));
         Self {
@@ -100,11 +100,11 @@ impl Models {
     ///
     /// # Errors
     /// Returns an error if the name is unknown, or missing while there are several models. With
-    /// [`UnknownModel::First`], both cases return the first model instead.
+    /// [`UnknownModelPolicy::First`], both cases return the first model instead.
     pub fn find(&self, name: Option<&str>) -> Result<&ModelEntry, Error> {
         let first = match self.unknown {
-            UnknownModel::Refuse => None,
-            UnknownModel::First => self.entries.first(),
+            UnknownModelPolicy::Refuse => None,
+            UnknownModelPolicy::First => self.entries.first(),
         };
         match name {
             Some(name) if name.len() > MAX_MODEL_NAME_BYTES => {
@@ -165,7 +165,7 @@ impl Models {
             runner: "llm_test",
             created: 0,
         });
-        Self::new(specs.collect(), UnknownModel::Refuse)
+        Self::new(specs.collect(), UnknownModelPolicy::Refuse)
     }
 }
 
@@ -185,7 +185,7 @@ impl ModelEntry {
     ///
     /// # Errors
     /// Returns [`ErrorKind::NotReady`] if no worker has loaded the model.
-    pub(crate) fn model(&self) -> Result<&Arc<dyn Model>, Error> {
+    pub(crate) fn loaded_model(&self) -> Result<&Arc<dyn Model>, Error> {
         self.loaded.get().ok_or_else(|| {
             let message = format!("The model '{}' is not loaded.", self.name);
             Error::new(ErrorKind::NotReady, message)

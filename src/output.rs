@@ -2,9 +2,9 @@
 //!
 //! A pipe or terminal may be closed, the reader of a pipe may have stopped, and a disk may be full. In all these
 //! cases, the code that writes a line must not block, fail or panic. Each stream therefore has a thread that writes
-//! from a bounded buffer. A line is dropped and counted if the buffer is full or the write fails.
+//! from a bounded buffer. A line is dropped and counted if the buffer is full or the write fails. Lines that are
+//! logged within a few milliseconds are written together.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -15,8 +15,12 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Maximum number of bytes buffered for one stream.
+/// Maximum number of bytes that wait for one stream's writer thread. The thread may hold as many again.
 const MAX_BUFFERED_BYTES: usize = 1024 * 1024;
+
+/// Time after a write during which the writer thread collects lines for its next write. A busy server logs thousands
+/// of lines per second. Waking the thread for each of them costs more than formatting it.
+const COLLECT_TIME: Duration = Duration::from_millis(2);
 
 /// Pause before a write to a non-blocking stream is retried.
 const RETRY_DELAY: Duration = Duration::from_millis(10);
@@ -38,15 +42,22 @@ pub struct Output(Arc<SharedBuffer>);
 #[derive(Debug)]
 struct SharedBuffer {
     state: Mutex<BufferState>,
-    /// Notified when a line is queued (wakes the writer thread) and when a line is written (wakes a flush).
-    changed: Condvar,
+    /// Wakes the writer thread: bytes are queued, or a flush waits for them.
+    queued: Condvar,
+    /// Wakes a flush: bytes have been written.
+    written: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct BufferState {
-    queue: VecDeque<Vec<u8>>,
-    queued_bytes: usize,
+    /// Lines that are not written yet, and their number.
+    lines: Vec<u8>,
+    line_count: u64,
+    /// True if the writer thread waits for lines, so that the next line must wake it.
+    is_idle: bool,
     is_writing: bool,
+    /// Number of flushes that wait.
+    flushes: usize,
 }
 
 impl Output {
@@ -80,7 +91,8 @@ impl Output {
     pub fn to_writer(name: &str, writer: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(SharedBuffer {
             state: Mutex::default(),
-            changed: Condvar::new(),
+            queued: Condvar::new(),
+            written: Condvar::new(),
         });
         let output = Self(Arc::clone(&shared));
         std::thread::Builder::new()
@@ -90,40 +102,48 @@ impl Output {
     }
 
     /// Writes one line and a line feed. Never blocks and never fails.
-    pub fn line(&self, line: fmt::Arguments<'_>) {
-        self.push(format!("{line}\n").into_bytes());
+    pub fn write_line(&self, line: fmt::Arguments<'_>) {
+        self.push(format!("{line}\n").as_bytes());
     }
 
     /// Waits until all lines are written, or until the deadline. Returns false if lines remain.
     #[must_use]
     pub fn flush_until(&self, deadline: Instant) -> bool {
         let timeout = deadline.saturating_duration_since(Instant::now());
-        let is_busy = |state: &mut BufferState| state.is_writing || !state.queue.is_empty();
+        let mut state = self.0.state();
+        state.flushes += 1;
+        self.0.queued.notify_one();
+        let is_unwritten = |state: &mut BufferState| state.is_writing || !state.lines.is_empty();
         let waited = self
             .0
-            .changed
-            .wait_timeout_while(self.0.state(), timeout, is_busy);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+            .written
+            .wait_timeout_while(state, timeout, is_unwritten);
+        let (mut state, result) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.flushes -= 1;
+        !result.timed_out()
     }
 
-    fn push(&self, bytes: Vec<u8>) {
+    fn push(&self, line: &[u8]) {
         let mut state = self.0.state();
-        if state.queued_bytes.saturating_add(bytes.len()) > MAX_BUFFERED_BYTES {
+        if state.lines.len().saturating_add(line.len()) > MAX_BUFFERED_BYTES {
             drop(state);
             DROPPED_LINES.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        state.queued_bytes += bytes.len();
-        state.queue.push_back(bytes);
+        state.lines.extend_from_slice(line);
+        state.line_count += 1;
+        let must_wake = std::mem::replace(&mut state.is_idle, false);
         drop(state);
-        self.0.changed.notify_all();
+        if must_wake {
+            self.0.queued.notify_one();
+        }
     }
 }
 
 /// Each write is queued as one line, or as a part of the progress bar. Writes never fail.
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.push(bytes.to_vec());
+        self.push(bytes);
         Ok(bytes.len())
     }
 
@@ -146,29 +166,42 @@ impl SharedBuffer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs the writer thread: writes queued lines one after the other.
+    /// Runs the writer thread: writes the queued lines, all in one write, and then collects lines for a while.
     fn write_lines(&self, mut writer: impl Write) {
+        let mut lines = Vec::new();
         loop {
-            let line = self.next_line();
-            if write_all(&mut writer, &line).is_err() {
-                DROPPED_LINES.fetch_add(1, Ordering::Relaxed);
+            let count = self.take_lines(&mut lines);
+            if write_all(&mut writer, &lines).is_err() {
+                DROPPED_LINES.fetch_add(count, Ordering::Relaxed);
             }
-            self.state().is_writing = false;
-            self.changed.notify_all();
+            lines.clear();
+            self.collect();
         }
     }
 
-    fn next_line(&self) -> Vec<u8> {
+    /// Waits for lines, swaps them into the empty buffer `lines`, and returns their number.
+    fn take_lines(&self, lines: &mut Vec<u8>) -> u64 {
         let mut state = self.state();
-        loop {
-            if let Some(line) = state.queue.pop_front() {
-                state.queued_bytes -= line.len();
-                state.is_writing = true;
-                return line;
-            }
-            let guard = self.changed.wait(state);
-            state = guard.unwrap_or_else(PoisonError::into_inner);
-        }
+        state.is_idle = true;
+        let waited = self
+            .queued
+            .wait_while(state, |state| state.lines.is_empty());
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.is_idle = false;
+        state.is_writing = true;
+        std::mem::swap(&mut state.lines, lines);
+        std::mem::take(&mut state.line_count)
+    }
+
+    /// Ends a write, and leaves new lines in the buffer for [`COLLECT_TIME`] unless a flush waits.
+    fn collect(&self) {
+        let mut state = self.state();
+        state.is_writing = false;
+        self.written.notify_all();
+        let is_unhurried = |state: &mut BufferState| state.flushes == 0;
+        let _ = self
+            .queued
+            .wait_timeout_while(state, COLLECT_TIME, is_unhurried);
     }
 }
 
@@ -226,7 +259,7 @@ mod tests {
         let (output, written) = channel_output();
         let reader = std::thread::spawn(move || written.iter().take(3).collect::<Vec<_>>());
         for number in 0..3 {
-            output.line(format_args!("line {number}"));
+            output.write_line(format_args!("line {number}"));
         }
         assert!(output.flush_until(soon()));
         let read = reader.join().expect("the reader thread does not panic");
@@ -239,11 +272,11 @@ mod tests {
         let before = dropped_lines();
         let line = "x".repeat(MAX_BUFFERED_BYTES / 8);
         for _ in 0..20 {
-            output.line(format_args!("{line}"));
+            output.write_line(format_args!("{line}"));
         }
-        // The writer thread may have taken one line out of the buffer before it blocked.
-        assert!(dropped_lines() - before >= 20 - 8);
-        assert!(output.0.state().queued_bytes <= MAX_BUFFERED_BYTES);
+        // The writer thread may have taken a full buffer before it blocked, and the buffer holds seven lines.
+        assert!(dropped_lines() - before >= 20 - 2 * 7);
+        assert!(output.0.state().lines.len() <= MAX_BUFFERED_BYTES);
         assert!(!output.flush_until(Instant::now()), "lines remain");
     }
 
@@ -267,8 +300,9 @@ mod tests {
         let before = dropped_lines();
         let output = Output::to_writer("test", FullAtFirst(Some(()), sender))
             .expect("the writer thread starts");
-        output.line(format_args!("lost"));
-        output.line(format_args!("written"));
+        output.write_line(format_args!("lost"));
+        assert!(output.flush_until(soon()));
+        output.write_line(format_args!("written"));
         assert_eq!(written.recv().expect("a line is written"), b"written\n");
         assert!(dropped_lines() > before);
     }

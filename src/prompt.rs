@@ -26,7 +26,7 @@ const CHAT_FIELD: &str = "chat";
 const RESUME_FIELD: &str = "resume";
 
 /// A tokenized prompt, checked against its model.
-pub struct Prompt {
+pub(crate) struct Prompt {
     /// The token ids: at least one, all in the vocabulary.
     pub ids: Arc<[TokenId]>,
     /// The prompt's text, if the request echoes it.
@@ -42,7 +42,7 @@ pub struct Prompt {
 
 /// A completion token that the client received before its stream was interrupted.
 #[derive(Clone, Debug, PartialEq)]
-pub struct DeliveredToken {
+pub(crate) struct DeliveredToken {
     /// Index in the vocabulary.
     pub id: TokenId,
     /// The token's bytes.
@@ -111,7 +111,7 @@ impl Prompt {
 
     /// Creates the sequence of each choice of the request.
     #[must_use]
-    pub fn sequences(&self, request: &CompletionRequest) -> Vec<Sequence> {
+    pub(crate) fn sequences(&self, request: &CompletionRequest) -> Vec<Sequence> {
         let mut resume = request.resume.iter();
         let sequences = (0..request.choices).map(|choice| Sequence {
             request_id: request.id.clone(),
@@ -187,7 +187,9 @@ async fn tokenize(
             )
         }
         Input::Infill { prefix, suffix } => {
-            let ids = tokenizer.infill(prefix.clone(), suffix.clone()).await?;
+            let ids = tokenizer
+                .tokenize_infill(prefix.clone(), suffix.clone())
+                .await?;
             (ids, request.echo.then(|| prefix.clone()), PROMPT_FIELD)
         }
     };

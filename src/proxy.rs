@@ -82,8 +82,8 @@ impl Proxy {
 /// Creates the context of a call to an engine from the client's request.
 fn call_context<T>(request: &Request<T>) -> Result<CallContext, Error> {
     Ok(CallContext {
-        request: RequestContext::of(request.extensions())?,
-        via: Via::of(request.metadata()),
+        request: RequestContext::from_extensions(request.extensions())?,
+        via: Via::from_metadata(request.metadata()),
     })
 }
 

@@ -59,7 +59,7 @@ pub struct CompletionRequest {
     /// The number of choices, 1 to 128.
     pub choices: u32,
     /// The stop strings. A match ends a choice before `max_tokens`.
-    pub stopping: Stopping,
+    pub stopping: StopStringOptions,
     /// The options that the request passes to the runner, for each of its sequences.
     pub options: SequenceOptions,
     /// True if the prompt is returned before the completion, with log probabilities if `logprobs` is set.
@@ -141,7 +141,7 @@ pub struct SequenceOptions {
     /// True if each token must have the times when it was due and when it was emitted.
     pub timestamps: bool,
     /// The end user on whose behalf the client sends the request (`user`).
-    pub caller: Caller,
+    pub caller: EndUser,
 }
 
 /// The parameters that select the next token from the model's logits.
@@ -179,7 +179,7 @@ impl Default for Sampling {
 
 /// The strings that end a choice before `max_tokens`.
 #[derive(Clone, Debug, Default)]
-pub struct Stopping {
+pub struct StopStringOptions {
     /// Strings that end a choice. None is empty.
     pub strings: Vec<String>,
     /// True if the text ends after the matched stop string or stop token instead of before it.
@@ -282,7 +282,7 @@ impl CompletionRequest {
             input: Input::Text(text.to_owned()),
             max_tokens: None,
             choices: 1,
-            stopping: Stopping::default(),
+            stopping: StopStringOptions::default(),
             options: SequenceOptions::default(),
             echo: false,
             resume: Vec::new(),
@@ -329,7 +329,7 @@ impl CompletionRequest {
 /// The end user on whose behalf the client sends a request. It is passed to the runner, and never logged or used as a
 /// metric label.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Caller(pub Option<Arc<str>>);
+pub struct EndUser(pub Option<Arc<str>>);
 
 /// The reason why a choice ended successfully.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,7 +36,7 @@ pub struct Slot(pub usize);
 pub struct LoadedModel {
     /// The parts that all threads share.
     pub model: Arc<dyn Model>,
-    /// The device with the model. It stays on the worker's thread.
+    /// Runs the model on the device. It never leaves the worker's thread.
     pub runner: Box<dyn Runner>,
 }
 
@@ -70,7 +70,7 @@ pub trait Model: Send + Sync {
     ///
     /// # Errors
     /// A text cannot be tokenized, or the model has no fill-in-the-middle tokens.
-    fn infill(&self, prefix: &str, suffix: &str) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize_infill(&self, prefix: &str, suffix: &str) -> Result<Vec<TokenId>, ModelError> {
         let _ = (prefix, suffix);
         let message = "This model has no fill-in-the-middle tokens.";
         Err(ModelError::Invalid(message.to_owned()))
@@ -157,7 +157,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Creates the first choice of a request with a random id and default options.
+    /// Creates the sequence for choice 0 of a new request, with a random request id and default options.
     #[must_use]
     pub fn new(prompt: impl Into<Arc<[TokenId]>>, max_tokens: u32) -> Self {
         Self {

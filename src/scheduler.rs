@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, ErrorKind};
 use crate::models::{ModelId, Models, Readiness};
 use crate::runner::{Resumption, Sequence};
-use crate::telemetry::{StreamCount, WorkerCounts};
+use crate::telemetry::{RequestGauge, WorkerCounts};
 use crate::worker::Assignment;
 use crate::worker::token_channel::{TokenReceiver, token_channel};
 
@@ -28,10 +28,11 @@ mod tests;
 mod worker_statuses;
 
 pub use parts::ResumptionLimits;
-pub(crate) use parts::{OwnedWorker, SchedulerParts};
+pub(crate) use parts::{LocalWorker, SchedulerParts};
+pub(crate) use resumer::Resumer;
+pub use resumer::worker_lost_error;
 pub(crate) use resumer::{LossHistory, WorkerLoss};
-pub use resumer::{Resumer, worker_lost};
-use submission::{Submission, SubmittedWork};
+use submission::{SchedulerMessage, SubmittedWork};
 
 /// Maximum number of tokens that a sequence may produce ahead of its reader.
 const TOKEN_CREDIT: usize = 256;
@@ -43,7 +44,7 @@ const SUBMISSION_CAPACITY: usize = 1024;
 #[derive(Clone)]
 pub(crate) struct Scheduler {
     models: Models,
-    submissions: mpsc::Sender<Submission>,
+    submissions: mpsc::Sender<SchedulerMessage>,
     abandoned: Arc<Notify>,
     readiness: watch::Receiver<Readiness>,
     workers: watch::Receiver<WorkerCounts>,
@@ -70,7 +71,7 @@ pub(crate) struct NewRequest {
 }
 
 /// An admitted request: each choice either runs or waits for a slot.
-pub struct Admitted {
+pub(crate) struct Admitted {
     /// The token channel of each choice. Dropping one cancels its choice.
     pub token_channels: Vec<TokenReceiver>,
     /// Resumes choices whose worker was lost. `None` if the model does not support resumption.
@@ -82,9 +83,9 @@ pub struct Admitted {
 impl Admitted {
     /// Gives each token channel the request's metrics counter. If a worker ends a choice because of its slow reader,
     /// the request then counts as lingering.
-    pub(crate) fn set_stream_count(&self, stream: &StreamCount) {
+    pub(crate) fn set_request_gauge(&self, stream: &RequestGauge) {
         for token_channel in &self.token_channels {
-            token_channel.set_stream_count(stream.clone());
+            token_channel.set_request_gauge(stream.clone());
         }
     }
 }
@@ -172,7 +173,7 @@ impl Scheduler {
             let message = "The request's deadline passed before it was queued.";
             return Err(Error::new(ErrorKind::DeadlineExceeded, message));
         }
-        let resumer = match self.models.get(model).model()?.facts().resumption {
+        let resumer = match self.models.get(model).loaded_model()?.facts().resumption {
             Resumption::Exact | Resumption::Contiguous => choices.first().map(|first| Resumer {
                 scheduler: self.clone(),
                 model,
@@ -187,7 +188,7 @@ impl Scheduler {
             .map(|sequence| self.assignment(sequence, deadline))
             .unzip();
         let (admitted, admission) = oneshot::channel();
-        let submission = Submission {
+        let submission = SchedulerMessage {
             model,
             priority,
             work: SubmittedWork::New { choices, admitted },

@@ -8,7 +8,7 @@ use std::mem::take;
 use crate::error::Error;
 use crate::proto::v1;
 use crate::request::{
-    Caller, MAX_LOGIT_BIASES, MAX_LOGPROBS, MAX_STOP_TOKENS, MAX_USER_BYTES, Sampling,
+    EndUser, MAX_LOGIT_BIASES, MAX_LOGPROBS, MAX_STOP_TOKENS, MAX_USER_BYTES, Sampling,
     SequenceOptions, StopTokens, TokenId,
 };
 
@@ -65,7 +65,7 @@ pub(crate) fn take_options(
         stop_tokens: take_stop_tokens(message)?,
         logprobs,
         timestamps: message.include_stamps,
-        caller: Caller(Some(user).filter(|user| !user.is_empty()).map(Into::into)),
+        caller: EndUser(Some(user).filter(|user| !user.is_empty()).map(Into::into)),
     })
 }
 

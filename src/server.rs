@@ -16,9 +16,9 @@ use crate::cluster::{self, Cluster};
 use crate::critical::{CriticalTasks, TaskPanicked};
 use crate::frontend::{self, LayerSettings};
 use crate::gateway::Gateway;
-use crate::listen::{Address, FrontendSettings, Limits, Listener, Protocol};
+use crate::listen::{Address, Limits, Listener, ListenerSettings, Protocol};
 use crate::models::Readiness;
-use crate::telemetry::{Frontend, Telemetry};
+use crate::telemetry::{ListenerKind, Telemetry};
 use crate::worker::attached::MAX_HEARTBEAT_TIMEOUT;
 
 mod backend;
@@ -34,7 +34,7 @@ use engine::Engine;
 pub use engine::{EngineParts, Isolation, ModelParts, WorkerParts};
 use health::ServerHealth;
 use listeners::{Listeners, addresses, bind, worker_socket, worker_tls};
-pub use parts::{Drain, HttpFrontend, ServerParts, Source};
+pub use parts::{DrainDurations, HttpFrontend, ServerParts, Source};
 pub use start_error::StartError;
 
 /// Maximum time for sending the final records of running streams at the end of a shutdown.
@@ -61,7 +61,7 @@ pub struct Server {
     /// Cancelled when the drain has timed out. Requests that still run then end with an error.
     stopping: CancellationToken,
     critical: CriticalTasks,
-    drain: Drain,
+    drain: DrainDurations,
 }
 
 impl Server {
@@ -131,13 +131,13 @@ impl Server {
             write_timeout: MAX_HEARTBEAT_TIMEOUT,
             ..parts.limits.clone()
         };
-        let settings = FrontendSettings {
+        let settings = ListenerSettings {
             tls: worker_tls(&parts.source),
-            ..self.frontend_settings(Frontend::Worker, Protocol::Worker, &limits)
+            ..self.listener_settings(ListenerKind::Worker, Protocol::Worker, &limits)
         };
         let listeners = &self.worker_listeners;
         let serving = listeners.serve(listener, settings, routes);
-        listeners.open(&self.critical, "worker listener", serving);
+        listeners.spawn_accept_loop(&self.critical, "worker listener", serving);
     }
 
     async fn serve_grpc(&mut self, listener: Listener, service: Service, parts: &ServerParts) {
@@ -152,10 +152,10 @@ impl Server {
                 health::grpc_services(proxy.into_server(), ready, &self.critical, closing).await
             }
         };
-        let routes = frontend::grpc(routes, self.layer_settings(parts));
-        let settings = self.frontend_settings(Frontend::Grpc, Protocol::Grpc, &parts.limits);
+        let routes = frontend::grpc_router(routes, self.layer_settings(parts));
+        let settings = self.listener_settings(ListenerKind::Grpc, Protocol::Grpc, &parts.limits);
         let serving = listeners.serve(listener, settings, routes);
-        listeners.open(&self.critical, "gRPC listener", serving);
+        listeners.spawn_accept_loop(&self.critical, "gRPC listener", serving);
     }
 
     fn serve_http(
@@ -171,7 +171,7 @@ impl Server {
         let gateway = Gateway {
             cluster,
             telemetry: self.telemetry.clone(),
-            check_ready: Arc::new(move || ready.check()),
+            check_ready: Arc::new(move || ready.check_ready()),
             worker_counts: Arc::new(move || workers.worker_counts()),
             check_accepting: Arc::new(move || open.check_accepting()),
             stopping: self.stopping.clone(),
@@ -179,11 +179,11 @@ impl Server {
             unknown_fields: frontend.unknown_fields,
             headers_after: frontend.headers_after,
         };
-        let router = frontend::http(gateway, frontend.origins(), self.layer_settings(parts));
-        let settings = self.frontend_settings(Frontend::Http, Protocol::Http, &parts.limits);
+        let router = frontend::http_router(gateway, frontend.origins(), self.layer_settings(parts));
+        let settings = self.listener_settings(ListenerKind::Http, Protocol::Http, &parts.limits);
         let serving = self.public_listeners.serve(listener, settings, router);
         self.public_listeners
-            .open(&self.critical, "HTTP listener", serving);
+            .spawn_accept_loop(&self.critical, "HTTP listener", serving);
     }
 
     fn layer_settings(&self, parts: &ServerParts) -> LayerSettings {
@@ -305,13 +305,13 @@ impl Server {
         self.critical.first_panic()
     }
 
-    fn frontend_settings(
+    fn listener_settings(
         &self,
-        frontend: Frontend,
+        frontend: ListenerKind,
         protocol: Protocol,
         limits: &Limits,
-    ) -> FrontendSettings {
-        FrontendSettings {
+    ) -> ListenerSettings {
+        ListenerSettings {
             frontend,
             protocol,
             limits: limits.clone(),
@@ -339,7 +339,7 @@ fn check_engines(
     let Source::Remote(engines) = source else {
         return Ok(());
     };
-    cluster::check_engines(engines).map_err(StartError::Engine)?;
+    cluster::check_no_duplicates(engines).map_err(StartError::Engine)?;
     for (setting, listener) in listeners {
         for address in addresses(listener.as_ref()) {
             cluster::check_listen_address(engines, setting, &address.to_string())

@@ -27,10 +27,10 @@ mod token_gaps;
 
 pub use latency::{ResponseFormat, Stage, StageSummary, StageTimes};
 pub use request::{Api, Outcome, RequestRecord, Route, RouteKind};
-pub(crate) use request::{StreamCount, outcome_label};
+pub(crate) use request::{RequestGauge, outcome_label};
 use request_metrics::RequestMetrics;
 pub use request_metrics::TokenUsage;
-pub(crate) use token_gaps::TokenGaps;
+pub(crate) use token_gaps::InterTokenTimes;
 
 const REQUESTS: &str = "tokenway_requests_total";
 const REQUESTS_REJECTED: &str = "tokenway_requests_rejected_total";
@@ -100,7 +100,7 @@ impl Deref for Telemetry {
 
 /// A listener of the server, as the label `listener` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Frontend {
+pub enum ListenerKind {
     /// The gRPC API.
     Grpc,
     /// The OpenAI-compatible HTTP API.
@@ -109,7 +109,7 @@ pub enum Frontend {
     Worker,
 }
 
-impl Frontend {
+impl ListenerKind {
     /// Returns the value of the label `listener`.
     #[must_use]
     pub(crate) fn label(self) -> &'static str {
@@ -199,7 +199,7 @@ impl Telemetry {
             telemetry.requests_in_flight(api).set(0.0);
             telemetry.requests_lingering(api).set(0.0);
         }
-        for frontend in [Frontend::Grpc, Frontend::Http, Frontend::Worker] {
+        for frontend in [ListenerKind::Grpc, ListenerKind::Http, ListenerKind::Worker] {
             telemetry.connections(frontend).set(0.0);
         }
         telemetry.sequences_running.set(0.0);
@@ -230,7 +230,7 @@ impl Telemetry {
 
     /// Counts a connection as open until the returned guard is dropped.
     #[must_use]
-    pub(crate) fn track_connection(&self, frontend: Frontend) -> GaugeGuard {
+    pub(crate) fn track_connection(&self, frontend: ListenerKind) -> GaugeGuard {
         GaugeGuard::new(self.connections(frontend))
     }
 
@@ -247,7 +247,7 @@ impl Telemetry {
 
     /// Counts a request that was rejected before any part of a response was sent.
     fn count_rejection(&self, api: Api, kind: ErrorKind) {
-        let labels = [("api", api.label()), ("reason", kind.row().code)];
+        let labels = [("api", api.label()), ("reason", kind.mapping().code)];
         self.labelled_counter(REQUESTS_REJECTED, &labels)
             .increment(1);
     }
@@ -260,7 +260,7 @@ impl Telemetry {
         self.labelled_gauge(REQUESTS_LINGERING, &[("api", api.label())])
     }
 
-    fn connections(&self, frontend: Frontend) -> Gauge {
+    fn connections(&self, frontend: ListenerKind) -> Gauge {
         self.labelled_gauge(CONNECTIONS, &[("listener", frontend.label())])
     }
 

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::request::{FinishReason, Stopping};
+use crate::request::{FinishReason, StopStringOptions};
 use crate::runner::Token;
 use crate::tokens::{Timestamps, TokenBatch};
 
@@ -30,7 +30,7 @@ struct IncrementalDetokenizer {
 }
 
 impl IncrementalDetokenizer {
-    fn new(strings: Arc<StopStrings>, stopping: &Stopping, min_tokens: u32) -> Self {
+    fn new(strings: Arc<StopStrings>, stopping: &StopStringOptions, min_tokens: u32) -> Self {
         Self {
             utf8: Utf8Assembler::default(),
             stop: StopMatcher::new(strings),
@@ -149,15 +149,15 @@ mod tests {
         last: &[u8],
         reason: FinishReason,
     ) -> (Vec<String>, FinishReason) {
-        let stopping = Stopping {
+        let stopping = StopStringOptions {
             strings: stops.iter().map(ToString::to_string).collect(),
-            ..Stopping::default()
+            ..StopStringOptions::default()
         };
         finish_with(&stopping, 0, tokens, last, reason)
     }
 
     fn finish_with(
-        stopping: &Stopping,
+        stopping: &StopStringOptions,
         min_tokens: u32,
         tokens: &[&[u8]],
         last: &[u8],
@@ -207,9 +207,9 @@ mod tests {
 
     #[test]
     fn the_text_of_a_stop_token_is_included_only_on_request() {
-        let stopping = |include_stop| Stopping {
+        let stopping = |include_stop| StopStringOptions {
             include_stop,
-            ..Stopping::default()
+            ..StopStringOptions::default()
         };
         let (texts, _) = finish_with(&stopping(false), 0, &[b"a"], b"b", FinishReason::Stop);
         assert_eq!(texts, ["a", ""]);
@@ -219,9 +219,9 @@ mod tests {
 
     #[test]
     fn stop_strings_are_ignored_below_min_tokens() {
-        let stopping = Stopping {
+        let stopping = StopStringOptions {
             strings: vec!["STOP".to_owned()],
-            ..Stopping::default()
+            ..StopStringOptions::default()
         };
         let finish = |min_tokens| {
             finish_with(

@@ -81,7 +81,7 @@ impl TokenBatch {
     /// Appends a token.
     pub fn push(&mut self, token: TextToken<'_>) {
         self.set_text(token.text);
-        self.end_token(token.id, token.timestamps);
+        self.finish_token(token.id, token.timestamps);
         self.set_last_logprobs(token.logprobs.cloned().map(Box::new));
     }
 
@@ -93,7 +93,7 @@ impl TokenBatch {
         write: impl FnOnce(&mut String),
     ) {
         write(&mut self.text);
-        self.end_token(id, timestamps);
+        self.finish_token(id, timestamps);
     }
 
     /// Sets the text of the next token. A protobuf decoder needs this, because it may read the fields of a token in
@@ -105,7 +105,7 @@ impl TokenBatch {
     }
 
     /// Appends a token. Its text is everything written since the previous token.
-    pub(crate) fn end_token(&mut self, id: TokenId, timestamps: Timestamps) {
+    pub(crate) fn finish_token(&mut self, id: TokenId, timestamps: Timestamps) {
         self.tokens.push(Entry {
             id,
             end: self.text.len(),

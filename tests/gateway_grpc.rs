@@ -166,7 +166,7 @@ async fn killing_an_engine_ends_grpc_streams_with_an_error() {
     let completion = completion.await;
     assert_eq!(completion.token_count(0), 2);
     let status = completion.error.expect("the engine is dead");
-    assert_eq!(Error::from(&status).kind.row().code, "upstream_error");
+    assert_eq!(Error::from(&status).kind.mapping().code, "upstream_error");
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn a_draining_gateway_ends_its_grpc_streams_with_draining() {
     let (counts, completion) = tokio::join!(gateway.drain(), grpc::collect(stream));
     counts.assert_all_gauges_are_zero();
     let status = completion.error.expect("the gateway drains");
-    assert_eq!(Error::from(&status).kind.row().code, "draining");
+    assert_eq!(Error::from(&status).kind.mapping().code, "draining");
 }
 
 #[tokio::test]

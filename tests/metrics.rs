@@ -89,3 +89,28 @@ async fn the_time_between_tokens_is_the_models_interval() {
     // A slow machine only makes the times longer, so there is no upper bound.
     assert!(gap("sum") / gap("count") >= 0.015, "{}", counts.0);
 }
+
+#[tokio::test]
+async fn each_metric_has_one_help_line_and_one_type_line_before_its_values() {
+    let server = with_alias().start().await;
+    complete(&server, true).await;
+    let MetricsSnapshot(text) = server.drain().await;
+    let (mut helped, mut typed) = (Vec::new(), Vec::new());
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            ["#", "HELP", name, ..] => helped.push(name),
+            ["#", "TYPE", name, _] => typed.push(name),
+            ["#", ..] => panic!("neither HELP nor TYPE: {line}"),
+            _ => {
+                let family = *typed.last().expect("a TYPE line comes first");
+                assert!(line.starts_with(family), "{line} is listed under {family}");
+            }
+        }
+    }
+    assert_eq!(helped, typed);
+    let families = typed.len();
+    typed.sort_unstable();
+    typed.dedup();
+    assert_eq!(typed.len(), families, "a metric is listed twice");
+}

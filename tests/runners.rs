@@ -10,14 +10,14 @@ use support::http::completion;
 use support::{Setup, TestServer, grpc};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
-use tokenway::request::{Caller, ChatMessage, TokenId};
+use tokenway::request::{ChatMessage, EndUser, TokenId};
 use tokenway::runner::{
     BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, NextStep, Resumption,
     Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes,
 };
 use tokio::sync::mpsc;
 
-/// DeviceBehaviour of the device in its first step with a sequence.
+/// Behaviour of the runner in its first step with a sequence.
 #[derive(Clone, Copy)]
 enum DeviceBehaviour {
     /// Emits one token, then the end-of-sequence token.
@@ -36,10 +36,10 @@ struct Device {
 }
 
 /// A loader whose device reports the field `user` of each sequence.
-struct UserReportingLoader(mpsc::Sender<Caller>);
+struct CallerRecordingLoader(mpsc::Sender<EndUser>);
 
-struct UserReportingDevice {
-    callers: mpsc::Sender<Caller>,
+struct CallerRecordingRunner {
+    callers: mpsc::Sender<EndUser>,
     device: Device,
 }
 
@@ -86,7 +86,7 @@ impl Runner for Device {
     }
 }
 
-impl Loader for UserReportingLoader {
+impl Loader for CallerRecordingLoader {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let LoadedModel { model, .. } = DeviceBehaviour::EmitEos.load(slots, progress)?;
         let device = Device {
@@ -96,7 +96,7 @@ impl Loader for UserReportingLoader {
         let callers = self.0.clone();
         Ok(LoadedModel {
             model,
-            runner: Box::new(UserReportingDevice { callers, device }),
+            runner: Box::new(CallerRecordingRunner { callers, device }),
         })
     }
 
@@ -105,7 +105,7 @@ impl Loader for UserReportingLoader {
     }
 }
 
-impl Runner for UserReportingDevice {
+impl Runner for CallerRecordingRunner {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         let caller = sequence.options.caller.clone();
         self.callers
@@ -252,7 +252,7 @@ async fn an_invalid_prompt_is_rejected() {
 #[tokio::test]
 async fn the_runner_receives_the_user_over_both_apis() {
     let (sender, mut callers) = mpsc::channel(2);
-    let server = Setup::runner("scripted", Arc::new(UserReportingLoader(sender)), 1)
+    let server = Setup::runner("scripted", Arc::new(CallerRecordingLoader(sender)), 1)
         .start()
         .await;
     let over_grpc = v1::CompletionRequest {
@@ -260,8 +260,8 @@ async fn the_runner_receives_the_user_over_both_apis() {
         ..grpc::request("a", 9)
     };
     complete(&server, over_grpc).await;
-    assert_eq!(callers.recv().await, Some(Caller(Some("ada".into()))));
+    assert_eq!(callers.recv().await, Some(EndUser(Some("ada".into()))));
     let over_http = completion(&json!({"prompt": "a", "user": "grace"}));
     assert_eq!(over_http.fetch(&server).await.0.status, 200);
-    assert_eq!(callers.recv().await, Some(Caller(Some("grace".into()))));
+    assert_eq!(callers.recv().await, Some(EndUser(Some("grace".into()))));
 }

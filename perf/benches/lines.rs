@@ -7,7 +7,7 @@ use bytes::{BufMut, BytesMut};
 use criterion::{Criterion, Throughput};
 use serde::Serialize;
 use tokenway::gateway::lines::{ChoiceTokens, LineWriter, ResponseMetadata};
-use tokenway::gateway::{Route, StreamFormat, StreamOptions};
+use tokenway::gateway::{CompletionRoute, StreamFormat, StreamOptions};
 use tokenway::tokens::{TextToken, Timestamps, TokenBatch};
 
 /// Number of tokens in the largest event.
@@ -55,7 +55,7 @@ fn lines(criterion: &mut Criterion) {
                     tokens: black_box(tokens),
                     finish_reason: None,
                 };
-                lines.tokens(&mut out, &choice);
+                lines.write_tokens(&mut out, &choice);
                 black_box(&out);
             });
         });
@@ -120,7 +120,7 @@ impl<'a> Chunk<'a> {
 /// Returns response metadata with fields as long as those of a real response.
 fn response_metadata() -> ResponseMetadata {
     ResponseMetadata {
-        route: Route::Completions,
+        route: CompletionRoute::Completions,
         id: "cmpl-00000000-0000-4000-8000-000000000000".to_owned(),
         created: 1_700_000_000,
         model: "llm-test".to_owned(),

@@ -6,8 +6,8 @@ use std::iter::repeat_with;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
-use tokenway::models::{ModelId, ModelSpec, Models, UnknownModel};
-use tokenway::scheduler::plan::{Admission, Job, Placement, Plan};
+use tokenway::models::{ModelId, ModelSpec, Models, UnknownModelPolicy};
+use tokenway::scheduler::plan::{Admission, Placement, Plan, QueuedChoice};
 use tokenway::worker::{Generation, WorkerId};
 
 /// Number of requests that the queue can hold.
@@ -22,7 +22,7 @@ const MAX_TOKENS: u32 = 256;
 /// A choice of a request whose client is still connected.
 struct Choice;
 
-impl Job for Choice {
+impl QueuedChoice for Choice {
     fn max_tokens(&self) -> u32 {
         MAX_TOKENS
     }
@@ -86,7 +86,7 @@ fn full_queue(group: &mut BenchmarkGroup<'_, WallTime>) {
     });
     group.bench_function("sweep, full queue", |bencher| {
         let (mut plan, _) = full_plan(8, repeat_with(same));
-        bencher.iter(|| plan.sweep());
+        bencher.iter(|| plan.drop_abandoned());
     });
 }
 
@@ -101,7 +101,7 @@ fn bench_turns(
         let mut worker = (0..8).cycle().map(WorkerId);
         bencher.iter(|| {
             let worker = worker.next().expect("the cycle is endless");
-            assert_eq!(plan.slot_released(worker, GENERATION, MAX_TOKENS).len(), 1);
+            assert_eq!(plan.release_slot(worker, GENERATION, MAX_TOKENS).len(), 1);
             let (admission, placements) = plan.admit(model, priority(), vec![Choice]);
             assert_eq!(admission, Admission::Admitted);
             black_box(placements);
@@ -111,7 +111,7 @@ fn bench_turns(
 
 fn release_slots(plan: &mut Plan<Choice>, placements: &[Placement<Choice>]) {
     for placement in placements {
-        let next = plan.slot_released(placement.worker, placement.generation, MAX_TOKENS);
+        let next = plan.release_slot(placement.worker, placement.generation, MAX_TOKENS);
         black_box(next);
     }
 }
@@ -124,12 +124,12 @@ fn empty_plan(workers: usize) -> (Plan<Choice>, ModelId) {
         runner: "none",
         created: 0,
     };
-    let models = Models::new(vec![spec], UnknownModel::Refuse);
+    let models = Models::new(vec![spec], UnknownModelPolicy::Refuse);
     let model = models.entries()[0].id;
     let mut plan = Plan::new(models.map_values([QUEUE_DEPTH]));
     for worker in 0..workers {
         plan.add_worker(WorkerId(worker), model);
-        plan.worker_ready(WorkerId(worker), GENERATION, SLOTS);
+        plan.set_worker_ready(WorkerId(worker), GENERATION, SLOTS);
     }
     (plan, model)
 }

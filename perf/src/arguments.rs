@@ -82,7 +82,7 @@ pub(crate) fn parse_ms(text: &str) -> Result<f64, String> {
 }
 
 /// Writes a time as [`parse_duration_ms`] parses it.
-pub(crate) fn to_ms(duration: Duration) -> String {
+pub(crate) fn format_ms(duration: Duration) -> String {
     (duration.as_secs_f64() * 1e3).to_string()
 }
 
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_time_may_have_a_fraction_and_is_never_negative() {
         assert_eq!(parse_duration_ms("0.25"), Ok(Duration::from_micros(250)));
-        assert_eq!(to_ms(Duration::from_micros(250)), "0.25");
+        assert_eq!(format_ms(Duration::from_micros(250)), "0.25");
         for text in ["-1", "NaN", "inf", "1e300", "fast"] {
             assert!(parse_duration_ms(text).is_err(), "{text}");
         }

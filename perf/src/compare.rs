@@ -19,12 +19,12 @@ use servers::{Server, Servers};
 
 use crate::arguments::parse_duration_ms;
 use crate::fault::Fault;
-use crate::figures::Figures;
-use crate::load::{ConnectionPlan, Load, Session, Target};
+use crate::load::{ConnectionPlan, Load, LoadGenerator, Target};
+use crate::load_stats::LoadStats;
 use crate::progress;
 use crate::report::{Machine, ReportFiles};
 use crate::stream::Format;
-use crate::{Outcome, Verdict};
+use crate::{CommandResult, Verdict};
 
 /// Put the same load on several servers, and compare the latencies that clients see.
 ///
@@ -70,7 +70,7 @@ pub(crate) struct Options {
     files: ReportFiles,
 }
 
-pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
+pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult {
     let mut machine = Machine::capture();
     let servers = measure(options).await;
     machine.record_end();
@@ -96,8 +96,8 @@ async fn measure(options: &Options) -> Vec<ServerResults> {
     for _ in 0..options.rounds {
         for results in &mut results {
             bar.set_message(results.server.name.clone());
-            let figures = options.run_turn(&load, &results.server).await;
-            results.add(&figures, &load);
+            let stats = options.run_turn(&load, &results.server).await;
+            results.add(&stats, &load);
             bar.inc(1);
         }
     }
@@ -111,7 +111,7 @@ impl Options {
             streams: self.streams,
             requests: self.requests,
             tokens: self.tokens,
-            timed: self.stamps,
+            request_timestamps: self.stamps,
             every_gap: true,
             spread: self.spread_ms,
             expect_test_runner: self.expect_test_runner,
@@ -121,19 +121,19 @@ impl Options {
     }
 
     /// Puts the load on one server.
-    async fn run_turn(&self, load: &Load, server: &Server) -> Figures {
+    async fn run_turn(&self, load: &Load, server: &Server) -> LoadStats {
         let format = if server.is_grpc {
             Format::Grpc
         } else {
             self.form
         };
         let target = Target::Server(server.url.clone(), format);
-        let opening = Session::open(&target, ConnectionPlan::of(self.streams));
+        let opening = LoadGenerator::open(&target, ConnectionPlan::for_streams(self.streams));
         let opened = tokio::time::timeout(self.timeout_ms, opening).await;
         let timed_out = Err(Fault::TimedOut(self.timeout_ms.as_secs()));
         match opened.unwrap_or(timed_out) {
-            Ok(session) => session.run(load).await,
-            Err(fault) => Figures::from_fault(&fault),
+            Ok(generator) => generator.run(load).await,
+            Err(fault) => LoadStats::from_fault(&fault),
         }
     }
 }

@@ -12,12 +12,12 @@ use serde::Serialize;
 mod arrivals;
 mod channel;
 mod consumer;
+mod generator;
 mod http;
 mod response;
-mod session;
 
 pub(crate) use consumer::Consumer;
-pub(crate) use session::{ConnectionPlan, Session};
+pub(crate) use generator::{ConnectionPlan, LoadGenerator};
 
 use crate::arguments::ServerUrl;
 use crate::device::Device;
@@ -34,7 +34,7 @@ pub(crate) struct Load {
     pub(crate) tokens: u32,
     /// True if requests ask for timestamps, from which one-way latency is computed.
     #[serde(skip)]
-    pub(crate) timed: bool,
+    pub(crate) request_timestamps: bool,
     /// True if gaps between tokens are recorded even if the tokens have no timestamps.
     #[serde(skip)]
     pub(crate) every_gap: bool,
@@ -65,7 +65,7 @@ impl Load {
             streams,
             requests: 1,
             tokens,
-            timed: false,
+            request_timestamps: false,
             every_gap: false,
             spread: Duration::ZERO,
             expect_test_runner: true,
@@ -77,7 +77,7 @@ impl Load {
     pub(crate) fn completion_request(&self) -> CompletionRequest<'_> {
         CompletionRequest {
             model: self.model.as_deref(),
-            stamps: self.timed,
+            stamps: self.request_timestamps,
             ..CompletionRequest::of_tokens(self.tokens)
         }
     }

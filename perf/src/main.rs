@@ -11,8 +11,8 @@ mod arguments;
 mod compare;
 mod device;
 mod fault;
-mod figures;
 mod load;
+mod load_stats;
 mod metrics;
 mod open_files;
 mod order;
@@ -23,11 +23,11 @@ mod report;
 mod serve;
 mod server;
 mod soak;
-mod stamp;
 mod statistics;
 mod stream;
 mod streaming;
 mod survive;
+mod timestamps;
 mod worker;
 
 /// Measures the latency and CPU time that a Tokenway server, or another LLM server, adds to streamed tokens.
@@ -78,7 +78,7 @@ impl Verdict {
 }
 
 /// Result of a subcommand. An error is printed like a failure.
-type Outcome = anyhow::Result<Verdict>;
+type CommandResult = anyhow::Result<Verdict>;
 
 fn main() -> ExitCode {
     let out = &mut io::stdout().lock();
@@ -107,10 +107,10 @@ fn main() -> ExitCode {
 }
 
 /// Runs a client on one thread, so that a token is processed by the thread that read it.
-fn on_this_thread(run: impl Future<Output = Outcome>) -> Outcome {
+fn on_this_thread(run: impl Future<Output = CommandResult>) -> CommandResult {
     run_on(Builder::new_current_thread(), run)
 }
 
-fn run_on(mut builder: Builder, run: impl Future<Output = Outcome>) -> Outcome {
+fn run_on(mut builder: Builder, run: impl Future<Output = CommandResult>) -> CommandResult {
     builder.enable_all().build()?.block_on(run)
 }

@@ -32,7 +32,7 @@ use report::Report;
 use scenario::Scenario;
 
 use crate::report::{Machine, ReportFiles};
-use crate::{Outcome, Verdict};
+use crate::{CommandResult, Verdict};
 
 /// Measure the cost that each API adds to a token, compared with bare axum, bare tonic and others in the same run.
 ///
@@ -73,7 +73,7 @@ pub(crate) struct Options {
 /// Load that the headline chart shows.
 const HEADLINE: Scenario = Scenario::Paced(64);
 
-pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
+pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult {
     // Read the file before the measurement, so that a wrong file fails at once.
     let baseline = options.baseline.as_deref().map(Baseline::read);
     let baseline = baseline.transpose()?;
@@ -87,7 +87,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     let mut machine = Machine::capture();
     let (results, faults) = rounds::measure_rounds(&plan).await?;
     machine.record_end();
-    let report = Report::of(machine, results, faults);
+    let report = Report::new(machine, results, faults);
     table::write_report(&report, out)?;
     let page = || page::page_values(&report);
     options.files.write(&report, "overhead.html", page)?;
@@ -95,7 +95,9 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
         let chart = charts::latency_chart(&report.results, HEADLINE);
         crate::report::write_file("--picture", path, &chart)?;
     }
-    let worse = baseline.map_or_else(Vec::new, |baseline| baseline.list_worse(&report.targets));
+    let worse = baseline.map_or_else(Vec::new, |baseline| {
+        baseline.list_regressions(&report.targets)
+    });
     for line in &worse {
         writeln!(out, "WORSE {line}")?;
     }

@@ -11,7 +11,7 @@ const DEVICE_THREAD_PREFIX: &str = "worker-";
 
 /// Processor time and memory of processes.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Usage {
+pub(crate) struct ResourceUsage {
     /// Processor time of all threads, with a resolution of a nanosecond.
     pub(crate) cpu: Duration,
     /// Processor time of the device threads alone.
@@ -19,9 +19,9 @@ pub(crate) struct Usage {
     pub(crate) rss_bytes: u64,
 }
 
-impl Usage {
+impl ResourceUsage {
     /// Returns the usage of a process and its children so far.
-    pub(crate) fn of(id: u32) -> ProcResult<Self> {
+    pub(crate) fn of_process(id: u32) -> ProcResult<Self> {
         let mut own = Self {
             rss_bytes: rss_bytes(id)?,
             ..Self::default()
@@ -38,12 +38,12 @@ impl Usage {
         }
         let of_children = child_ids(id)?
             .into_iter()
-            .filter_map(|id| Self::of(id).ok());
+            .filter_map(|id| Self::of_process(id).ok());
         Ok(once(own).chain(of_children).sum())
     }
 }
 
-impl Sum for Usage {
+impl Sum for ResourceUsage {
     fn sum<I: Iterator<Item = Self>>(usages: I) -> Self {
         usages.fold(Self::default(), |sum, usage| Self {
             cpu: sum.cpu + usage.cpu,
@@ -65,7 +65,7 @@ pub(crate) struct HeldResources {
 impl HeldResources {
     /// Returns the resources that a process holds now.
     /// Returns an error if there is no such process, or if it belongs to another user.
-    pub(crate) fn of(id: u32) -> ProcResult<Self> {
+    pub(crate) fn of_process(id: u32) -> ProcResult<Self> {
         let process = open_process(id)?;
         Ok(Self {
             rss_bytes: rss_bytes(id)?,
@@ -96,7 +96,7 @@ fn open_process(id: u32) -> ProcResult<Process> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figures::thread_cpu_time;
+    use crate::load_stats::thread_cpu_time;
 
     #[test]
     fn the_time_of_a_devices_thread_is_counted_apart() {
@@ -104,7 +104,7 @@ mod tests {
             // Spend CPU time, not wall-clock time: on a busy machine, a thread gets little CPU time in a second.
             let end = thread_cpu_time() + Duration::from_millis(20);
             while thread_cpu_time() < end {}
-            Usage::of(std::process::id()).unwrap()
+            ResourceUsage::of_process(std::process::id()).unwrap()
         };
         let before = busy();
         let named = std::thread::Builder::new().name(format!("{DEVICE_THREAD_PREFIX}0"));

@@ -10,20 +10,20 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use tokenway::listen::{Address, Limits};
 use tokenway::logging::{self, LogFormat, Timestamps};
-use tokenway::models::UnknownModel;
+use tokenway::models::UnknownModelPolicy;
 use tokenway::output::Output;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::server::{
-    Drain, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
+    DrainDurations, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
     WorkerParts,
 };
 use tokenway::worker::child::Program;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
-use crate::arguments::to_ms;
+use crate::arguments::format_ms;
 use crate::device::Device;
-use crate::{Outcome, Verdict};
+use crate::{CommandResult, Verdict};
 
 mod bare;
 mod lines;
@@ -95,7 +95,7 @@ impl Options {
     }
 }
 
-pub(crate) async fn run(Arguments { options }: &Arguments, out: &mut dyn Write) -> Outcome {
+pub(crate) async fn run(Arguments { options }: &Arguments, out: &mut dyn Write) -> CommandResult {
     match options.role {
         Role::Product | Role::Unlogged | Role::Isolated | Role::Engine | Role::Gateway => {
             if options.role != Role::Unlogged {
@@ -168,7 +168,7 @@ fn server_parts(options: &Options) -> io::Result<ServerParts> {
         // No stream of a run may be cut off by a deadline.
         request_timeout: Duration::from_secs(24 * 60 * 60),
         access_log: options.role != Role::Unlogged,
-        drain: Drain {
+        drain: DrainDurations {
             grace: Duration::ZERO,
             timeout: Duration::ZERO,
         },
@@ -198,7 +198,7 @@ fn server_source(options: &Options) -> io::Result<Source> {
     };
     Ok(Source::Engine(EngineParts {
         models: vec![model],
-        unknown_model: UnknownModel::Refuse,
+        unknown_model: UnknownModelPolicy::Refuse,
         workers: WorkerParts::default(),
     }))
 }
@@ -208,7 +208,7 @@ fn worker_isolation(options: &Options) -> io::Result<Isolation> {
     if options.role != Role::Isolated {
         return Ok(Isolation::Thread);
     }
-    let (interval_ms, slots) = (to_ms(options.interval), options.slots.to_string());
+    let (interval_ms, slots) = (format_ms(options.interval), options.slots.to_string());
     let arguments = ["worker", "--interval-ms", &interval_ms, "--slots", &slots];
     Ok(Isolation::Process(Program {
         path: std::env::current_exe()?,

@@ -7,17 +7,17 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::arguments::ServerUrl;
-use crate::process::Usage;
+use crate::process::ResourceUsage;
 use crate::serve::Options;
 
 /// A server in its own process. The process ends when this is dropped, and also when this program ends in any way,
 /// because its standard input closes then.
-pub(crate) struct OwnServer {
+pub(crate) struct ServerProcess {
     child: Child,
     addresses: String,
 }
 
-impl OwnServer {
+impl ServerProcess {
     /// Starts the server, and waits until it has printed its addresses.
     pub(crate) async fn start(options: &Options) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
@@ -42,8 +42,8 @@ impl OwnServer {
         self.address("grpc=")
     }
 
-    pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
-        Ok(Usage::of(self.process_id()?)?)
+    pub(crate) fn usage(&self) -> anyhow::Result<ResourceUsage> {
+        Ok(ResourceUsage::of_process(self.process_id()?)?)
     }
 
     pub(crate) fn process_id(&self) -> anyhow::Result<u32> {

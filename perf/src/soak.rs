@@ -39,14 +39,14 @@ use crate::fault::Fault;
 use crate::progress;
 use crate::report::ReportFiles;
 use crate::serve::{self, Role};
-use crate::server::OwnServer;
-use crate::{Outcome, Verdict};
+use crate::server::ServerProcess;
+use crate::{CommandResult, Verdict};
 
 /// Peer timeout of the server that the run starts, and default peer timeout of any other server.
 const OWN_PEER_TIMEOUT: Duration = Duration::from_secs(1);
 const DEFAULT_PEER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The warm-up takes one part in this many of the run, but not longer than `LONGEST_WARM_UP`.
-const WARM_UP_SHARE: u32 = 6;
+const WARM_UP_DIVISOR: u32 = 6;
 const LONGEST_WARM_UP: Duration = Duration::from_secs(60);
 /// Number of samples in a short run, and time between two samples in a long run.
 const SHORT_RUN_SAMPLES: u32 = 50;
@@ -115,12 +115,12 @@ struct Soak<'a> {
     bar: ProgressBar,
 }
 
-pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
+pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult {
     let soak = soak_and_report(options, out);
     LocalSet::new().run_until(soak).await
 }
 
-async fn soak_and_report(options: &Options, out: &mut dyn Write) -> Outcome {
+async fn soak_and_report(options: &Options, out: &mut dyn Write) -> CommandResult {
     // The server ends when this is dropped.
     let mut own = None;
     let (http, grpc, process) = match (&options.http, &options.grpc, options.pid) {
@@ -146,14 +146,14 @@ async fn soak_and_report(options: &Options, out: &mut dyn Write) -> Outcome {
     Ok(Verdict::from_report(outcome.has_passed()))
 }
 
-async fn start_own_server(options: &Options) -> anyhow::Result<OwnServer> {
+async fn start_own_server(options: &Options) -> anyhow::Result<ServerProcess> {
     // Fewer slots than clients, so that some of them wait.
     let slots = usize::from(options.clients) * 3 / 4 + 1;
     let start = serve::Options {
         peer_timeout: options.peer_timeout(),
         ..serve::Options::new(Role::Product, options.interval_ms, slots, QUEUE_DEPTH)
     };
-    OwnServer::start(&start).await
+    ServerProcess::start(&start).await
 }
 
 impl Options {
@@ -204,7 +204,7 @@ impl<'a> Soak<'a> {
         let end = Instant::now() + self.options.minutes;
         let crowd = Crowd::start_clients(&self.shared, clients, &mut random);
         self.bar.set_message("warm-up");
-        sleep((self.options.minutes / WARM_UP_SHARE).min(LONGEST_WARM_UP)).await;
+        sleep((self.options.minutes / WARM_UP_DIVISOR).min(LONGEST_WARM_UP)).await;
         crowd.stop_clients().await;
         let before = self.sample_idle().await?;
         self.write_row(&before, out)?;
@@ -217,7 +217,7 @@ impl<'a> Soak<'a> {
         let has_released = |now: &Sample| verdict::has_released(&before, now);
         let releasing = self
             .sampler
-            .sample_until(self.release_timeout(), has_released);
+            .wait_for_sample(self.release_timeout(), has_released);
         let after = releasing.await?;
         self.write_row(&after, out)?;
         self.bar.finish_and_clear();
@@ -238,7 +238,7 @@ impl<'a> Soak<'a> {
     async fn sample_idle(&self) -> Result<Sample, Fault> {
         let sample = || {
             self.sampler
-                .sample_until(self.release_timeout(), Sample::is_idle)
+                .wait_for_sample(self.release_timeout(), Sample::is_idle)
         };
         let mut idle = sample().await?;
         for _ in 1..IDLE_SAMPLES {

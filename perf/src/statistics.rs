@@ -18,14 +18,14 @@ pub(crate) struct Percentiles {
 
 impl Percentiles {
     /// Returns the percentiles of times in nanoseconds. All are 0 if the histogram is empty.
-    pub(crate) fn of(times: &Histogram<u64>) -> Self {
+    pub(crate) fn from_histogram(times: &Histogram<u64>) -> Self {
         let at = |percent| percentile_us(times, percent);
         Self {
             p50: at(50.0),
             p90: at(90.0),
             p99: at(99.0),
             p999: at(99.9),
-            max: us(times.max()),
+            max: to_us(times.max()),
         }
     }
 }
@@ -44,12 +44,12 @@ impl fmt::Display for Percentiles {
 
 /// Returns a percentile of times in nanoseconds, in microseconds.
 pub(crate) fn percentile_us(times: &Histogram<u64>, percent: f64) -> f64 {
-    us(times.value_at_quantile(percent / 100.0))
+    to_us(times.value_at_quantile(percent / 100.0))
 }
 
 /// Converts nanoseconds to microseconds.
-pub(crate) fn us(ns: u64) -> f64 {
-    count(ns) / 1e3
+pub(crate) fn to_us(ns: u64) -> f64 {
+    count_to_f64(ns) / 1e3
 }
 
 /// Median, lowest and highest of a value over the rounds of a run.
@@ -63,7 +63,7 @@ pub(crate) struct Spread {
 
 impl Spread {
     /// Returns the spread of these values. `None` if there are no values, or if a value is not finite.
-    pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
+    pub(crate) fn from_values(mut values: Vec<f64>) -> Option<Self> {
         if values.iter().any(|value| !value.is_finite()) {
             return None;
         }
@@ -89,7 +89,7 @@ impl Spread {
 }
 
 /// Converts a count to `f64`, exactly up to 2^53.
-pub(crate) fn count(count: u64) -> f64 {
+pub(crate) fn count_to_f64(count: u64) -> f64 {
     let (high, low) = (count >> 32, count & u64::from(u32::MAX));
     let part = |part: u64| f64::from(u32::try_from(part).expect("half of a u64 fits into a u32"));
     part(high) * 4_294_967_296.0 + part(low)
@@ -105,12 +105,12 @@ mod tests {
         times.record(300).unwrap();
         times.record(600).unwrap();
         let text = "p50 0.3 µs, p90 0.6 µs, p99 0.6 µs, max 0.6 µs";
-        assert_eq!(Percentiles::of(&times).to_string(), text);
+        assert_eq!(Percentiles::from_histogram(&times).to_string(), text);
     }
 
     #[test]
     fn a_spread_is_the_median_the_lowest_and_the_highest() {
-        let of = |values: &[f64]| Spread::of(values.to_vec());
+        let of = |values: &[f64]| Spread::from_values(values.to_vec());
         let odd = Spread {
             median: 3.0,
             lowest: 1.0,
@@ -124,6 +124,6 @@ mod tests {
 
     #[test]
     fn a_count_keeps_every_digit() {
-        assert_eq!(count(1 << 40), 1_099_511_627_776.0);
+        assert_eq!(count_to_f64(1 << 40), 1_099_511_627_776.0);
     }
 }

@@ -55,7 +55,7 @@ pub(crate) struct Stream {
 
 /// End of a stream.
 #[derive(Debug)]
-pub(crate) enum Ending {
+pub(crate) enum StreamOutcome {
     Complete,
     /// The server sent an error in the stream.
     Failed {
@@ -116,7 +116,7 @@ impl Stream {
         Ok(Self {
             body: response.into_body(),
             trailers: HeaderMap::new(),
-            decoder: Decoder::of(format),
+            decoder: Decoder::new(format),
             format,
             clock: connection.clock.clone(),
             count: 0,
@@ -143,11 +143,11 @@ impl Stream {
 
     /// Reads to the end.
     /// Returns the errors of `take`, and an error if the body is not a completion. A broken stream is not an error but
-    /// an [`Ending`].
+    /// an [`StreamOutcome`].
     pub(crate) async fn read_to_end(
         &mut self,
         mut take: impl FnMut(Event<'_>, u64) -> Result<(), Fault>,
-    ) -> Result<Ending, Fault> {
+    ) -> Result<StreamOutcome, Fault> {
         let broken = loop {
             match next_piece(&mut self.body, &mut self.trailers).await {
                 Ok(Some(piece)) => self.decode(&piece, &mut take)?,
@@ -157,25 +157,25 @@ impl Stream {
         };
         if let Some(failure) = self.failure.take() {
             let is_clean = broken.is_none();
-            return Ok(Ending::Failed { failure, is_clean });
+            return Ok(StreamOutcome::Failed { failure, is_clean });
         }
         let after = self.count;
         if let Some(fault) = broken {
             let cause = fault.to_string();
-            return Ok(Ending::Incomplete(Fault::Broken { after, cause }));
+            return Ok(StreamOutcome::Incomplete(Fault::Broken { after, cause }));
         }
         if self.format == Format::Grpc
             && let Some(status) = failed_status(&self.trailers)
         {
             let failure = Failure::of_status(&status);
-            return Ok(Ending::Failed {
+            return Ok(StreamOutcome::Failed {
                 failure,
                 is_clean: false,
             });
         }
         Ok(match self.decoder.missing_part() {
-            None => Ending::Complete,
-            Some(missing) => Ending::Incomplete(Fault::cut_off(after, missing)),
+            None => StreamOutcome::Complete,
+            Some(missing) => StreamOutcome::Incomplete(Fault::cut_off(after, missing)),
         })
     }
 
@@ -191,7 +191,7 @@ impl Stream {
             count,
             ..
         } = self;
-        take(Event::Piece(piece.len()), received_ns)?;
+        take(Event::BytesRead(piece.len()), received_ns)?;
         decoder.read(piece, |event| {
             if let Event::Token(_) = event {
                 *count += 1;
@@ -203,7 +203,7 @@ impl Stream {
     }
 }
 
-impl Ending {
+impl StreamOutcome {
     /// Returns a fault unless the stream ended completely. `after` is the number of tokens that arrived.
     pub(crate) fn complete(self, after: u32) -> Result<(), Fault> {
         match self {

@@ -15,9 +15,9 @@ use measurement::Measurement;
 
 use crate::arguments::{ServerUrl, parse_duration_ms, parse_grpc_address, parse_ms};
 use crate::serve::{self, Role};
-use crate::server::OwnServer;
+use crate::server::ServerProcess;
 use crate::stream::Format;
-use crate::{Outcome, Verdict};
+use crate::{CommandResult, Verdict};
 
 /// Number of slots of the server that the test starts.
 const SLOTS: usize = 64;
@@ -72,13 +72,13 @@ enum ApiChoice {
     Both,
 }
 
-pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
+pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult {
     let (mut http, mut grpc) = (options.http.clone(), options.grpc.clone());
     // The server ends when this is dropped.
     let mut own = None;
     if http.is_none() && grpc.is_none() {
         let start = serve::Options::new(Role::Product, options.interval_ms, SLOTS, SLOTS);
-        let server = own.insert(OwnServer::start(&start).await?);
+        let server = own.insert(ServerProcess::start(&start).await?);
         (http, grpc) = (Some(server.http_url()?), Some(server.grpc_url()?));
         writeln!(out, "Measuring a server that this test started.")?;
         out.flush()?;
@@ -104,7 +104,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
         };
         writeln!(out, "\n{name} at {url}")?;
         out.flush()?;
-        let result = Measurement::of(options, &url, format, name).await;
+        let result = Measurement::run(options, &url, format, name).await;
         result.write(out)?;
         out.flush()?;
         let of_api = result.failures.into_iter();

@@ -1,4 +1,4 @@
-//! The subcommand `survive`: runs streams on a server while its worker processes are killed and stopped at random
+//! The subcommand `survive`: runs streams on a server while its worker processes are killed or suspended at random
 //! times. Every stream is compared, token by token, with the same stream on undisturbed workers.
 
 use std::io::Write;
@@ -26,7 +26,7 @@ use tally::Tally;
 use crate::arguments::parse_duration_ms;
 use crate::progress;
 use crate::stream::Format;
-use crate::{Outcome, Verdict};
+use crate::{CommandResult, Verdict};
 
 /// Time within which the last streams must end after the last fault.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
@@ -71,7 +71,7 @@ pub(crate) struct Options {
     seed: Option<u64>,
 }
 
-pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
+pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult {
     let tally = LocalSet::new().run_until(run_with_faults(options)).await?;
     tally.write(out)?;
     Ok(Verdict::from_report(tally.has_passed()))

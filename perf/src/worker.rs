@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use clap::Args;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
-use tokenway::worker::attach::{AttachOptions, until_signalled};
+use tokenway::worker::attach::{AttachOptions, run_until_signalled};
 use tokenway::worker::child::TOKEN_VARIABLE;
-use tokenway::worker::engine_address::EngineAddress;
+use tokenway::worker::engine_address::WorkerSocketAddress;
 use tokio_util::sync::CancellationToken;
 
 use crate::arguments::parse_duration_ms;
-use crate::{Outcome, Verdict};
+use crate::{CommandResult, Verdict};
 
 /// Run the test runner for the server that started this process.
 #[derive(Args)]
@@ -39,19 +39,19 @@ fn parse_socket(text: &str) -> Result<PathBuf, &'static str> {
     path.ok_or("it must be unix:/path")
 }
 
-pub(crate) async fn run(options: Options) -> Outcome {
+pub(crate) async fn run(options: Options) -> CommandResult {
     let runner = TestRunnerOptions {
         interval: options.interval_ms,
         ..TestRunnerOptions::default()
     };
     let parts = AttachOptions {
-        engine: EngineAddress::Unix(options.engine),
+        engine: WorkerSocketAddress::Unix(options.engine),
         model: String::new(),
         name: format!("{} (device {})", options.name, options.device),
         child_token: std::env::var(TOKEN_VARIABLE).ok(),
         loader: Arc::new(TestRunnerLoader::new(runner)),
         slots: options.slots,
     };
-    until_signalled(parts, CancellationToken::new()).await?;
+    run_until_signalled(parts, CancellationToken::new()).await?;
     Ok(Verdict::Passed)
 }

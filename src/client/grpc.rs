@@ -75,7 +75,7 @@ fn is_grpc(headers: &MetadataMap) -> bool {
 fn server_error(status: &tonic::Status) -> ClientError {
     let error = Error::from(status);
     ClientError::Server {
-        code: error.kind.row().code.to_owned(),
+        code: error.kind.mapping().code.to_owned(),
         message: error.message,
     }
 }

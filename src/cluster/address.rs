@@ -8,7 +8,7 @@ use std::str::FromStr;
 use http::Uri;
 use tonic::transport::Endpoint;
 
-/// Port of an `http` address that names none.
+/// Port of an `http_router` address that names none.
 const HTTP_PORT: u16 = 80;
 
 /// Address of a remote engine's gRPC API: `http://host:port` or `unix:/path`. Addresses are equal if they have the
@@ -205,7 +205,7 @@ fn is_unusual_loopback(ip: IpAddr) -> bool {
 ///
 /// # Errors
 /// Returns a message that names the setting and both entries.
-pub(crate) fn check_engines(engines: &[EngineAddress]) -> Result<(), String> {
+pub(crate) fn check_no_duplicates(engines: &[EngineAddress]) -> Result<(), String> {
     for (at, engine) in engines.iter().enumerate() {
         let earlier = &engines[..at];
         if let Some(first) = earlier.iter().find(|it| it.reaches_same_server(engine)) {
@@ -302,7 +302,7 @@ mod tests {
             ("http://[::1]:1", "http://localhost:1"),
             ("http://0.0.0.0:1", "http://127.0.0.1:1"),
         ] {
-            let error = check_engines(&[engine(one), engine("http://b:1"), engine(other)]);
+            let error = check_no_duplicates(&[engine(one), engine("http://b:1"), engine(other)]);
             let error = error.expect_err("the engine is listed twice");
             let expected = format!(
                 "--engine lists the same engine twice: {one} and {other}. Remove one of them."
@@ -322,7 +322,7 @@ mod tests {
             "unix:/a",
             "unix:/b",
         ];
-        assert_eq!(check_engines(&engines.map(engine)), Ok(()));
+        assert_eq!(check_no_duplicates(&engines.map(engine)), Ok(()));
     }
 
     #[test]

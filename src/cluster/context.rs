@@ -15,7 +15,7 @@ pub struct CallContext {
     /// only its id and its remaining time, because this gateway is the remote engine's client.
     pub request: RequestContext,
     /// The gateways that the request passed through before it reached this process.
-    pub via: Via,
+    pub(crate) via: Via,
 }
 
 impl CallContext {
@@ -29,7 +29,7 @@ impl CallContext {
     }
 
     /// Builds the gRPC request for an upstream. `gateway` identifies this process if the upstream is remote.
-    pub(super) fn request<T>(&self, message: T, gateway: Option<&GatewayId>) -> Request<T> {
+    pub(super) fn build_request<T>(&self, message: T, gateway: Option<&GatewayId>) -> Request<T> {
         let mut request = Request::new(message);
         let deadline = self.request.deadline();
         request.set_timeout(deadline.saturating_duration_since(Instant::now()));

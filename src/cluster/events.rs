@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use tokio_stream::Stream;
 
 use super::failure::Failure;
-use super::upstream::EventStream;
+use super::upstream::BoxedEventStream;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
@@ -15,7 +15,7 @@ use crate::request::MAX_CHOICES;
 
 /// Events of one completion. The stream ends after the summary or after one error.
 pub struct CheckedEvents {
-    source: EventStream,
+    source: BoxedEventStream,
     /// Expected index of the next token, for each choice.
     next_indices: Vec<u32>,
     /// Expected index of the next prompt token.
@@ -26,7 +26,7 @@ pub struct CheckedEvents {
 impl CheckedEvents {
     /// Checks an upstream's events for this request. The tokens of a resumed choice must continue after the tokens
     /// that the client already has.
-    pub(super) fn new(source: EventStream, request: &v1::CompletionRequest) -> Self {
+    pub(super) fn new(source: BoxedEventStream, request: &v1::CompletionRequest) -> Self {
         // An engine rejects a larger `n`, so the limit only bounds the memory here.
         let choices = request.n.unwrap_or(1).min(MAX_CHOICES);
         let mut next_indices = vec![0; usize::try_from(choices).unwrap_or(0)];
@@ -62,7 +62,7 @@ impl CheckedEvents {
     }
 
     /// Checks that tokens belong to a requested choice and continue it without a gap.
-    fn are_tokens_consecutive(&mut self, tokens: &v1::Tokens) -> bool {
+    fn record_tokens(&mut self, tokens: &v1::Tokens) -> bool {
         let choice = usize::try_from(tokens.choice).ok();
         let Some(next) = choice.and_then(|at| self.next_indices.get_mut(at)) else {
             return false;
@@ -73,7 +73,7 @@ impl CheckedEvents {
     }
 
     /// Checks that a part of the prompt continues the previous part without a gap.
-    fn is_prompt_consecutive(&mut self, prompt: &v1::EchoedPrompt) -> bool {
+    fn record_prompt(&mut self, prompt: &v1::EchoedPrompt) -> bool {
         let Some(tokens) = &prompt.tokens else {
             return true;
         };
@@ -84,12 +84,12 @@ impl CheckedEvents {
 
     fn check(&mut self, event: v1::CompletionEvent) -> Result<Event, Error> {
         match event.event {
-            Some(Event::Prompt(prompt)) if !self.is_prompt_consecutive(&prompt) => Err(
-                upstream_error("The engine sent prompt tokens with an unexpected index."),
-            ),
-            Some(Event::Tokens(tokens)) if !self.are_tokens_consecutive(&tokens) => Err(
-                upstream_error("The engine sent tokens with an unexpected choice or index."),
-            ),
+            Some(Event::Prompt(prompt)) if !self.record_prompt(&prompt) => Err(upstream_error(
+                "The engine sent prompt tokens with an unexpected index.",
+            )),
+            Some(Event::Tokens(tokens)) if !self.record_tokens(&tokens) => Err(upstream_error(
+                "The engine sent tokens with an unexpected choice or index.",
+            )),
             Some(event) => {
                 self.ended = matches!(event, Event::Summary(_));
                 Ok(event)

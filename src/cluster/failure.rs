@@ -31,9 +31,8 @@ impl Failure {
         Self::new(error, status)
     }
 
-    /// Creates the rejection of a request that has come back to this gateway. The metadata of its status names this
-    /// gateway.
-    pub(super) fn circular_request(status: Status) -> Self {
+    /// Wraps the status from [`super::via::GatewayId::loop_detected`], whose metadata names the gateway.
+    pub(super) fn loop_detected(status: Status) -> Self {
         Self {
             error: Error::from(&status),
             status: Some(status),

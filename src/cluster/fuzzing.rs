@@ -2,7 +2,7 @@
 
 use prost::Message;
 
-use super::address::{EngineAddress, check_engines, check_listen_address};
+use super::address::{EngineAddress, check_listen_address, check_no_duplicates};
 use super::events::CheckedEvents;
 use crate::error::Error;
 use crate::listen::Address;
@@ -22,9 +22,12 @@ pub(crate) fn addresses(data: &[u8]) {
         let _ = engine.endpoint();
         assert_eq!(engine.to_string().parse().as_ref(), Ok(engine));
         let twice = [engine.clone(), engine.clone()];
-        assert!(check_engines(&twice).is_err(), "{engine} equals itself");
+        assert!(
+            check_no_duplicates(&twice).is_err(),
+            "{engine} equals itself"
+        );
     }
-    let _ = check_engines(&engines);
+    let _ = check_no_duplicates(&engines);
     for listen in lines.filter_map(|line| line.parse::<Address>().ok()) {
         let printed = listen.to_string();
         assert_eq!(printed.parse(), Ok(listen.clone()));

@@ -5,7 +5,7 @@ use futures_util::StreamExt;
 use tokio::sync::watch;
 use tonic::{Request, Status};
 
-use super::upstream::{EventStream, Health, Load, Upstream};
+use super::upstream::{BoxedEventStream, Health, OpenStreams, Upstream};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
 
@@ -13,7 +13,7 @@ use crate::proto::v1::inference_server::Inference;
 pub(super) struct LocalUpstream<I> {
     service: I,
     health: watch::Receiver<Health>,
-    load: Load,
+    load: OpenStreams,
 }
 
 impl<I: Inference> LocalUpstream<I> {
@@ -21,7 +21,7 @@ impl<I: Inference> LocalUpstream<I> {
         Self {
             service,
             health: watch::channel(Health::always_up()).1,
-            load: Load::default(),
+            load: OpenStreams::default(),
         }
     }
 }
@@ -31,7 +31,7 @@ impl<I: Inference> Upstream for LocalUpstream<I> {
     async fn complete(
         &self,
         request: Request<v1::CompletionRequest>,
-    ) -> Result<EventStream, Status> {
+    ) -> Result<BoxedEventStream, Status> {
         let guard = self.load.track_stream();
         let events = self.service.complete(request).await?.into_inner();
         Ok(Box::pin(events.map(move |event| {

@@ -14,7 +14,7 @@ use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
 use super::address::EngineAddress;
-use super::upstream::{EventStream, Health, Load, Upstream};
+use super::upstream::{BoxedEventStream, Health, OpenStreams, Upstream};
 use super::via::GatewayId;
 use crate::critical::CriticalTasks;
 use crate::proto::v1;
@@ -55,7 +55,7 @@ pub(super) struct RemoteUpstream {
     channels: Vec<EngineChannel>,
     next_channel: AtomicUsize,
     health: watch::Receiver<Health>,
-    load: Load,
+    load: OpenStreams,
     /// Tracks the tasks that read the streams.
     tasks: TaskTracker,
     /// Ends the health watch when the engine is dropped. Running streams continue.
@@ -98,7 +98,7 @@ impl Connector {
             channels: (0..CONNECTIONS_PER_ENGINE).map(|_| channel()).collect(),
             next_channel: AtomicUsize::new(0),
             health,
-            load: Load::default(),
+            load: OpenStreams::default(),
             tasks: self.critical.tracker().clone(),
             _watch: watch,
         }
@@ -113,7 +113,7 @@ impl RemoteUpstream {
             channels: vec![channel],
             next_channel: AtomicUsize::new(0),
             health: watch::channel(health).1,
-            load: Load::default(),
+            load: OpenStreams::default(),
             tasks: TaskTracker::new(),
             _watch: CancellationToken::new().drop_guard(),
         }
@@ -135,7 +135,7 @@ impl Upstream for RemoteUpstream {
     async fn complete(
         &self,
         request: Request<v1::CompletionRequest>,
-    ) -> Result<EventStream, Status> {
+    ) -> Result<BoxedEventStream, Status> {
         let guard = self.load.track_stream();
         let channel = self.channel();
         let mut client = InferenceClient::new(channel.clone());
@@ -187,10 +187,11 @@ fn with_options(endpoint: Endpoint) -> Endpoint {
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        // An engine may still send frames on a stream that the gateway has reset. For a stream that h2 no longer
-        // remembers, such a frame is a local error, and too many local errors close the connection. Disconnecting
-        // clients could then end the streams of all other clients. The limit is therefore off; engines are trusted.
+        // When a client disconnects, the gateway resets its stream, and the engine may still send frames on it. h2
+        // ignores them as long as it remembers the stream.
         .http2_max_concurrent_reset_streams(REMEMBERED_RESET_STREAMS)
+        // A frame on a forgotten stream is a local error, and too many of them would close the connection with the
+        // streams of all other clients. The number is not limited, because engines are trusted.
         .http2_max_local_error_reset_streams(None)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_INTERVAL)

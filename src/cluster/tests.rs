@@ -291,7 +291,7 @@ impl Upstream for LimitedUpstream {
     async fn complete(
         &self,
         request: tonic::Request<v1::CompletionRequest>,
-    ) -> Result<EventStream, Status> {
+    ) -> Result<BoxedEventStream, Status> {
         self.engine.complete(request).await
     }
 
@@ -375,7 +375,7 @@ async fn a_request_that_this_gateway_has_passed_on_before_is_rejected() {
     let mut passed_on = tonic::metadata::MetadataMap::new();
     Via::default().write_with(&GatewayId::random(), &mut passed_on);
     let from_another_gateway = CallContext {
-        via: Via::of(&passed_on),
+        via: Via::from_metadata(&passed_on),
         ..call_context()
     };
     let message = v1::CompletionRequest::default();
@@ -389,12 +389,12 @@ async fn a_request_that_this_gateway_has_passed_on_before_is_rejected() {
         .via
         .write_with(&gateway, &mut passed_on);
     let circle = CallContext {
-        via: Via::of(&passed_on),
+        via: Via::from_metadata(&passed_on),
         ..call_context()
     };
     let failure = cluster.complete(&message, &circle).await.err().unwrap();
     assert_eq!(failure.error().kind, ErrorKind::UpstreamError);
-    assert!(gateway.rejected_circle(&Status::from(failure)));
+    assert!(gateway.has_detected_loop(&Status::from(failure)));
     let listed = cluster.list_models(&circle).await.err().unwrap();
-    assert!(gateway.rejected_circle(&Status::from(listed)));
+    assert!(gateway.has_detected_loop(&Status::from(listed)));
 }

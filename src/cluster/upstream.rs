@@ -13,7 +13,7 @@ use crate::proto::v1;
 use crate::request::Parameter;
 
 /// Events of one completion, exactly as the upstream sends them.
-pub type EventStream = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
+pub type BoxedEventStream = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
 
 /// A destination of requests.
 ///
@@ -28,7 +28,7 @@ pub(crate) trait Upstream: Send + Sync {
     async fn complete(
         &self,
         request: Request<v1::CompletionRequest>,
-    ) -> Result<EventStream, Status>;
+    ) -> Result<BoxedEventStream, Status>;
 
     /// Returns all models.
     ///
@@ -122,24 +122,24 @@ impl Health {
 
 /// Number of open streams of an upstream. Clones share the number.
 #[derive(Clone, Default)]
-pub(super) struct Load(Arc<AtomicUsize>);
+pub(super) struct OpenStreams(Arc<AtomicUsize>);
 
-impl Load {
+impl OpenStreams {
     pub(super) fn get(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
     /// Counts a stream until the guard is dropped.
-    pub(super) fn track_stream(&self) -> LoadGuard {
+    pub(super) fn track_stream(&self) -> OpenStreamGuard {
         self.0.fetch_add(1, Ordering::Relaxed);
-        LoadGuard(Arc::clone(&self.0))
+        OpenStreamGuard(Arc::clone(&self.0))
     }
 }
 
 /// Counts a stream in the load of its upstream until it is dropped.
-pub(super) struct LoadGuard(Arc<AtomicUsize>);
+pub(super) struct OpenStreamGuard(Arc<AtomicUsize>);
 
-impl Drop for LoadGuard {
+impl Drop for OpenStreamGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

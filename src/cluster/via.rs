@@ -25,12 +25,12 @@ impl GatewayId {
     }
 
     /// Returns true if `status` is this gateway's rejection of a circular request.
-    pub(super) fn rejected_circle(&self, status: &Status) -> bool {
+    pub(super) fn has_detected_loop(&self, status: &Status) -> bool {
         status.metadata().get(VIA) == Some(&self.0)
     }
 
     /// Creates the rejection of a request that has already passed through this gateway.
-    pub(super) fn circular_request(&self) -> Status {
+    pub(super) fn loop_detected_status(&self) -> Status {
         let message = "The gateway is an engine of itself. Check the gateway's list of engines.";
         let mut status = Status::from(Error::new(ErrorKind::UpstreamError, message));
         status.metadata_mut().insert(VIA, self.0.clone());
@@ -40,12 +40,12 @@ impl GatewayId {
 
 /// Ids of the gateways that a request has passed through. Empty for a request that comes directly from a client.
 #[derive(Clone, Debug, Default)]
-pub struct Via(Vec<MetadataValue<Ascii>>);
+pub(crate) struct Via(Vec<MetadataValue<Ascii>>);
 
 impl Via {
     /// Reads the gateways from the metadata of a request.
     #[must_use]
-    pub(crate) fn of(metadata: &MetadataMap) -> Self {
+    pub(crate) fn from_metadata(metadata: &MetadataMap) -> Self {
         Self(metadata.get_all(VIA).iter().cloned().collect())
     }
 
@@ -70,8 +70,8 @@ mod tests {
         let [first, second, third] = [(); 3].map(|()| GatewayId::random());
         let [mut to_second, mut to_third] = [(); 2].map(|()| MetadataMap::new());
         Via::default().write_with(&first, &mut to_second);
-        Via::of(&to_second).write_with(&second, &mut to_third);
-        let via = Via::of(&to_third);
+        Via::from_metadata(&to_second).write_with(&second, &mut to_third);
+        let via = Via::from_metadata(&to_third);
         let passed = [&first, &second, &third].map(|gateway| via.contains(gateway));
         assert_eq!(passed, [true, true, false]);
     }

@@ -14,7 +14,7 @@ use super::file::{first_error, table_key};
 use super::model::{self, ModelSettings, SharedSettings};
 use super::settings::{Settings, keys};
 use super::worker::WorkerSettings;
-use crate::models::UnknownModel;
+use crate::models::UnknownModelPolicy;
 use crate::runner::llm_test::LLM_TEST;
 use crate::server::{EngineParts, ModelParts, WorkerParts};
 
@@ -47,8 +47,8 @@ impl EngineSettings {
     ) -> Result<EngineParts, ConfigError> {
         let workers = self.workers.worker_parts(settings)?;
         let unknown_model = match self.any_model {
-            true => UnknownModel::First,
-            false => UnknownModel::Refuse,
+            true => UnknownModelPolicy::First,
+            false => UnknownModelPolicy::Refuse,
         };
         let parts = models.iter_mut().map(model::model_parts);
         let parts = parts.collect::<Result<Vec<_>, _>>()?;
@@ -103,7 +103,7 @@ fn reject_single_model_keys(settings: &Settings) -> Result<(), ConfigError> {
 fn build_engine(
     mut models: Vec<ModelParts>,
     workers: WorkerParts,
-    unknown_model: UnknownModel,
+    unknown_model: UnknownModelPolicy,
 ) -> Result<EngineParts, ConfigError> {
     let attached = models.iter().find(|model| model.workers == 0);
     if let Some(model) = attached.filter(|_| workers.listen.is_none()) {

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::values::{ParsedText, Seconds};
-use crate::gateway::{AllowedHost, AllowedOrigin, OriginPolicy, StreamFormat, UnknownFields};
+use crate::gateway::{AllowedHost, AllowedOrigin, OriginPolicy, StreamFormat, UnknownFieldPolicy};
 use crate::listen::Address;
 use crate::server::HttpFrontend;
 
@@ -38,7 +38,7 @@ pub(super) struct HttpSettings {
         value_name = "ACTION",
         default_value = "refuse"
     )]
-    unknown_fields: ParsedText<UnknownFields>,
+    unknown_fields: ParsedText<UnknownFieldPolicy>,
     /// Time in seconds after which a streamed request that still waits in the queue gets its response
     /// headers, so that proxies do not time out. A later error is a record in the stream instead of a status
     /// code. 0: headers are sent only once a worker has started the request

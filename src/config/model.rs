@@ -9,7 +9,7 @@ use toml::Table;
 use super::error::ConfigError;
 use super::runner::{RunnerKind, RunnerPlace, RunnerSettings, resolve, worker_values};
 use super::settings::Settings;
-use super::values::{Count, Seconds};
+use super::values::{PositiveInteger, Seconds};
 use crate::request::MAX_MODEL_NAME_BYTES;
 use crate::runner::Loader;
 use crate::server::{Isolation, ModelParts};
@@ -41,7 +41,7 @@ pub(super) struct ModelSettings {
         value_name = "N",
         help_heading = "Workers"
     )]
-    workers: Option<Count<u16>>,
+    workers: Option<PositiveInteger<u16>>,
     #[command(flatten)]
     #[serde(flatten)]
     shared: SharedSettings,

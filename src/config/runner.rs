@@ -10,7 +10,7 @@ use toml::Table;
 
 use super::error::ConfigError;
 use super::settings::Settings;
-use super::values::Count;
+use super::values::PositiveInteger;
 use crate::runner::Loader;
 
 mod attached;
@@ -44,7 +44,7 @@ pub(super) struct RunnerSettings {
         value_name = "N",
         help_heading = "Workers"
     )]
-    slots: Option<Count<u16>>,
+    slots: Option<PositiveInteger<u16>>,
     #[command(flatten)]
     #[serde(flatten)]
     of_runners: AllRunnerSettings,

@@ -12,7 +12,7 @@ use super::log::LogSettings;
 use super::settings::Settings;
 use super::values::{PositiveSeconds, Seconds};
 use crate::listen::{Address, Limits};
-use crate::server::{Drain, ServerParts, Source};
+use crate::server::{DrainDurations, ServerParts, Source};
 
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Queue and limits")]
@@ -137,7 +137,7 @@ impl ServerSettings {
             },
             request_timeout: self.request_timeout.into(),
             access_log: self.log.access_log(),
-            drain: Drain {
+            drain: DrainDurations {
                 grace: Duration::from(self.shutdown.drain_grace),
                 timeout: self.shutdown.drain_timeout.into(),
             },

@@ -38,7 +38,7 @@ pub(super) fn flag(key: &str) -> String {
 
 /// The origin of a setting's value: a flag, an environment variable, the settings file or the default.
 #[derive(Clone, Debug)]
-pub(super) enum Source {
+pub(super) enum SettingSource {
     Default,
     Flag,
     /// The environment variable with this name.
@@ -52,7 +52,7 @@ pub(super) struct Settings {
     /// The values of the settings that have one.
     pub(super) values: Table,
     /// The source of every setting, even of a setting without a value.
-    pub(super) sources: BTreeMap<String, Source>,
+    pub(super) sources: BTreeMap<String, SettingSource>,
     /// The `[[model]]` tables of the file.
     pub(super) tables: Vec<FileTable>,
     /// Position of the `[[model]]` table that these settings come from. `None` for settings outside the tables.
@@ -106,7 +106,7 @@ impl Settings {
         // A key in a `[[model]]` table overrides the flag, because the flag applies to all models.
         for entry in &table.entries {
             if let Some(source) = model.sources.get_mut(&entry.key) {
-                *source = Source::Default;
+                *source = SettingSource::Default;
             }
         }
         model.add_table::<S>(table)?;
@@ -120,7 +120,7 @@ impl Settings {
                 // The key belongs to another command, which checks the key itself.
                 continue;
             };
-            let is_overridden = matches!(source, Source::Flag | Source::Variable(_));
+            let is_overridden = matches!(source, SettingSource::Flag | SettingSource::Variable(_));
             // All values in the table so far are valid, so an error now is about this value.
             let mut values = self.values.clone();
             values.insert(entry.key.clone(), entry.value.clone());
@@ -130,7 +130,7 @@ impl Settings {
                 errors.push(entry.location.error(problem));
             } else if !is_overridden {
                 self.values = values;
-                let source = Source::File(entry.location.clone());
+                let source = SettingSource::File(entry.location.clone());
                 self.sources.insert(entry.key.clone(), source);
             }
         }
@@ -167,18 +167,18 @@ impl Settings {
     /// Returns true if a flag, an environment variable or the file sets this key.
     pub(super) fn is_set(&self, key: &str) -> bool {
         let source = self.sources.get(key);
-        source.is_some_and(|source| !matches!(source, Source::Default))
+        source.is_some_and(|source| !matches!(source, SettingSource::Default))
     }
 
     /// Returns the name of a setting as its source spells it: `--slots`, `TOKENWAY_SLOTS` or `model[1].slots`.
     pub(super) fn name(&self, key: &str) -> String {
         match (self.sources.get(key), &self.table) {
-            (Some(Source::Variable(name)), _) => name.clone(),
-            (Some(Source::File(location)), _) => location.name.clone(),
-            (Some(Source::Default) | None, Some(table)) => {
+            (Some(SettingSource::Variable(name)), _) => name.clone(),
+            (Some(SettingSource::File(location)), _) => location.name.clone(),
+            (Some(SettingSource::Default) | None, Some(table)) => {
                 format!("{}.{}", table.name, table_key(key))
             }
-            (Some(Source::Flag | Source::Default) | None, _) => flag(key),
+            (Some(SettingSource::Flag | SettingSource::Default) | None, _) => flag(key),
         }
     }
 
@@ -186,7 +186,8 @@ impl Settings {
     /// name the setting.
     pub(super) fn error(&self, key: &str, problem: String) -> ConfigError {
         match (self.sources.get(key), &self.table) {
-            (Some(Source::File(location)), _) | (Some(Source::Default) | None, Some(location)) => {
+            (Some(SettingSource::File(location)), _)
+            | (Some(SettingSource::Default) | None, Some(location)) => {
                 ConfigError::File(location.error(problem))
             }
             _ => ConfigError::Invalid(problem),
@@ -194,14 +195,14 @@ impl Settings {
     }
 }
 
-fn argument_source(argument: &Arg, matches: &ArgMatches) -> Source {
+fn argument_source(argument: &Arg, matches: &ArgMatches) -> SettingSource {
     match matches.value_source(argument.get_id().as_str()) {
-        Some(ValueSource::CommandLine) => Source::Flag,
+        Some(ValueSource::CommandLine) => SettingSource::Flag,
         Some(ValueSource::EnvVariable) => {
             let variable = argument.get_env().unwrap_or_default();
-            Source::Variable(variable.to_string_lossy().into_owned())
+            SettingSource::Variable(variable.to_string_lossy().into_owned())
         }
-        Some(_) | None => Source::Default,
+        Some(_) | None => SettingSource::Default,
     }
 }
 

@@ -9,7 +9,7 @@ use super::engine::single_model_keys;
 use super::file::table_key;
 use super::model::ModelSettings;
 use super::runner::{RunnerSettings, other_runners_keys};
-use super::settings::{Settings, Source, flag};
+use super::settings::{SettingSource, Settings, flag};
 
 /// Column in which the comment with the source starts, if the value is short enough.
 const COMMENT_COLUMN: usize = 40;
@@ -80,10 +80,12 @@ fn setting_line(argument: &Arg, settings: &Settings, name: impl Fn(&str) -> &str
         None => format!("# {}", name(key)),
     };
     let source = match settings.sources.get(key) {
-        Some(Source::Flag) => flag(key),
-        Some(Source::Variable(variable)) => format!("environment variable {variable}"),
-        Some(Source::File(location)) => format!("{}:{}", location.path, location.position.line),
-        Some(Source::Default) | None => match settings.values.get(key) {
+        Some(SettingSource::Flag) => flag(key),
+        Some(SettingSource::Variable(variable)) => format!("environment variable {variable}"),
+        Some(SettingSource::File(location)) => {
+            format!("{}:{}", location.path, location.position.line)
+        }
+        Some(SettingSource::Default) | None => match settings.values.get(key) {
             Some(_) => "default".to_owned(),
             None => default_text(argument),
         },

@@ -15,14 +15,14 @@ mod sources;
 mod workers;
 
 /// Reads the command line `tokenway <arguments>`.
-fn read_line(arguments: &[&str]) -> Result<Task, ConfigError> {
+fn read_line(arguments: &[&str]) -> Result<ParsedCommand, ConfigError> {
     read(["tokenway"].iter().chain(arguments).map(OsString::from))
 }
 
 fn server_parts(arguments: &[&str]) -> ServerParts {
     match read_line(arguments) {
-        Ok(Task::Serve(parts, _)) => *parts,
-        Ok(Task::Work(_) | Task::Complete(_) | Task::Print(_)) => {
+        Ok(ParsedCommand::Serve(parts, _)) => *parts,
+        Ok(ParsedCommand::Work(_) | ParsedCommand::Complete(_) | ParsedCommand::Print(_)) => {
             panic!("{arguments:?} is not a server command")
         }
         Err(error) => panic!("{arguments:?}: {error}"),

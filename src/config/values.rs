@@ -8,28 +8,28 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::gateway::{StreamFormat, UnknownFields};
+use crate::gateway::{StreamFormat, UnknownFieldPolicy};
 use crate::logging::LogFormat;
 use crate::request::MAX_TIMEOUT;
 
 /// An integer of at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "i64", bound(deserialize = "N: TryFrom<i64>"))]
-pub(super) struct Count<N>(N);
+pub(super) struct PositiveInteger<N>(N);
 
-impl From<Count<u16>> for usize {
-    fn from(count: Count<u16>) -> Self {
+impl From<PositiveInteger<u16>> for usize {
+    fn from(count: PositiveInteger<u16>) -> Self {
         Self::from(count.0)
     }
 }
 
-impl From<Count<u32>> for u32 {
-    fn from(count: Count<u32>) -> Self {
+impl From<PositiveInteger<u32>> for u32 {
+    fn from(count: PositiveInteger<u32>) -> Self {
         count.0
     }
 }
 
-impl<N: TryFrom<i64>> TryFrom<i64> for Count<N> {
+impl<N: TryFrom<i64>> TryFrom<i64> for PositiveInteger<N> {
     type Error = String;
 
     fn try_from(number: i64) -> Result<Self, String> {
@@ -41,7 +41,7 @@ impl<N: TryFrom<i64>> TryFrom<i64> for Count<N> {
     }
 }
 
-impl<N: TryFrom<i64>> FromStr for Count<N> {
+impl<N: TryFrom<i64>> FromStr for PositiveInteger<N> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -209,7 +209,7 @@ impl FromStr for StreamFormat {
     }
 }
 
-impl FromStr for UnknownFields {
+impl FromStr for UnknownFieldPolicy {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {

@@ -20,7 +20,7 @@ use crate::scheduler::ResumptionLimits;
 use crate::server::WorkerParts;
 use crate::worker::attach::{self, AttachOptions};
 use crate::worker::attached::{TOKENIZER_CALL_TIMEOUT, WorkerTimeouts};
-use crate::worker::engine_address::EngineAddress;
+use crate::worker::engine_address::WorkerSocketAddress;
 
 /// The shortest heartbeat timeout, 0.1 s in nanoseconds.
 const MIN_HEARTBEAT_TIMEOUT: u64 = 100_000_000;
@@ -238,11 +238,11 @@ fn engine_address(
     address: Address,
     tls: TlsSettings,
     settings: &Settings,
-) -> Result<EngineAddress, ConfigError> {
+) -> Result<WorkerSocketAddress, ConfigError> {
     let files = tls.files()?;
     check_transport("engine", &address, files.as_ref(), settings)?;
     let address = match address {
-        Address::Unix(path) => return Ok(EngineAddress::Unix(path)),
+        Address::Unix(path) => return Ok(WorkerSocketAddress::Unix(path)),
         Address::Tcp(address) => address,
     };
     let invalid = |error| {
@@ -266,6 +266,6 @@ fn engine_address(
     let endpoint = Endpoint::from_shared(format!("https://{address}"))
         .and_then(|endpoint| endpoint.tls_config(tls));
     endpoint
-        .map(|endpoint| EngineAddress::Tls(Box::new(endpoint)))
+        .map(|endpoint| WorkerSocketAddress::Tls(Box::new(endpoint)))
         .map_err(invalid)
 }

@@ -33,7 +33,7 @@ const MAX_PENDING_WRITES: usize = 256;
 
 impl FlushTracker {
     /// Records that everything written so far has been flushed to the socket.
-    pub fn flushed(&self) {
+    pub fn record_flush(&self) {
         self.count.fetch_add(1, Ordering::SeqCst);
         self.changed.notify_waiters();
         if self.has_pending_writes.swap(false, Ordering::SeqCst) {
@@ -96,7 +96,7 @@ impl FlushHandle {
 
     /// Waits until everything given to the connection so far has been flushed, for at most `max_wait`. Without the
     /// limit, a peer that does not read could delay the caller forever.
-    pub async fn wait(&self, max_wait: Duration) {
+    pub async fn wait_until_flushed(&self, max_wait: Duration) {
         let flushes = if self.is_http2() { 2 } else { 1 };
         let target = self.flushes.count.load(Ordering::SeqCst) + flushes;
         let flushed = async {

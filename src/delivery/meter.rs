@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use crate::runner::monotonic_ns;
-use crate::telemetry::{Outcome, RequestRecord, TokenGaps};
+use crate::telemetry::{InterTokenTimes, Outcome, RequestRecord};
 
 /// Measures the time between the tokens of one request. The measurements are added to the request's record when the
 /// request ends, or when the meter is dropped.
 pub(crate) struct TokenMeter {
     record: Arc<RequestRecord>,
-    gaps: TokenGaps,
+    gaps: InterTokenTimes,
 }
 
 impl TokenMeter {
@@ -18,7 +18,7 @@ impl TokenMeter {
     pub(crate) fn new(record: &Arc<RequestRecord>) -> Self {
         Self {
             record: Arc::clone(record),
-            gaps: TokenGaps::default(),
+            gaps: InterTokenTimes::default(),
         }
     }
 
@@ -30,7 +30,7 @@ impl TokenMeter {
     /// Reports the outcome of the request to its record.
     pub(crate) fn record_end(&mut self, outcome: Outcome) {
         self.record.add_gaps(&mut self.gaps);
-        self.record.ended(outcome, monotonic_ns());
+        self.record.record_end(outcome, monotonic_ns());
     }
 }
 

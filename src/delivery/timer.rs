@@ -32,7 +32,7 @@ pub struct WriteStart(u64);
 impl WriteStart {
     /// Starts a measurement now.
     #[must_use]
-    pub fn begin() -> Self {
+    pub fn now() -> Self {
         Self(monotonic_ns())
     }
 }
@@ -99,13 +99,13 @@ mod tests {
     fn the_frontend_stage_ends_at_the_write_and_the_socket_stage_at_the_flush() {
         let flushes = Arc::new(FlushTracker::default());
         let mut timer = timer(&flushes, http::Version::HTTP_11);
-        flushes.flushed();
+        flushes.record_flush();
         timer.record_written(WriteStart(monotonic_ns() - SECOND_NS), 0, 3);
         let DeliverySummary { frontend, socket } = timer.summary();
         assert_summary(3, SECOND_NS, frontend);
         assert_summary(0, 0, socket);
-        flushes.flushed();
-        flushes.flushed();
+        flushes.record_flush();
+        flushes.record_flush();
         assert_summary(3, 0, timer.summary().socket);
         assert!(timer.summary().socket.mean_ns < SECOND_NS);
     }
@@ -115,9 +115,9 @@ mod tests {
         let flushes = Arc::new(FlushTracker::default());
         let mut timer = timer(&flushes, http::Version::HTTP_2);
         for _ in 0..1_000 {
-            timer.record_written(WriteStart::begin(), 0, 1);
+            timer.record_written(WriteStart::now(), 0, 1);
         }
-        flushes.flushed();
+        flushes.record_flush();
         let DeliverySummary { frontend, socket } = timer.summary();
         assert_eq!((frontend.tokens, socket.tokens), (1_000, 256));
     }

@@ -13,7 +13,7 @@ const DOMAIN: &str = "tokenway";
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        let row = error.kind.row();
+        let row = error.kind.mapping();
         let mut details = ErrorDetails::with_error_info(row.code, DOMAIN, HashMap::new());
         if let Some(param) = &error.param {
             details.add_bad_request_violation(param, &error.message);
@@ -34,7 +34,7 @@ impl From<&Status> for Error {
             .filter(|info| info.domain == DOMAIN)
             .and_then(|info| ErrorKind::from_code(&info.reason));
         let kind = own_kind.unwrap_or_else(|| kind_from_code(status.code()));
-        let message = if own_kind.is_some() || kind.row().http.is_client_error() {
+        let message = if own_kind.is_some() || kind.mapping().http.is_client_error() {
             status.message().to_owned()
         } else {
             // The message of another server may contain internal details, such as addresses.
@@ -50,7 +50,7 @@ impl From<&Status> for Error {
             retry_after: details
                 .retry_info()
                 .and_then(|info| info.retry_delay)
-                .or(kind.row().retry_after),
+                .or(kind.mapping().retry_after),
         }
     }
 }
@@ -97,12 +97,12 @@ mod tests {
     fn every_error_round_trips_through_a_status() {
         for kind in ErrorKind::ALL
             .into_iter()
-            .filter(|kind| kind.row().grpc.is_some())
+            .filter(|kind| kind.mapping().grpc.is_some())
         {
             let mut error = Error::new(kind, Error::internal().message).with_param("stop");
             error.retry_after = Some(Duration::from_millis(1_500));
             let status = Status::from(error.clone());
-            assert_eq!(Some(status.code()), kind.row().grpc);
+            assert_eq!(Some(status.code()), kind.mapping().grpc);
             assert_eq!(Error::from(&status), error);
         }
     }

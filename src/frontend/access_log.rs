@@ -51,7 +51,7 @@ pub(super) async fn log_request(
         is_over: false,
     };
     let response = next.run(request).instrument(span.clone()).await;
-    end.response_started(&response);
+    end.report_response(&response);
     response.map(|body| {
         let body = LoggedBody { body, span, end };
         Body::new(body.ended_if_empty())
@@ -77,18 +77,18 @@ enum StatusSent {
 
 impl RequestEnd {
     /// Reports the response's status to the context, before the body is sent.
-    fn response_started(&mut self, response: &Response) {
+    fn report_response(&mut self, response: &Response) {
         let context = &self.context;
         self.status = match context.api() {
             Api::Http => Some(StatusSent::Http(response.status().as_u16())),
             Api::Grpc => response::grpc_status(response.headers()).map(StatusSent::Grpc),
         };
-        match response::rejection(context.api(), response) {
+        match response::rejection_kind(context.api(), response) {
             // The client has disconnected. The end of the response counts the cancellation.
             Some(ErrorKind::Cancelled) => {}
-            Some(kind) => context.rejected(kind),
+            Some(kind) => context.record_rejection(kind),
             None if context.route().kind == RouteKind::Completion => {}
-            None => context.ended(Ok(())),
+            None => context.record_end(Ok(())),
         }
     }
 
@@ -96,14 +96,14 @@ impl RequestEnd {
         if std::mem::replace(&mut self.is_over, true) {
             return;
         }
-        self.context.closed();
+        self.context.record_close();
         let cancelled = ErrorKind::Cancelled;
         if self.status.is_none()
             && self.context.api() == Api::Http
             && self.context.record().outcome() == Some(Err(cancelled))
         {
             // The client disconnected before it got a status.
-            self.status = Some(StatusSent::Http(cancelled.row().http.as_u16()));
+            self.status = Some(StatusSent::Http(cancelled.mapping().http.as_u16()));
         }
         if self.is_logged {
             self.log();
@@ -123,7 +123,8 @@ impl RequestEnd {
         let (context, record) = (&self.context, self.context.record());
         let outcome = record.outcome().map_or("unknown", outcome_label);
         let usage = record.usage();
-        let milliseconds = |ns| Duration::from_nanos(ns).as_secs_f64() * 1_000.0;
+        // Rounded to microseconds, so that no digits of floating-point error appear.
+        let milliseconds = |ns| (Duration::from_nanos(ns).as_secs_f64() * 1e6).round() / 1e3;
         // tracing's macros need a constant level.
         macro_rules! line {
             ($level:ident) => {

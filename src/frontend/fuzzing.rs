@@ -24,7 +24,7 @@ pub(crate) fn request_headers(data: &[u8]) {
             assert!((1..=MAX_REQUEST_ID_BYTES).contains(&id.0.len()));
             assert!(id.0.bytes().all(|byte| byte.is_ascii_graphic()));
         }
-        Err(error) => assert!(error.kind.row().http.is_client_error()),
+        Err(error) => assert!(error.kind.mapping().http.is_client_error()),
     }
     for api in [Api::Http, Api::Grpc] {
         match deadline::client_timeout(api, &headers) {
@@ -33,7 +33,7 @@ pub(crate) fn request_headers(data: &[u8]) {
                 assert!(deadline::deadline_after(timeout) < latest);
             }
             Ok(None) => {}
-            Err(error) => assert!(error.kind.row().http.is_client_error()),
+            Err(error) => assert!(error.kind.mapping().http.is_client_error()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Error responses of the layers, and the outcome of a request as its response shows it.
+//! Builds the error responses of the layers, and reads from a response whether its request was rejected.
 
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
@@ -18,7 +18,7 @@ pub(super) fn error_response(api: Api, error: Error) -> Response {
 
 /// Returns the kind of error with which a response rejects its request, or `None` for a success. A stream can still
 /// fail later.
-pub(super) fn rejection(api: Api, response: &Response) -> Option<ErrorKind> {
+pub(super) fn rejection_kind(api: Api, response: &Response) -> Option<ErrorKind> {
     match api {
         Api::Http => match response.extensions().get::<ErrorKind>() {
             Some(kind) => Some(*kind),

@@ -14,7 +14,8 @@ pub enum StreamFormat {
     Sse,
 }
 
-/// Media types that select a format by their name. Types with the same quality are preferred in this order.
+/// Media types of each format. If the client accepts several with the same quality value, the first in this list is
+/// used.
 const NAMED_TYPES: [(&str, StreamFormat); 4] = [
     ("application/x-ndjson", StreamFormat::Ndjson),
     ("application/jsonl", StreamFormat::Ndjson),

@@ -23,7 +23,7 @@ use super::accept::StreamFormat;
 use super::buffered_request::BufferedRequest;
 use super::completion_stream::{CompletionStream, MergedStreams, deadline_exceeded};
 use super::dialect::{Dialect, ParsedBody, RecordWriter, ResponseFacts, StreamRequest};
-use super::echo::Echo;
+use super::echoed_prompts::EchoedPrompts;
 use super::error_response;
 use super::fields::Fields;
 use super::queued_body::{QueuedBody, StartFuture};
@@ -246,7 +246,7 @@ async fn wait_for_start(
     let started = stream.first_started();
     // The engine reports the served name of the model, which may differ from the alias in the request.
     context.record().set_model(&started.model);
-    context.started(started.prompt_tokens);
+    context.record_start(started.prompt_tokens);
     Ok(stream)
 }
 
@@ -264,15 +264,18 @@ async fn until_deadline<T>(
     }
 }
 
-/// Prepares to repeat the prompts. Returns `None` unless the request sets `echo`.
+/// Prepares to repeat the prompts. Returns `None` unless the request sets `prepare_echo`.
 ///
 /// # Errors The response would be too large.
-fn echo<O>(body: &ParsedBody<O>, stream: &CompletionStream) -> Result<Option<Echo>, Error> {
+fn echo<O>(
+    body: &ParsedBody<O>,
+    stream: &CompletionStream,
+) -> Result<Option<EchoedPrompts>, Error> {
     if !body.messages.iter().any(|message| message.echo) {
         return Ok(None);
     }
     let prompts = body.messages.len();
-    let echo = Echo::new(prompts, stream.choices() / prompts.max(1));
+    let echo = EchoedPrompts::new(prompts, stream.choices() / prompts.max(1));
     if let Some(top) = body.response.logprobs {
         echo.check_logprobs(stream.first_started().prompt_tokens, top)?;
     }
@@ -284,8 +287,8 @@ struct StartedCompletion<D: Dialect> {
     body: ParsedBody<D::StreamOptions>,
     stream: CompletionStream,
     facts: ResponseFacts,
-    /// The prompts to repeat, if the request sets `echo`.
-    echo: Option<Echo>,
+    /// The prompts to repeat, if the request sets `prepare_echo`.
+    echo: Option<EchoedPrompts>,
     context: RequestContext,
 }
 
@@ -300,7 +303,7 @@ impl<D: Dialect> StartedCompletion<D> {
             context: self.context,
         };
         let facts = self.facts;
-        let answer = move |choices, usage| D::answer(facts, choices, usage);
+        let answer = move |choices, usage| D::unary_body(facts, choices, usage);
         let mut response = unary::collect(collecting, answer).await?;
         let headers = response.headers_mut();
         headers.insert(VARY, HeaderValue::from_static("accept"));

@@ -139,7 +139,7 @@ impl CompletionStream {
         Ok(Self {
             merged,
             first_started,
-            aborted: PollOnWake::new(Box::pin(aborted(deadline, stopping))),
+            aborted: PollOnWake::new(Box::pin(wait_for_abort(deadline, stopping))),
         })
     }
 
@@ -169,7 +169,7 @@ impl CompletionStream {
 }
 
 /// Waits until the drain has timed out or the deadline has passed. Returns the error for the client.
-async fn aborted(deadline: Instant, stopping: CancellationToken) -> Error {
+async fn wait_for_abort(deadline: Instant, stopping: CancellationToken) -> Error {
     tokio::select! {
         biased;
         () = stopping.cancelled() => Error::shutting_down(),

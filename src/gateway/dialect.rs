@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::OpenApi;
 
 use super::accept::StreamFormat;
-use super::echo::Prompt;
+use super::echoed_prompts::PromptEcho;
 use super::field_names::FieldNames;
 use super::fields::Fields;
 use crate::delivery::DeliverySummary;
@@ -55,25 +55,29 @@ pub(super) trait Dialect: 'static {
     fn writer(stream: StreamRequest<Self::StreamOptions>, facts: ResponseFacts) -> Self::Writer;
 
     /// Builds the JSON object of a response that is not streamed.
-    fn answer(facts: ResponseFacts, choices: Vec<Choice>, usage: v1::Usage) -> impl Serialize;
+    fn unary_body(
+        facts: ResponseFacts,
+        choices: Vec<CollectedChoice>,
+        usage: v1::Usage,
+    ) -> impl Serialize;
 }
 
 /// Writes the records of one streamed response. Each method appends whole records, or nothing.
 pub(super) trait RecordWriter: Send + Unpin + 'static {
     /// Called when a worker has started a prompt: once per prompt, before all other events of that prompt.
-    fn started(&mut self, out: &mut BytesMut, started: &v1::Started);
+    fn write_start(&mut self, out: &mut BytesMut, started: &v1::Started);
 
     /// Called when a choice starts, with its prompt. Only for a request that sets `echo`.
-    fn prompt(&mut self, out: &mut BytesMut, choice: u32, prompt: &Prompt);
+    fn write_prompt(&mut self, out: &mut BytesMut, choice: u32, prompt: &PromptEcho);
 
     /// Called when a choice has new tokens or ends.
-    fn tokens(&mut self, out: &mut BytesMut, tokens: &ChoiceTokens<'_>);
+    fn write_tokens(&mut self, out: &mut BytesMut, tokens: &ChoiceTokens<'_>);
 
     /// Called when the completion has succeeded.
-    fn end(&mut self, out: &mut BytesMut, end: &StreamEnd);
+    fn write_end(&mut self, out: &mut BytesMut, end: &StreamEnd);
 
     /// Called when the completion has failed. Writes at least one byte. No other call follows.
-    fn error(&mut self, out: &mut BytesMut, error: &Error, tokens_delivered: u64);
+    fn write_error(&mut self, out: &mut BytesMut, error: &Error, tokens_delivered: u64);
 
     /// Returns a record that keeps an idle connection open, or `None` if the format has no such record.
     fn keep_alive(&self) -> Option<Bytes>;
@@ -141,7 +145,7 @@ pub(super) struct StreamEnd {
 
 /// A choice of a response that is not streamed.
 #[derive(Default)]
-pub(super) struct Choice {
+pub(super) struct CollectedChoice {
     /// Generated text, after the prompt if the request sets `echo`.
     pub(super) text: String,
     pub(super) finish_reason: Option<FinishReason>,
@@ -153,7 +157,7 @@ pub(super) struct Choice {
 #[derive(Default)]
 pub(super) struct ScoredTokens {
     /// The prompt before the choice, if the request sets `echo`.
-    pub(super) prompt: Option<Arc<Prompt>>,
+    pub(super) prompt: Option<Arc<PromptEcho>>,
     /// Generated tokens, in order.
     pub(super) generated: Vec<TokenBatch>,
 }

@@ -35,7 +35,7 @@ impl IntoResponse for ErrorResponse {
 
 /// Builds the response for an error. `object` becomes the body.
 pub(super) fn with_object(error: &Error, object: &impl Serialize) -> Response<Body> {
-    let row = error.kind.row();
+    let row = error.kind.mapping();
     let mut response = Response::new(Body::from(json::to_vec(object)));
     *response.status_mut() = row.http;
     response.extensions_mut().insert(error.kind);
@@ -90,7 +90,7 @@ struct ErrorBody<'a> {
 
 impl<'a> From<&'a Error> for ErrorObject<'a> {
     fn from(error: &'a Error) -> Self {
-        let row = error.kind.row();
+        let row = error.kind.mapping();
         Self {
             error: ErrorBody {
                 message: &error.message,
@@ -116,7 +116,7 @@ impl<'a> ErrorObject<'a> {
 
 /// Schema of `code`, with every error code.
 fn code() -> RefOr<Schema> {
-    let codes = ErrorKind::ALL.map(|kind| kind.row().code);
+    let codes = ErrorKind::ALL.map(|kind| kind.mapping().code);
     ObjectBuilder::new()
         .schema_type(Type::String)
         .description(Some("Error code."))

@@ -11,6 +11,7 @@ impl<S: Sync> FromRequestParts<S> for RequestContext {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Response> {
-        Self::of(&parts.extensions).map_err(|error| ErrorResponse::from(error).into_response())
+        Self::from_extensions(&parts.extensions)
+            .map_err(|error| ErrorResponse::from(error).into_response())
     }
 }

@@ -3,8 +3,8 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::object::{self, json_type_name};
-use super::unknown::{IgnoredFields, UnknownFields};
+use super::json_object::{self, json_type_name};
+use super::unknown::{IgnoredFields, UnknownFieldPolicy};
 use crate::error::{Error, ErrorKind};
 
 /// The fields of a JSON object that have not been read yet.
@@ -13,7 +13,7 @@ pub(super) struct Fields {
     /// Prefix of field names in errors, such as `stream_options.`; empty for the body itself.
     path: String,
     /// Policy for the fields that remain at the end.
-    unknown: UnknownFields,
+    unknown: UnknownFieldPolicy,
     ignored: IgnoredFields,
     /// Names of all fields that were read, present or not.
     #[cfg(test)]
@@ -29,11 +29,11 @@ impl Fields {
     ///
     /// # Errors
     /// The body is not valid JSON or not an object, or has a duplicate field.
-    pub(super) fn parse(body: &[u8], unknown: UnknownFields) -> Result<Self, Error> {
-        Ok(Self::new(object::parse(body)?, String::new(), unknown))
+    pub(super) fn parse(body: &[u8], unknown: UnknownFieldPolicy) -> Result<Self, Error> {
+        Ok(Self::new(json_object::parse(body)?, String::new(), unknown))
     }
 
-    fn new(fields: Map<String, Value>, path: String, unknown: UnknownFields) -> Self {
+    fn new(fields: Map<String, Value>, path: String, unknown: UnknownFieldPolicy) -> Self {
         Self {
             fields,
             path,
@@ -47,7 +47,7 @@ impl Fields {
     /// Reads a field whose value is an object. Returns `None` if the field is missing or null.
     ///
     /// # Errors The value is not an object.
-    pub(super) fn object(&mut self, name: &str) -> Result<Option<Self>, Error> {
+    pub(super) fn take_object(&mut self, name: &str) -> Result<Option<Self>, Error> {
         match self.take(name) {
             None => Ok(None),
             Some(value) => self.nested(name, value).map(Some),
@@ -78,7 +78,7 @@ impl Fields {
     }
 
     /// Returns true if a field is present and not null.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(super) fn contains(&self, name: &str) -> bool {
         self.fields.get(name).is_some_and(|value| !value.is_null())
     }
 
@@ -95,11 +95,11 @@ impl Fields {
     }
 
     /// Reads a required field.
-    pub(super) fn required(&mut self, name: &str) -> Result<Value, Error> {
+    pub(super) fn take_required(&mut self, name: &str) -> Result<Value, Error> {
         self.take(name).ok_or_else(|| self.missing(name))
     }
 
-    pub(super) fn bool(&mut self, name: &str) -> Result<Option<bool>, Error> {
+    pub(super) fn take_bool(&mut self, name: &str) -> Result<Option<bool>, Error> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(value)),
@@ -107,7 +107,7 @@ impl Fields {
         }
     }
 
-    pub(super) fn string(&mut self, name: &str) -> Result<Option<String>, Error> {
+    pub(super) fn take_string(&mut self, name: &str) -> Result<Option<String>, Error> {
         let value = self.take(name);
         value
             .map(|value| self.string_value(name, value))
@@ -115,14 +115,17 @@ impl Fields {
     }
 
     /// Reads an integer of type `T`.
-    pub(super) fn integer<T: TryFrom<i128>>(&mut self, name: &str) -> Result<Option<T>, Error> {
+    pub(super) fn take_integer<T: TryFrom<i128>>(
+        &mut self,
+        name: &str,
+    ) -> Result<Option<T>, Error> {
         let value = self.take(name);
         value
             .map(|value| self.integer_value(name, &value))
             .transpose()
     }
 
-    pub(super) fn number(&mut self, name: &str) -> Result<Option<f32>, Error> {
+    pub(super) fn take_number(&mut self, name: &str) -> Result<Option<f32>, Error> {
         let value = self.take(name);
         value
             .map(|value| self.float_value(name, &value))
@@ -130,19 +133,23 @@ impl Fields {
     }
 
     /// Reads a required list.
-    pub(super) fn required_list(
+    pub(super) fn take_required_list(
         &mut self,
         name: &str,
         expected: &str,
     ) -> Result<Vec<Value>, Error> {
-        match self.list(name, expected)? {
+        match self.take_list(name, expected)? {
             Some(items) => Ok(items),
             None => Err(self.missing(name)),
         }
     }
 
     /// Reads a list. Returns `None` if the field is missing or null.
-    pub(super) fn list(&mut self, name: &str, expected: &str) -> Result<Option<Vec<Value>>, Error> {
+    pub(super) fn take_list(
+        &mut self,
+        name: &str,
+        expected: &str,
+    ) -> Result<Option<Vec<Value>>, Error> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Array(items)) => Ok(Some(items)),
@@ -218,8 +225,8 @@ impl Fields {
             }
             let name = self.full_name(&name);
             match self.unknown {
-                UnknownFields::Ignore => self.ignored.add(&name),
-                UnknownFields::Refuse => {
+                UnknownFieldPolicy::Ignore => self.ignored.add(&name),
+                UnknownFieldPolicy::Refuse => {
                     let message = format!(
                         "The field '{name}' is unknown. Leave it out, or start the server with \
                          --unknown-fields ignore."

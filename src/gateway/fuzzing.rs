@@ -19,14 +19,14 @@ use super::dialect::{
     ChoiceTokens, Dialect, ParsedBody, RecordWriter, ResponseFacts, ResponseOptions, StreamEnd,
     StreamRequest,
 };
-use super::echo::Echo;
+use super::echoed_prompts::EchoedPrompts;
 use super::error_response::ErrorResponse;
 use super::fields::Fields;
 use super::host::{AllowedHost, AllowedOrigin, Authority, Host, Origin};
 use super::openai::{Chat, Completions, StreamOptions};
 use super::origin::OriginPolicy;
 use super::tokenize::body::{DetokenizeBody, TokenizeBody};
-use super::unknown::UnknownFields;
+use super::unknown::UnknownFieldPolicy;
 use super::{MAX_HEADERS, json as one_line};
 use crate::cluster::fuzzing::checked_events;
 use crate::delivery::DeliverySummary;
@@ -144,8 +144,8 @@ pub(crate) fn chat_body(body: &[u8]) {
 /// Every message of a body has a valid number of choices and survives its encoding. A body without unknown fields is
 /// read the same whether those are ignored or rejected.
 fn check_body<D: Dialect>(body: &[u8]) {
-    let strict = parse(body, UnknownFields::Refuse, D::parse);
-    let lenient = parse(body, UnknownFields::Ignore, D::parse);
+    let strict = parse(body, UnknownFieldPolicy::Refuse, D::parse);
+    let lenient = parse(body, UnknownFieldPolicy::Ignore, D::parse);
     match (&strict, &lenient) {
         (Ok(strict), Ok(lenient)) => assert_eq!(strict.messages, lenient.messages),
         (Ok(_), Err(error)) => panic!("{error} only if unknown fields are ignored"),
@@ -176,22 +176,22 @@ fn check_parsed<O>(parsed: ParsedBody<O>) {
 
 fn parse<T>(
     body: &[u8],
-    unknown: UnknownFields,
+    unknown: UnknownFieldPolicy,
     read: impl FnOnce(&mut Fields) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let mut fields = Fields::parse(body, unknown)?;
     let parsed = read(&mut fields)?;
     let response = fields.into_ignored().add_header(().into_response());
-    if unknown == UnknownFields::Refuse {
+    if unknown == UnknownFieldPolicy::Refuse {
         assert!(response.headers().is_empty(), "nothing is ignored");
     }
     Ok(parsed)
 }
 
-/// The bodies of `POST /tokenize` and `POST /detokenize`. A body that is read, written as JSON again and read again is
-/// the same.
+/// Reads bodies of `POST /tokenize` and `POST /detokenize`. A body that was read, written as JSON and read again must
+/// equal the first.
 pub(crate) fn tokenize_body(body: &[u8]) {
-    let read = |body: &[u8]| parse(body, UnknownFields::Refuse, TokenizeBody::parse);
+    let read = |body: &[u8]| parse(body, UnknownFieldPolicy::Refuse, TokenizeBody::parse);
     match read(body) {
         Ok(request) => assert_eq!(
             read(&one_line::to_vec(&tokenize_json(&request))),
@@ -199,7 +199,7 @@ pub(crate) fn tokenize_body(body: &[u8]) {
         ),
         Err(error) => check_rejection(error),
     }
-    let read = |body: &[u8]| parse(body, UnknownFields::Refuse, DetokenizeBody::parse);
+    let read = |body: &[u8]| parse(body, UnknownFieldPolicy::Refuse, DetokenizeBody::parse);
     match read(body) {
         Ok(request) => {
             let body = json!({"model": request.model, "tokens": request.token_ids});
@@ -231,7 +231,7 @@ fn tokenize_json(request: &v1::TokenizeRequest) -> Value {
 
 /// A rejected request is the client's fault, and its response can be written.
 fn check_rejection(error: Error) {
-    let status = error.kind.row().http;
+    let status = error.kind.mapping().http;
     assert!(status.is_client_error(), "{status}: {error}");
     assert!(!error.message.is_empty());
     assert_eq!(ErrorResponse::from(error).into_response().status(), status);
@@ -295,25 +295,25 @@ where
         return;
     };
     let mut writer = writer::<D>(request, choices, stream);
-    let mut echo = Echo::new(prompts, usize::try_from(choices).expect("at most 4"));
+    let mut echo = EchoedPrompts::new(prompts, usize::try_from(choices).expect("at most 4"));
     let mut out = BytesMut::new();
-    writer.started(&mut out, events.first_started());
+    writer.write_start(&mut out, events.first_started());
     loop {
         match events.next().await {
-            Ok(MergedEvent::Started(started)) => writer.started(&mut out, &started),
+            Ok(MergedEvent::Started(started)) => writer.write_start(&mut out, &started),
             Ok(MergedEvent::Prompt(prompt, part)) => {
                 let _ = echo.add(prompt, part);
             }
             Ok(MergedEvent::Tokens(tokens)) => {
                 if let Some(prompt) = echo.start_choice(tokens.choice) {
-                    writer.prompt(&mut out, tokens.choice, &prompt);
+                    writer.write_prompt(&mut out, tokens.choice, &prompt);
                 }
                 let choice = ChoiceTokens {
                     index: tokens.choice,
                     tokens: &tokens.tokens,
                     finish_reason: finish_reason(&tokens),
                 };
-                writer.tokens(&mut out, &choice);
+                writer.write_tokens(&mut out, &choice);
             }
             Ok(MergedEvent::Ended(usage, timings)) => {
                 let delivery = DeliverySummary::default();
@@ -322,11 +322,11 @@ where
                     timings,
                     delivery,
                 };
-                writer.end(&mut out, &end);
+                writer.write_end(&mut out, &end);
                 break;
             }
             Err(error) => {
-                writer.error(&mut out, &error, 0);
+                writer.write_error(&mut out, &error, 0);
                 break;
             }
         }

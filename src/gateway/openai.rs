@@ -14,5 +14,5 @@ mod usage;
 
 pub(super) use chat::Chat;
 pub(super) use completions::Completions;
-pub use metadata::Route;
+pub use metadata::CompletionRoute;
 pub use stream_options::StreamOptions;

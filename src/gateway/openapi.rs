@@ -206,7 +206,7 @@ fn error_kinds(path: &str) -> Vec<ErrorKind> {
 fn error_responses(path: &str) -> BTreeMap<String, ResponseObject> {
     let mut codes: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
     for kind in error_kinds(path) {
-        let row = kind.row();
+        let row = kind.mapping();
         let codes = codes.entry(row.http.as_u16()).or_default();
         if !codes.contains(&row.code) {
             codes.push(row.code);
@@ -303,7 +303,7 @@ mod tests {
     use crate::gateway::dialect::Dialect;
     use crate::gateway::fields::Fields;
     use crate::gateway::openai::{Chat, Completions, StreamOptions};
-    use crate::gateway::unknown::UnknownFields;
+    use crate::gateway::unknown::UnknownFieldPolicy;
 
     /// Returns the names of a schema's fields.
     fn fields_in_schema(name: &str) -> BTreeSet<String> {
@@ -318,7 +318,7 @@ mod tests {
         body: &Value,
         read: impl FnOnce(&mut Fields) -> Result<T, Error>,
     ) -> BTreeSet<String> {
-        let mut fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse)
+        let mut fields = Fields::parse(body.to_string().as_bytes(), UnknownFieldPolicy::Refuse)
             .expect("a JSON object");
         assert!(read(&mut fields).is_ok(), "{body}");
         fields.requested

@@ -18,7 +18,7 @@ use tokio::time::sleep;
 use super::accept::StreamFormat;
 use super::completion_stream::{CompletionStream, MergedEvent, finish_reason};
 use super::dialect::{ChoiceTokens, RecordWriter, StreamEnd};
-use super::echo::Echo;
+use super::echoed_prompts::EchoedPrompts;
 use super::field_names::FieldNames;
 use super::keep_alive::KeepAlive;
 use crate::context::RequestContext;
@@ -42,7 +42,7 @@ pub(super) struct StreamBody<W> {
     stream: Option<CompletionStream>,
     writer: W,
     /// The prompts to repeat, if the request sets `echo`.
-    echo: Option<Echo>,
+    echo: Option<EchoedPrompts>,
     names: FieldNames,
     /// Records of the next frame. Its memory is reused after the frame has been written to the socket.
     buffer: BytesMut,
@@ -58,8 +58,8 @@ pub(super) struct StreamBody<W> {
 pub(super) struct StreamParts<W> {
     pub(super) writer: W,
     /// The prompts to repeat, if the request sets `echo`.
-    pub(super) echo: Option<Echo>,
-    /// The client's names of the fields that errors name.
+    pub(super) echo: Option<EchoedPrompts>,
+    /// Translates the engine's field names in errors to the names that the client used.
     pub(super) names: FieldNames,
     pub(super) context: RequestContext,
 }
@@ -111,7 +111,9 @@ impl<W: RecordWriter> StreamBody<W> {
     /// Creates the body of a request that a worker has started.
     pub(super) fn new(stream: CompletionStream, mut parts: StreamParts<W>) -> Self {
         let mut buffer = BytesMut::new();
-        parts.writer.started(&mut buffer, stream.first_started());
+        parts
+            .writer
+            .write_start(&mut buffer, stream.first_started());
         Self::build(Some(stream), parts, buffer)
     }
 
@@ -125,7 +127,7 @@ impl<W: RecordWriter> StreamBody<W> {
     }
 
     fn build(stream: Option<CompletionStream>, parts: StreamParts<W>, buffer: BytesMut) -> Self {
-        let flush = parts.context.flush().clone();
+        let flush = parts.context.flush_handle().clone();
         let timer = DeliveryTimer::new(parts.context.record(), flush);
         Self {
             stream,
@@ -149,7 +151,7 @@ impl<W: RecordWriter> StreamBody<W> {
 
     /// Writes the records of all events that are ready. Pending if there are none.
     fn poll_records(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        let start = WriteStart::begin();
+        let start = WriteStart::now();
         // hyper polls once more before it flushes. Tokens that this second poll finds are batched. Only a token that
         // hyper was waiting for is sent alone.
         let was_idle = std::mem::take(&mut self.was_idle);
@@ -165,8 +167,8 @@ impl<W: RecordWriter> StreamBody<W> {
                 }
                 Poll::Pending => break,
                 Poll::Ready(Ok(MergedEvent::Started(started))) => {
-                    self.context.started(started.prompt_tokens);
-                    self.writer.started(&mut self.buffer, &started);
+                    self.context.record_start(started.prompt_tokens);
+                    self.writer.write_start(&mut self.buffer, &started);
                 }
                 Poll::Ready(Ok(MergedEvent::Prompt(prompt, part))) => {
                     let added = self.echo.as_mut().map(|echo| echo.add(prompt, part));
@@ -193,9 +195,10 @@ impl<W: RecordWriter> StreamBody<W> {
         };
         let echo = self.echo.as_mut();
         if let Some(prompt) = echo.and_then(|echo| echo.start_choice(choice.index)) {
-            self.writer.prompt(&mut self.buffer, choice.index, &prompt);
+            self.writer
+                .write_prompt(&mut self.buffer, choice.index, &prompt);
         }
-        self.writer.tokens(&mut self.buffer, &choice);
+        self.writer.write_tokens(&mut self.buffer, &choice);
         let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
         self.tokens_delivered += count;
         self.timer.record_written(start, tokens.choice, count);
@@ -208,7 +211,7 @@ impl<W: RecordWriter> StreamBody<W> {
             timings,
             delivery,
         };
-        self.writer.end(&mut self.buffer, &end);
+        self.writer.write_end(&mut self.buffer, &end);
         self.context
             .set_usage(usage.prompt_tokens, usage.completion_tokens);
         self.timer.record_end(Ok(()));
@@ -220,7 +223,7 @@ impl<W: RecordWriter> StreamBody<W> {
         let buffer = &mut self.buffer;
         let client_error = self.names.with_client_field_name(error.clone());
         self.writer
-            .error(buffer, &client_error, self.tokens_delivered);
+            .write_error(buffer, &client_error, self.tokens_delivered);
         self.timer.record_end(Err(error.kind));
         self.stream = None;
         // On HTTP/2, hyper polls for the next frame as soon as the peer's window has room for one byte of this frame.
@@ -231,10 +234,10 @@ impl<W: RecordWriter> StreamBody<W> {
 
     /// Waits until the error record has been flushed to the socket.
     fn wait_for_flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let flush = self.context.flush().clone();
+        let flush = self.context.flush_handle().clone();
         Box::pin(async move {
             // This future is first polled after hyper has taken the last byte, so the wait includes that byte.
-            flush.wait(ERROR_FLUSH_TIMEOUT).await;
+            flush.wait_until_flushed(ERROR_FLUSH_TIMEOUT).await;
             if flush.is_http2() {
                 sleep(HTTP2_RESET_DELAY).await;
             }

@@ -65,7 +65,7 @@ async fn send_with(
         worker_counts: Arc::new(|| None),
         check_accepting: Arc::new(|| Ok(())),
         stream_format: StreamFormat::Ndjson,
-        unknown_fields: UnknownFields::Refuse,
+        unknown_fields: UnknownFieldPolicy::Refuse,
         headers_after,
         stopping: CancellationToken::new(),
     });

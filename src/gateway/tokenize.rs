@@ -48,7 +48,7 @@ pub(super) async fn tokenize(
         });
         Ok(with_ignored_fields(gateway, fields, response))
     };
-    handle(gateway, (context, request), TOKENIZE_NAMES, handler).await
+    run_handler(gateway, (context, request), TOKENIZE_NAMES, handler).await
 }
 
 /// Converts token ids into text.
@@ -75,7 +75,7 @@ pub(super) async fn detokenize(
         });
         Ok(with_ignored_fields(gateway, fields, response))
     };
-    handle(gateway, (context, request), DETOKENIZE_NAMES, handler).await
+    run_handler(gateway, (context, request), DETOKENIZE_NAMES, handler).await
 }
 
 /// Describes a model's tokenizer.
@@ -122,7 +122,7 @@ fn with_ignored_fields(gateway: &Gateway, fields: Fields, response: Response) ->
 }
 
 /// Runs a handler on the request's body, until the drain has timed out.
-async fn handle<F>(
+async fn run_handler<F>(
     gateway: &Gateway,
     (context, request): (&RequestContext, Request),
     names: FieldNames,

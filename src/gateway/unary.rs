@@ -6,10 +6,10 @@ use axum::response::Response;
 use serde::Serialize;
 
 use super::completion_stream::{CompletionStream, MergedEvent, finish_reason};
-use super::dialect::{Choice, ResponseOptions, ScoredTokens};
-use super::echo::{Echo, Prompt};
+use super::dialect::{CollectedChoice, ResponseOptions, ScoredTokens};
+use super::echoed_prompts::{EchoedPrompts, PromptEcho};
 use super::response;
-use super::size;
+use super::response_size;
 use crate::context::RequestContext;
 use crate::delivery::TokenMeter;
 use crate::error::Error;
@@ -21,22 +21,22 @@ use crate::tokens::TextToken;
 pub(super) struct ResponseCollector {
     pub(super) stream: CompletionStream,
     /// Prompts to repeat, if the request sets `echo`.
-    pub(super) echo: Option<Echo>,
+    pub(super) echo: Option<EchoedPrompts>,
     /// Number of choices that the engine generates per prompt.
     pub(super) candidates: u32,
     pub(super) response: ResponseOptions,
     pub(super) context: RequestContext,
 }
 
-/// Collects the whole completion. Then builds the response with the JSON object that `answer` returns.
+/// Collects the whole completion. Then builds the response with the JSON object that `unary_body` returns.
 ///
 /// # Errors The completion fails or becomes too large. Then no part of it is sent.
 pub(super) async fn collect<A: Serialize>(
     collecting: ResponseCollector,
-    answer: impl FnOnce(Vec<Choice>, v1::Usage) -> A + Send + 'static,
+    answer: impl FnOnce(Vec<CollectedChoice>, v1::Usage) -> A + Send + 'static,
 ) -> Result<Response, Error> {
     let collected = CollectedResponse::read(collecting).await?;
-    let is_large = collected.size >= size::BLOCKING_THRESHOLD;
+    let is_large = collected.size >= response_size::BLOCKING_THRESHOLD;
     let build = move || response::json(&answer(collected.choices, collected.usage));
     if !is_large {
         return Ok(build());
@@ -48,7 +48,7 @@ pub(super) async fn collect<A: Serialize>(
 
 /// A completion that has ended.
 struct CollectedResponse {
-    choices: Vec<Choice>,
+    choices: Vec<CollectedChoice>,
     usage: v1::Usage,
     /// Estimated size of the response, in bytes.
     size: usize,
@@ -70,7 +70,7 @@ impl CollectedResponse {
         let mut total_size = 0;
         let usage = loop {
             match stream.next().await? {
-                MergedEvent::Started(started) => context.started(started.prompt_tokens),
+                MergedEvent::Started(started) => context.record_start(started.prompt_tokens),
                 MergedEvent::Prompt(prompt, part) => {
                     if let Some(echo) = &mut echo {
                         echo.add(prompt, part)?;
@@ -85,9 +85,9 @@ impl CollectedResponse {
                     }
                     let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
                     meter.record_written(tokens.choice, count, monotonic_ns());
-                    total_size += size::tokens_size(&tokens.tokens);
+                    total_size += response_size::tokens_size(&tokens.tokens);
                     choice.add(tokens);
-                    size::check_unary(total_size)?;
+                    response_size::check_unary(total_size)?;
                 }
                 MergedEvent::Ended(usage, _) => break usage,
             }
@@ -105,7 +105,7 @@ impl CollectedResponse {
 
 /// The parts of a generated choice received so far.
 struct Candidate {
-    choice: Choice,
+    choice: CollectedChoice,
     /// Sum of the log probabilities of the generated tokens.
     total_logprob: f64,
     /// Number of tokens whose log probabilities are in `total_logprob`.
@@ -115,9 +115,9 @@ struct Candidate {
 impl Candidate {
     fn new(has_logprobs: bool) -> Self {
         Self {
-            choice: Choice {
+            choice: CollectedChoice {
                 scored: has_logprobs.then(ScoredTokens::default),
-                ..Choice::default()
+                ..CollectedChoice::default()
             },
             total_logprob: 0.0,
             scored_tokens: 0,
@@ -125,7 +125,7 @@ impl Candidate {
     }
 
     /// Puts the prompt before the choice's text.
-    fn set_prompt(&mut self, prompt: Arc<Prompt>) {
+    fn set_prompt(&mut self, prompt: Arc<PromptEcho>) {
         self.choice.text.push_str(&prompt.text);
         if let Some(scored) = &mut self.choice.scored {
             scored.prompt = Some(prompt);

@@ -18,7 +18,7 @@ const MAX_NAME_BYTES: usize = 64;
 
 /// Policy for request fields that the HTTP API does not know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum UnknownFields {
+pub enum UnknownFieldPolicy {
     /// Rejects the request.
     #[default]
     Refuse,

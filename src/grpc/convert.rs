@@ -7,7 +7,7 @@ use crate::proto::v1;
 use crate::proto::v1::completion_request::Input as ProtoInput;
 use crate::request::{
     ChatMessage, CompletionRequest, Input, MAX_CHOICES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
-    Parameter, RequestId, Stopping, TokenId,
+    Parameter, RequestId, StopStringOptions, TokenId,
 };
 use crate::sequence_proto::{self, check_field};
 
@@ -80,7 +80,7 @@ pub(crate) fn first_used_parameter(
 }
 
 /// Moves the stop strings out of the message and checks them.
-fn take_stop_strings(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
+fn take_stop_strings(message: &mut v1::CompletionRequest) -> Result<StopStringOptions, Error> {
     let strings = std::mem::take(&mut message.stop);
     check_field(
         "stop",
@@ -93,7 +93,7 @@ fn take_stop_strings(message: &mut v1::CompletionRequest) -> Result<Stopping, Er
         strings.iter().all(fits),
         "must contain only strings of 1 to 1024 bytes",
     )?;
-    Ok(Stopping {
+    Ok(StopStringOptions {
         strings,
         include_stop: message.include_stop_str_in_output,
     })
@@ -261,7 +261,7 @@ mod tests {
         for (param, change) in cases {
             let error = convert(change).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param));
-            assert_eq!(error.kind.row().http, http::StatusCode::BAD_REQUEST);
+            assert_eq!(error.kind.mapping().http, http::StatusCode::BAD_REQUEST);
         }
     }
 

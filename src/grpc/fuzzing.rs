@@ -62,6 +62,6 @@ fn check_request(request: &CompletionRequest) {
 
 /// A rejected request is the client's fault, and the error names a field.
 fn check_rejection(error: &Error) {
-    assert!(error.kind.row().http.is_client_error(), "{error}");
+    assert!(error.kind.mapping().http.is_client_error(), "{error}");
     assert!(error.param.is_some(), "{error}");
 }

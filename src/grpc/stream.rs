@@ -95,7 +95,7 @@ impl Stream for EventStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let write_start = this.delivery.is_some().then(WriteStart::begin);
+        let write_start = this.delivery.is_some().then(WriteStart::now);
         let Some(event) = ready!(Pin::new(&mut this.completion).poll_next(cx)) else {
             return Poll::Ready(None);
         };
@@ -122,7 +122,7 @@ impl Delivery {
     /// Records the delivery of an event. `start` is the time at which its conversion to a message started.
     fn record(&mut self, event: &Event, start: WriteStart) {
         match event {
-            Event::Started(started) => self.context.started(started.prompt_tokens),
+            Event::Started(started) => self.context.record_start(started.prompt_tokens),
             Event::Prompt(_) => {}
             Event::Tokens(tokens) => {
                 let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 
 /// Replaces an error response of tonic by the corresponding error of the error table. Returns any other response
 /// unchanged.
-pub(crate) fn with_error_details<B: Default>(response: Response<B>) -> Response<B> {
+pub(crate) fn replace_tonic_error<B: Default>(response: Response<B>) -> Response<B> {
     // A response that carries messages has its status in the trailers, not in the headers.
     let Some(status) = Status::from_header_map(response.headers()) else {
         return response;

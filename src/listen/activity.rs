@@ -42,12 +42,12 @@ impl Activity {
     }
 
     /// Starts the idle timeout of a new connection. If the connection uses TLS, call this after the handshake.
-    pub(super) fn connection_started(&self) {
+    pub(super) fn start_idle_timeout(&self) {
         self.restart_idle_time();
     }
 
     /// Records the start of a request. The request ends when the returned guard is dropped.
-    pub(super) fn request_started(self: &Arc<Self>, version: Version) -> ActiveRequest {
+    pub(super) fn start_request(self: &Arc<Self>, version: Version) -> ActiveRequest {
         self.active_requests.fetch_add(1, Ordering::SeqCst);
         self.had_a_request.store(true, Ordering::SeqCst);
         if version == Version::HTTP_2 {
@@ -65,7 +65,7 @@ impl Activity {
 
     /// Records bytes that were read from the socket. On HTTP/1.1, bytes between two requests start the headers of the
     /// next request. On HTTP/2 they may be frames that belong to no request.
-    pub(super) fn bytes_read(&self, bytes: &[u8]) {
+    pub(super) fn record_read(&self, bytes: &[u8]) {
         if !self.is_http2() && !self.is_unused() && !self.is_busy() {
             // A client may send an empty line after a request (RFC 9112, section 2.2).
             let is_empty_line = bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
@@ -239,7 +239,7 @@ mod tests {
     async fn a_connection_is_idle_after_the_keep_alive_timeout() {
         for version in [Version::HTTP_11, Version::HTTP_2] {
             let activity = Arc::new(Activity::new());
-            let request = activity.request_started(version);
+            let request = activity.start_request(version);
             advance(1_000 * SECOND).await;
             assert!(!activity.is_idle_too_long(&limits()));
             drop(request);
@@ -257,7 +257,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_with_unsent_data_is_not_idle() {
         let activity = Arc::new(Activity::new());
-        let request = activity.request_started(Version::HTTP_11);
+        let request = activity.start_request(Version::HTTP_11);
         activity.set_output_blocked();
         drop(request);
         advance(1_000 * SECOND).await;
@@ -269,15 +269,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn partial_headers_are_not_idle_and_an_empty_line_is_ignored() {
         let activity = Arc::new(Activity::new());
-        drop(activity.request_started(Version::HTTP_11));
-        activity.bytes_read(b"\r\n");
+        drop(activity.start_request(Version::HTTP_11));
+        activity.record_read(b"\r\n");
         assert!(!activity.is_reading_headers());
         advance(74 * SECOND).await;
-        activity.bytes_read(b"\r\nP");
+        activity.record_read(b"\r\nP");
         assert!(activity.is_reading_headers());
         advance(9 * SECOND).await;
         assert!(!activity.is_idle_too_long(&limits()));
-        drop(activity.request_started(Version::HTTP_11));
+        drop(activity.start_request(Version::HTTP_11));
         assert!(!activity.is_reading_headers());
         idle_after(&activity, 75).await;
     }

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, UnixListener, UnixStream, lookup_host};
 
-use super::io::Stream;
+use super::io::AcceptedSocket;
 
 mod tcp;
 
@@ -129,9 +129,9 @@ impl Listener {
         &self.addresses
     }
 
-    pub(super) async fn accept(&self) -> io::Result<Stream> {
+    pub(super) async fn accept(&self) -> io::Result<AcceptedSocket> {
         let stream = poll_fn(|cx| self.poll_accept(cx)).await?;
-        if let Stream::Tcp(stream) = &stream {
+        if let AcceptedSocket::Tcp(stream) = &stream {
             // Each token is a small packet, which Nagle's algorithm would delay.
             stream.set_nodelay(true)?;
         }
@@ -140,7 +140,7 @@ impl Listener {
 
     /// Accepts a connection from any of the sockets. Each call starts with the next socket, so that no socket is
     /// starved.
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<AcceptedSocket>> {
         let start = self.next_socket.fetch_add(1, Ordering::Relaxed) % self.sockets.len();
         let (before, from_start) = self.sockets.split_at(start);
         let mut accepted = from_start
@@ -152,15 +152,15 @@ impl Listener {
 }
 
 impl BoundSocket {
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<AcceptedSocket>> {
         match self {
             Self::Tcp(socket) => {
                 let accepted = ready!(socket.poll_accept(cx));
-                Poll::Ready(accepted.map(|(stream, _)| Stream::Tcp(stream)))
+                Poll::Ready(accepted.map(|(stream, _)| AcceptedSocket::Tcp(stream)))
             }
             Self::Unix(socket) => {
                 let accepted = ready!(socket.poll_accept(cx));
-                Poll::Ready(accepted.map(|(stream, _)| Stream::Unix(stream)))
+                Poll::Ready(accepted.map(|(stream, _)| AcceptedSocket::Unix(stream)))
             }
         }
     }
@@ -264,7 +264,7 @@ mod tests {
         let listener = Listener::bind(&any).await.unwrap();
         let connecting = tokio::net::TcpStream::connect(listener.addresses()[0].to_string());
         let (accepted, connected) = tokio::join!(listener.accept(), connecting);
-        let Ok(Stream::Tcp(accepted)) = accepted else {
+        let Ok(AcceptedSocket::Tcp(accepted)) = accepted else {
             panic!("expected a TCP connection")
         };
         assert!(accepted.nodelay().unwrap());
@@ -284,7 +284,7 @@ mod tests {
         for address in addresses.iter().chain(&addresses) {
             let connecting = tokio::net::TcpStream::connect(address);
             let (accepted, connected) = tokio::join!(listener.accept(), connecting);
-            let Ok(Stream::Tcp(accepted)) = accepted else {
+            let Ok(AcceptedSocket::Tcp(accepted)) = accepted else {
                 panic!("expected a TCP connection")
             };
             assert_eq!(accepted.local_addr().unwrap(), *address);

@@ -20,10 +20,10 @@ use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
 use super::activity::{Activity, TrackedBody};
-use super::io::{LINGER_TIMEOUT, Stream, WatchedStream};
+use super::io::{AcceptedSocket, LINGER_TIMEOUT, WatchedStream};
 use super::request_body::RequestBody;
 use super::resets;
-use super::settings::{FrontendService, FrontendSettings, Protocol, Shutdown};
+use super::settings::{ListenerService, ListenerSettings, Protocol, Shutdown};
 use super::stalled::StreamExecutor;
 use super::tls::MutualTls;
 use crate::delivery::{FlushHandle, FlushTracker};
@@ -46,8 +46,8 @@ const MAX_WORKER_FRAME_BYTES: u32 = 256 * 1024;
 
 /// An accepted connection.
 pub(super) struct Connection {
-    pub(super) stream: Arc<Stream>,
-    pub(super) settings: FrontendSettings,
+    pub(super) stream: Arc<AcceptedSocket>,
+    pub(super) settings: ListenerSettings,
     pub(super) shutdown: Shutdown,
     /// Tracks the tasks that run the connection's HTTP/2 streams.
     pub(super) streams: TaskTracker,
@@ -64,7 +64,7 @@ impl Connection {
     /// that the peer can read the last response.
     pub(super) async fn run<S, B>(self, service: S)
     where
-        S: FrontendService<B>,
+        S: ListenerService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -81,7 +81,7 @@ impl Connection {
     /// Serves the connection until it closes or is shut down.
     async fn serve<S, B>(&self, service: S) -> CloseMode
     where
-        S: FrontendService<B>,
+        S: ListenerService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -109,7 +109,7 @@ impl Connection {
         service: S,
     ) -> CloseMode
     where
-        S: FrontendService<B>,
+        S: ListenerService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -137,14 +137,14 @@ impl Connection {
         service: S,
     ) -> CloseMode
     where
-        S: FrontendService<B>,
+        S: ListenerService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
         let limits = &self.settings.limits;
-        activity.connection_started();
+        activity.start_idle_timeout();
         let is_http_10 = Arc::new(AtomicBool::new(false));
         let tracking = ConnectionTracking {
             flushes,
@@ -213,7 +213,7 @@ impl Connection {
                  + use<S, B>,
     > + use<S, B>
     where
-        S: FrontendService<B>,
+        S: ListenerService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -224,7 +224,7 @@ impl Connection {
         let streams = self.streams.clone();
         service_fn(move |mut request: Request<Incoming>| {
             is_http_10.store(request.version() == Version::HTTP_10, Ordering::Relaxed);
-            let active = activity.request_started(request.version());
+            let active = activity.start_request(request.version());
             let keep_alive = keep_alive.clone().filter(|_| allows_keep_alive(&request));
             let flush = FlushHandle::new(Arc::clone(&flushes), request.version());
             request.extensions_mut().insert(flush);
@@ -252,7 +252,7 @@ impl Connection {
         tokio::select! {
             () = shutdown.stop.cancelled(), if !fired.stop => ConnectionEvent::Stop,
             () = shutdown.abort.cancelled() => ConnectionEvent::Abort,
-            () = self.stream.closed(), if !fired.peer_closed => ConnectionEvent::PeerClosed,
+            () = self.stream.peer_closed(), if !fired.peer_closed => ConnectionEvent::PeerClosed,
             () = activity.wait_until_busy(), if fired.peer_closed => ConnectionEvent::PeerClosed,
             () = sleep_until(idle_check) => ConnectionEvent::IdleCheck,
         }

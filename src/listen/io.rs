@@ -23,15 +23,15 @@ use crate::delivery::FlushTracker;
 pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Socket of an accepted connection.
-pub(super) enum Stream {
+pub(super) enum AcceptedSocket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-impl Stream {
+impl AcceptedSocket {
     /// Waits until the peer has closed its sending side, even if it sent data that has not been read yet. hyper notices
     /// the close only after it has read everything, so it would miss a client that pipelines bytes and disconnects.
-    pub(super) async fn closed(&self) {
+    pub(super) async fn peer_closed(&self) {
         // In tokio, PRIORITY becomes ready when the peer closes, but not when it sends ordinary data.
         let ready = match self {
             Self::Tcp(stream) => stream.ready(Interest::PRIORITY).await,
@@ -143,7 +143,7 @@ fn would_block(result: &io::Result<usize>) -> bool {
 /// Socket with timeouts for writes and headers, and a limit on HTTP/2 cancellations.
 pub(super) struct WatchedStream {
     /// Shared with [`Connection`](super::connection::Connection), which waits for the peer to close.
-    stream: Arc<Stream>,
+    stream: Arc<AcceptedSocket>,
     write_timeout: Duration,
     /// Write timeout; set while the socket accepts no data.
     write_timer: Option<Pin<Box<Sleep>>>,
@@ -159,7 +159,7 @@ pub(super) struct WatchedStream {
 
 impl WatchedStream {
     pub(super) fn new(
-        stream: Arc<Stream>,
+        stream: Arc<AcceptedSocket>,
         limits: &Limits,
         activity: &Arc<Activity>,
     ) -> (Self, Arc<FlushTracker>) {
@@ -205,11 +205,11 @@ impl WatchedStream {
 
     /// Records the bytes that were read. Fails if the peer cancels too many requests.
     fn record_read(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.resets.is_within_budget(bytes) {
+        if self.resets.count_resets(bytes) {
             if self.resets.is_http2() {
                 self.activity.set_http2();
             }
-            self.activity.bytes_read(bytes);
+            self.activity.record_read(bytes);
             return Ok(());
         }
         tracing::warn!("closing a connection: the HTTP/2 client cancelled too many requests");
@@ -280,7 +280,7 @@ impl AsyncWrite for WatchedStream {
             this.has_unsent_data = false;
             this.activity.clear_output_blocked();
         }
-        this.flushes.flushed();
+        this.flushes.record_flush();
         Poll::Ready(Ok(()))
     }
 

@@ -74,7 +74,7 @@ impl ResetLimit {
     }
 
     /// Counts the cancellations in newly read bytes. Returns false once the budget is exceeded.
-    pub(super) fn is_within_budget(&mut self, bytes: &[u8]) -> bool {
+    pub(super) fn count_resets(&mut self, bytes: &[u8]) -> bool {
         let (parser, cancelled) = (&mut self.parser, &mut self.cancelled);
         let mut count = 0;
         parser.parse(bytes, |stream| {
@@ -164,8 +164,8 @@ mod tests {
 
     fn http2_connection() -> ResetLimit {
         let mut limit = ResetLimit::new();
-        assert!(limit.is_within_budget(HTTP2_PREFACE));
-        assert!(limit.is_within_budget(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"));
+        assert!(limit.count_resets(HTTP2_PREFACE));
+        assert!(limit.count_resets(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"));
         assert!(limit.is_http2());
         limit
     }
@@ -173,26 +173,26 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_burst_is_allowed_again_after_the_budget_refills() {
         let mut limit = http2_connection();
-        assert!(limit.is_within_budget(&cancellations(0..5_000)));
-        assert!(!limit.is_within_budget(&cancellations(5_000..5_001)));
+        assert!(limit.count_resets(&cancellations(0..5_000)));
+        assert!(!limit.count_resets(&cancellations(5_000..5_001)));
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(limit.is_within_budget(&cancellations(6_000..7_999)));
-        assert!(!limit.is_within_budget(&cancellations(8_000..8_001)));
+        assert!(limit.count_resets(&cancellations(6_000..7_999)));
+        assert!(!limit.count_resets(&cancellations(8_000..8_001)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn repeated_resets_of_one_stream_count_once() {
         let mut limit = http2_connection();
         for _ in 0..100 {
-            assert!(limit.is_within_budget(&cancellations(0..5_000)));
+            assert!(limit.count_resets(&cancellations(0..5_000)));
         }
-        assert!(!limit.is_within_budget(&cancellations(5_000..5_001)));
+        assert!(!limit.count_resets(&cancellations(5_000..5_001)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_set_of_remembered_streams_is_bounded() {
         let mut limit = http2_connection();
-        limit.is_within_budget(&cancellations(0..30_000));
+        limit.count_resets(&cancellations(0..30_000));
         assert_eq!(limit.cancelled.len(), MAX_REMEMBERED_STREAMS);
         assert!(!limit.cancelled.contains(&0) && limit.cancelled.contains(&29_999));
     }
@@ -203,9 +203,7 @@ mod tests {
         let bytes = cancellations(0..5_001);
         // The last RST_STREAM counts when its header ends, before its payload of four bytes.
         let (frames, last_payload) = bytes.split_at(bytes.len() - 4);
-        let mut rejected = frames
-            .chunks(7)
-            .filter(|piece| !limit.is_within_budget(piece));
+        let mut rejected = frames.chunks(7).filter(|piece| !limit.count_resets(piece));
         assert!(rejected.next().is_some() && rejected.next().is_none());
         limit.parser.parse(last_payload, |stream| {
             panic!("stream {stream} was counted as reset")
@@ -215,8 +213,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn bytes_of_a_connection_that_is_not_http2_are_not_counted() {
         let mut limit = ResetLimit::new();
-        assert!(limit.is_within_budget(b"PRINT / HTTP/1.1\r\n\r\n"));
+        assert!(limit.count_resets(b"PRINT / HTTP/1.1\r\n\r\n"));
         assert!(!limit.is_http2());
-        assert!(limit.is_within_budget(&cancellations(0..10_000)));
+        assert!(limit.count_resets(&cancellations(0..10_000)));
     }
 }

@@ -9,7 +9,7 @@ use tower::Service;
 
 use super::request_body::RequestBody;
 use super::tls::MutualTls;
-use crate::telemetry::{Frontend, Telemetry};
+use crate::telemetry::{ListenerKind, Telemetry};
 
 /// Protocols of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,12 +68,12 @@ impl Default for Limits {
 }
 
 /// The service that handles the requests of a listener's connections.
-pub trait FrontendService<B>:
+pub(crate) trait ListenerService<B>:
     Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static
 {
 }
 
-impl<S, B> FrontendService<B> for S where
+impl<S, B> ListenerService<B> for S where
     S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible>
         + Clone
         + Send
@@ -92,9 +92,9 @@ pub struct Shutdown {
 
 /// Settings of a listener.
 #[derive(Clone)]
-pub struct FrontendSettings {
+pub(crate) struct ListenerSettings {
     /// Value of the label `listener` in the connection metrics.
-    pub frontend: Frontend,
+    pub frontend: ListenerKind,
     /// Protocols to serve.
     pub protocol: Protocol,
     /// Limits of each connection.

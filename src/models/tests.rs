@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn models(models: &[(&str, &[&str])], unknown: UnknownModel) -> Models {
+fn models(models: &[(&str, &[&str])], unknown: UnknownModelPolicy) -> Models {
     let spec = |(name, aliases): &(&str, &[&str])| ModelSpec {
         name: (*name).to_owned(),
         aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
@@ -20,7 +20,7 @@ fn find(models: &Models, name: Option<&str>) -> Result<String, Error> {
 fn a_model_is_found_by_its_name_and_by_each_alias() {
     let models = models(
         &[("a", &[]), ("b", &["bee", "b:latest"])],
-        UnknownModel::Refuse,
+        UnknownModelPolicy::Refuse,
     );
     for name in ["b", "bee", "b:latest"] {
         assert_eq!(find(&models, Some(name)), Ok("b".to_owned()));
@@ -35,9 +35,9 @@ fn a_model_is_found_by_its_name_and_by_each_alias() {
 
 #[test]
 fn a_request_without_a_name_gets_the_only_model() {
-    let only = models(&[("a", &["first"])], UnknownModel::Refuse);
+    let only = models(&[("a", &["first"])], UnknownModelPolicy::Refuse);
     assert_eq!(find(&only, None), Ok("a".to_owned()));
-    let two = models(&[("a", &[]), ("b", &[])], UnknownModel::Refuse);
+    let two = models(&[("a", &[]), ("b", &[])], UnknownModelPolicy::Refuse);
     let unnamed = find(&two, None).expect_err("the model is ambiguous");
     assert_eq!(unnamed.kind, ErrorKind::MissingParameter);
     assert_eq!(
@@ -50,7 +50,7 @@ fn a_request_without_a_name_gets_the_only_model() {
 fn the_list_of_models_in_an_error_is_bounded() {
     let names: Vec<_> = (0..100).map(|index| format!("{index:0>256}")).collect();
     let names: Vec<(&str, &[&str])> = names.iter().map(|name| (&**name, &[][..])).collect();
-    let unnamed = find(&models(&names, UnknownModel::Refuse), None);
+    let unnamed = find(&models(&names, UnknownModelPolicy::Refuse), None);
     let unnamed = unnamed.expect_err("the model is ambiguous");
     assert!(
         unnamed.message.len() < MAX_MODEL_LIST_BYTES + 100,
@@ -61,7 +61,7 @@ fn the_list_of_models_in_an_error_is_bounded() {
 
 #[test]
 fn with_unknown_model_first_an_unknown_name_gets_the_first_model() {
-    let models = models(&[("a", &[]), ("b", &["bee"])], UnknownModel::First);
+    let models = models(&[("a", &[]), ("b", &["bee"])], UnknownModelPolicy::First);
     for (name, expected) in [
         (Some("gpt-4o"), "a"),
         (None, "a"),

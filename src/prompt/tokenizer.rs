@@ -25,7 +25,7 @@ impl Tokenizer {
     /// # Errors
     /// Returns [`ErrorKind::NotReady`] if the model is not loaded.
     pub(crate) fn new(model: &ModelEntry) -> Result<Self, Error> {
-        Ok(Self(Arc::clone(model.model()?)))
+        Ok(Self(Arc::clone(model.loaded_model()?)))
     }
 
     /// Returns the model's facts.
@@ -62,14 +62,14 @@ impl Tokenizer {
     }
 
     /// Builds and tokenizes the fill-in-the-middle prompt of two texts.
-    pub(super) async fn infill(
+    pub(super) async fn tokenize_infill(
         &self,
         prefix: String,
         suffix: String,
     ) -> Result<Vec<TokenId>, Error> {
         let bytes = prefix.len().saturating_add(suffix.len());
         self.check_length(bytes, PROMPT_FIELD)?;
-        let ids = self.call_model(bytes, move |model| model.infill(&prefix, &suffix));
+        let ids = self.call_model(bytes, move |model| model.tokenize_infill(&prefix, &suffix));
         ids.await?.map_err(|error| prompt_error(error, "suffix"))
     }
 

@@ -196,7 +196,7 @@ fn merge_token_from(
             _ => skip_field(wire_type, tag, buf, ctx),
         }
     })?;
-    batch.end_token(id, timestamps);
+    batch.finish_token(id, timestamps);
     batch.set_last_logprobs(logprobs.map(|logprobs| Box::new(logprobs.into())));
     Ok(())
 }

@@ -34,7 +34,7 @@ impl ForwardedEvents {
     ) -> Self {
         Self {
             events,
-            timer: DeliveryTimer::new(context.record(), context.flush().clone()),
+            timer: DeliveryTimer::new(context.record(), context.flush_handle().clone()),
             context,
             stopped: PollOnWake::new(Box::pin(stopping.cancelled_owned())),
             ended: false,
@@ -56,7 +56,7 @@ impl ForwardedEvents {
             Event::Started(started) => {
                 // The engine reports the served name of the model, which may differ from the alias in the request.
                 self.context.record().set_model(&started.model);
-                self.context.started(started.prompt_tokens);
+                self.context.record_start(started.prompt_tokens);
             }
             Event::Prompt(_) => {}
             Event::Tokens(tokens) => {
@@ -86,7 +86,7 @@ impl Stream for ForwardedEvents {
         if this.ended {
             return Poll::Ready(None);
         }
-        let start = WriteStart::begin();
+        let start = WriteStart::now();
         this.poll_event(cx).map(|event| match event {
             None => {
                 this.ended = true;

@@ -207,7 +207,7 @@ impl TestRunner {
     }
 
     /// Moves the sequences that have credit again from `waiting` to `deadlines`.
-    fn resume_waiting(&mut self, credit: &dyn SlotCredit) {
+    fn reschedule_waiting(&mut self, credit: &dyn SlotCredit) {
         let (sequences, deadlines) = (&self.sequences, &mut self.deadlines);
         self.waiting.retain(|&slot| {
             let Some(sequence) = &sequences[slot.0] else {
@@ -345,7 +345,7 @@ impl Runner for TestRunner {
     }
 
     fn next_step(&mut self, credit: &dyn SlotCredit) -> NextStep {
-        self.resume_waiting(credit);
+        self.reschedule_waiting(credit);
         self.next_deadline()
             .map_or(NextStep::Idle, |(due_ns, _)| NextStep::At(due_ns))
     }

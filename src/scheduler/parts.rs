@@ -13,7 +13,7 @@ pub(crate) struct SchedulerParts {
     /// The models. The scheduler's task records which of them are loaded.
     pub models: Models,
     /// The workers that the engine starts itself.
-    pub workers: Vec<OwnedWorker>,
+    pub workers: Vec<LocalWorker>,
     /// The events of all workers.
     pub events: mpsc::Receiver<WorkerEvent>,
     /// The queue limit of each model: the maximum number of requests that wait for their first slot.
@@ -44,7 +44,7 @@ impl Default for ResumptionLimits {
 }
 
 /// A worker that the engine starts and restarts itself.
-pub(crate) struct OwnedWorker {
+pub(crate) struct LocalWorker {
     /// The worker's id.
     pub worker: WorkerId,
     /// The worker's model.

@@ -68,7 +68,7 @@ pub struct Placement<J> {
 }
 
 /// The properties of a job from which its placement is decided.
-pub trait Job {
+pub trait QueuedChoice {
     /// Maximum number of tokens that the job produces.
     fn max_tokens(&self) -> u32;
 
@@ -90,7 +90,7 @@ pub enum Admission {
     NoWorker,
 }
 
-impl<J: Job> Plan<J> {
+impl<J: QueuedChoice> Plan<J> {
     /// Creates a plan without workers. `queue_depths` has one entry per model.
     #[must_use]
     pub fn new(queue_depths: ModelMap<usize>) -> Self {
@@ -169,7 +169,7 @@ impl<J: Job> Plan<J> {
     }
 
     /// Records that a worker has loaded its model: all its slots are free. Returns the jobs to start.
-    pub fn worker_ready(
+    pub fn set_worker_ready(
         &mut self,
         worker: WorkerId,
         generation: Generation,
@@ -192,7 +192,7 @@ impl<J: Job> Plan<J> {
     }
 
     /// Records that a worker and all its jobs are lost.
-    pub(super) fn worker_lost(&mut self, worker: WorkerId) {
+    pub(super) fn set_worker_lost(&mut self, worker: WorkerId) {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.generation = None;
         }
@@ -209,7 +209,7 @@ impl<J: Job> Plan<J> {
     }
 
     /// Records that a crash suspect has produced a token or has ended, so it is no longer suspect.
-    pub(super) fn suspect_cleared(
+    pub(super) fn clear_suspect(
         &mut self,
         worker: WorkerId,
         generation: Generation,
@@ -225,7 +225,7 @@ impl<J: Job> Plan<J> {
     }
 
     /// Records that a slot of a worker is free again. Returns the jobs to start.
-    pub fn slot_released(
+    pub fn release_slot(
         &mut self,
         worker: WorkerId,
         generation: Generation,
@@ -244,10 +244,10 @@ impl<J: Job> Plan<J> {
     }
 
     /// Drops the waiting jobs whose readers were dropped.
-    pub fn sweep(&mut self) {
+    pub fn drop_abandoned(&mut self) {
         for queue in self.queues.values_mut() {
             queue.waiting.retain(|_, waiting| {
-                waiting.choices.retain(Job::has_reader);
+                waiting.choices.retain(QueuedChoice::has_reader);
                 !waiting.choices.is_empty()
             });
         }

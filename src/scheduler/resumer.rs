@@ -10,7 +10,7 @@ use std::pin::Pin;
 use tokio::time::{Instant, sleep};
 
 use super::Scheduler;
-use super::submission::{Submission, SubmittedWork};
+use super::submission::{SchedulerMessage, SubmittedWork};
 use crate::error::{Error, ErrorKind};
 use crate::models::ModelId;
 use crate::request::TokenId;
@@ -38,7 +38,7 @@ const MAX_RESUMPTIONS_WITHOUT_PROGRESS: u32 = 8;
 const MIN_PROGRESS_TOKENS: u32 = 16;
 
 /// Resumes the choices of one request on other workers.
-pub struct Resumer {
+pub(crate) struct Resumer {
     pub(super) scheduler: Scheduler,
     pub(super) model: ModelId,
     pub(super) priority: i32,
@@ -130,7 +130,7 @@ impl Resumer {
             return Err(Error::new(ErrorKind::Draining, message));
         }
         if !losses.may_resume(self.scheduler.resumption.max_consecutive) {
-            return Err(worker_lost());
+            return Err(worker_lost_error());
         }
         let sequence = Sequence {
             choice,
@@ -143,7 +143,7 @@ impl Resumer {
         self.scheduler.resumptions.increment(1);
         let replayed = u64::try_from(delivered.len()).unwrap_or(u64::MAX);
         self.scheduler.tokens_replayed.increment(replayed);
-        let submission = Submission {
+        let submission = SchedulerMessage {
             model: self.model,
             priority: self.priority,
             work: SubmittedWork::Resumed(Box::new(assignment)),
@@ -164,7 +164,7 @@ impl Resumer {
 
 /// Creates the error of a choice that cannot be resumed.
 #[must_use]
-pub fn worker_lost() -> Error {
+pub fn worker_lost_error() -> Error {
     let message = "The worker that ran this request was lost, and the request could not be resumed on another worker.";
     Error::new(ErrorKind::WorkerLost, message)
 }

@@ -7,7 +7,7 @@ use crate::models::ModelId;
 use crate::worker::Assignment;
 
 /// A message to the scheduler's task.
-pub(super) struct Submission {
+pub(super) struct SchedulerMessage {
     pub(super) model: ModelId,
     pub(super) priority: i32,
     pub(super) work: SubmittedWork,

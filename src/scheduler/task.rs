@@ -7,8 +7,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::parts::SchedulerParts;
-use super::plan::{Admission, Job, Placement, Plan};
-use super::submission::{Submission, SubmittedWork};
+use super::plan::{Admission, Placement, Plan, QueuedChoice};
+use super::submission::{SchedulerMessage, SubmittedWork};
 use super::worker_statuses::WorkerStatuses;
 use crate::error::{Error, ErrorKind};
 use crate::models::{ModelId, ModelStatus, Readiness};
@@ -27,7 +27,7 @@ pub(super) struct Signals {
 /// Runs the scheduler's task until the scheduler is stopped or every handle is dropped.
 pub(super) async fn run(
     parts: SchedulerParts,
-    mut submissions: mpsc::Receiver<Submission>,
+    mut submissions: mpsc::Receiver<SchedulerMessage>,
     signals: Signals,
     (readiness, workers): (watch::Sender<Readiness>, watch::Sender<WorkerCounts>),
 ) {
@@ -50,7 +50,7 @@ pub(super) async fn run(
             // just left the queue.
             biased;
             () = signals.stopping.cancelled() => break,
-            () = signals.abandoned.notified() => task.plan.sweep(),
+            () = signals.abandoned.notified() => task.plan.drop_abandoned(),
             Some(event) = events.recv() => task.handle_event(event),
             submission = submissions.recv() => match submission {
                 Some(submission) => task.submit(submission),
@@ -73,7 +73,7 @@ struct Task {
     workers: watch::Sender<WorkerCounts>,
 }
 
-impl Job for Assignment {
+impl QueuedChoice for Assignment {
     fn max_tokens(&self) -> u32 {
         self.sequence.max_tokens
     }
@@ -96,8 +96,8 @@ impl Task {
         self.handles.extend(handle.map(|handle| (worker, handle)));
     }
 
-    fn submit(&mut self, submission: Submission) {
-        let Submission {
+    fn submit(&mut self, submission: SchedulerMessage) {
+        let SchedulerMessage {
             model,
             priority,
             work,
@@ -150,13 +150,13 @@ impl Task {
                 };
                 model.set_loaded(served.model);
                 self.statuses.set_status(worker, ModelStatus::Up);
-                let placements = self.plan.worker_ready(worker, generation, served.slots);
+                let placements = self.plan.set_worker_ready(worker, generation, served.slots);
                 self.submit_placements(placements);
                 self.publish_readiness();
             }
             WorkerEvent::Stuck { worker, is_stuck } => self.set_stuck(worker, is_stuck),
             WorkerEvent::SuspectCleared { worker, generation } => {
-                let placements = self.plan.suspect_cleared(worker, generation);
+                let placements = self.plan.clear_suspect(worker, generation);
                 self.submit_placements(placements);
             }
             WorkerEvent::Released {
@@ -164,7 +164,7 @@ impl Task {
                 generation,
                 max_tokens,
             } => {
-                let placements = self.plan.slot_released(worker, generation, max_tokens);
+                let placements = self.plan.release_slot(worker, generation, max_tokens);
                 self.submit_placements(placements);
             }
             WorkerEvent::Lost { worker, reason } => {
@@ -232,7 +232,7 @@ impl Task {
 
     fn mark_down(&mut self, worker: WorkerId, status: ModelStatus) {
         self.statuses.set_status(worker, status);
-        self.plan.worker_lost(worker);
+        self.plan.set_worker_lost(worker);
         self.publish_readiness();
     }
 

@@ -36,7 +36,7 @@ async fn start_scheduler() -> (Scheduler, DeviceThread) {
     let model = models.entries()[0].id;
     let (scheduler, task) = Scheduler::new(SchedulerParts {
         queue_depths: models.map_values([2]),
-        workers: vec![OwnedWorker {
+        workers: vec![LocalWorker {
             worker: WorkerId(0),
             model,
             handle: Some(worker),

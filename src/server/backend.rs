@@ -23,7 +23,7 @@ pub(super) struct Backend {
 
 /// The gRPC service `tokenway.v1.Inference`, of an engine or of a gateway.
 pub(super) enum Service {
-    Engine(Box<grpc::Service>),
+    Engine(Box<grpc::InferenceService>),
     Proxy(Proxy),
 }
 
@@ -47,8 +47,11 @@ impl Backend {
                 let engine = engine.map_err(StartError::Thread)?;
                 let scheduler = engine.scheduler.clone();
                 let health = ServerHealth::for_engine(&scheduler);
-                let service =
-                    grpc::Service::new(engine.models.clone(), scheduler, telemetry.clone());
+                let service = grpc::InferenceService::new(
+                    engine.models.clone(),
+                    scheduler,
+                    telemetry.clone(),
+                );
                 let cluster = Cluster::local(service.clone());
                 Ok(Self {
                     engine: Some(engine),

@@ -10,9 +10,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::critical::CriticalTasks;
 use crate::listen::{Address, MutualTls};
-use crate::models::{ModelId, ModelSpec, Models, UnknownModel};
+use crate::models::{ModelId, ModelSpec, Models, UnknownModelPolicy};
 use crate::runner::Loader;
-use crate::scheduler::{OwnedWorker, ResumptionLimits, Scheduler, SchedulerParts};
+use crate::scheduler::{LocalWorker, ResumptionLimits, Scheduler, SchedulerParts};
 use crate::telemetry::Telemetry;
 use crate::worker::attached::{
     AttachParts, AttachService, AttachableModel, TOKENIZER_CALL_TIMEOUT, WorkerTimeouts,
@@ -35,7 +35,7 @@ pub struct EngineParts {
     /// The models, in the order in which `/v1/models` lists them. Names and aliases must be unique.
     pub models: Vec<ModelParts>,
     /// Reaction to a request for an unknown model: reject it, or use the first model.
-    pub unknown_model: UnknownModel,
+    pub unknown_model: UnknownModelPolicy,
     /// Settings of the workers, such as timeouts.
     pub workers: WorkerParts,
 }
@@ -223,7 +223,7 @@ struct WorkerStarter<'a> {
     critical: CriticalTasks,
     events: mpsc::Sender<WorkerEvent>,
     attach_service: AttachService,
-    workers: Vec<OwnedWorker>,
+    workers: Vec<LocalWorker>,
     threads: Vec<DeviceThread>,
     stopping: CancellationToken,
 }
@@ -276,7 +276,7 @@ impl WorkerStarter<'_> {
                 None
             }
         };
-        self.workers.push(OwnedWorker {
+        self.workers.push(LocalWorker {
             worker,
             model: id,
             handle,
@@ -320,7 +320,7 @@ fn attachable_model(model: &ModelParts) -> AttachableModel {
 }
 
 /// Creates the registry of an engine's models.
-fn model_registry(models: &[ModelParts], unknown: UnknownModel) -> Models {
+fn model_registry(models: &[ModelParts], unknown: UnknownModelPolicy) -> Models {
     let since_epoch = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

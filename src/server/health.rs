@@ -24,18 +24,18 @@ const SERVICES: [&str; 2] = ["", "tokenway.v1.Inference"];
 /// Health of a server. Clones share it.
 #[derive(Clone)]
 pub(super) struct ServerHealth {
-    backend: Backend,
+    backend: HealthSource,
     draining: CancellationToken,
     stopped: CancellationToken,
 }
 
 #[derive(Clone)]
-enum Backend {
+enum HealthSource {
     Engine(watch::Receiver<Readiness>, watch::Receiver<WorkerCounts>),
     Cluster(Cluster),
 }
 
-impl Backend {
+impl HealthSource {
     /// Waits until the server's health may have changed. `is_serving` is the last reported health.
     async fn changed(&mut self, is_serving: bool) -> Result<(), RecvError> {
         match self {
@@ -51,7 +51,7 @@ impl Backend {
 impl ServerHealth {
     pub(super) fn for_engine(scheduler: &Scheduler) -> Self {
         Self {
-            backend: Backend::Engine(scheduler.readiness(), scheduler.workers()),
+            backend: HealthSource::Engine(scheduler.readiness(), scheduler.workers()),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
         }
@@ -60,16 +60,16 @@ impl ServerHealth {
     /// Creates the health of a gateway. Cancelling `stopped` ends the tasks that watch the engines.
     pub(super) fn for_cluster(cluster: Cluster, stopped: CancellationToken) -> Self {
         Self {
-            backend: Backend::Cluster(cluster),
+            backend: HealthSource::Cluster(cluster),
             draining: CancellationToken::new(),
             stopped,
         }
     }
 
     /// Checks that the server accepts requests for every model. The HTTP health endpoints return this result.
-    pub(super) fn check(&self) -> Result<(), Error> {
+    pub(super) fn check_ready(&self) -> Result<(), Error> {
         self.check_accepting()?;
-        let Backend::Engine(readiness, _) = &self.backend else {
+        let HealthSource::Engine(readiness, _) = &self.backend else {
             return Ok(());
         };
         let (kind, message) = match &*readiness.borrow() {
@@ -104,8 +104,8 @@ impl ServerHealth {
     /// Returns the number of workers in each state, or `None` for a gateway.
     pub(super) fn worker_counts(&self) -> Option<WorkerCounts> {
         match &self.backend {
-            Backend::Engine(_, workers) => Some(workers.borrow().clone()),
-            Backend::Cluster(_) => None,
+            HealthSource::Engine(_, workers) => Some(workers.borrow().clone()),
+            HealthSource::Cluster(_) => None,
         }
     }
 
@@ -119,17 +119,17 @@ impl ServerHealth {
             ));
         }
         match &self.backend {
-            Backend::Engine(..) => Ok(()),
-            Backend::Cluster(cluster) if cluster.is_up() => Ok(()),
-            Backend::Cluster(_) => Err(Error::new(ErrorKind::NoWorker, "No engine is up.")),
+            HealthSource::Engine(..) => Ok(()),
+            HealthSource::Cluster(cluster) if cluster.is_up() => Ok(()),
+            HealthSource::Cluster(_) => Err(Error::new(ErrorKind::NoWorker, "No engine is up.")),
         }
     }
 
     /// Waits until a remote engine accepts requests. Returns at once for a server with an engine in its own process.
     pub(super) async fn wait_until_up(&self) {
         match &self.backend {
-            Backend::Cluster(cluster) => cluster.wait_until_up().await,
-            Backend::Engine(..) => {}
+            HealthSource::Cluster(cluster) => cluster.wait_until_up().await,
+            HealthSource::Engine(..) => {}
         }
     }
 
@@ -202,7 +202,7 @@ async fn report_changes(
 
 /// Reports the current health to the gRPC health service. Returns true if the server is serving.
 async fn report_health(reporter: &HealthReporter, health: &ServerHealth) -> bool {
-    let is_serving = health.check().is_ok();
+    let is_serving = health.check_ready().is_ok();
     let status = if is_serving {
         ServingStatus::Serving
     } else {

@@ -10,7 +10,7 @@ use super::parts::Source;
 use super::start_error::StartError;
 use crate::critical::CriticalTasks;
 use crate::listen::{
-    self, Address, FrontendService, FrontendSettings, Listener, MutualTls, Shutdown,
+    self, Address, Listener, ListenerService, ListenerSettings, MutualTls, Shutdown,
 };
 
 /// A group of listeners that are closed together.
@@ -22,7 +22,7 @@ pub(super) struct Listeners {
 
 impl Listeners {
     /// Starts the accept loop of a listener.
-    pub(super) fn open(
+    pub(super) fn spawn_accept_loop(
         &self,
         critical: &CriticalTasks,
         name: &'static str,
@@ -37,11 +37,11 @@ impl Listeners {
     pub(super) fn serve<S, B>(
         &self,
         listener: Listener,
-        settings: FrontendSettings,
+        settings: ListenerSettings,
         service: S,
     ) -> impl Future<Output = ()> + Send + use<S, B>
     where
-        S: FrontendService<B>,
+        S: ListenerService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::engine::EngineParts;
-use crate::cluster::{EngineAddress, check_engines, check_listen_address};
-use crate::gateway::{OriginPolicy, StreamFormat, UnknownFields};
+use crate::cluster::{EngineAddress, check_listen_address, check_no_duplicates};
+use crate::gateway::{OriginPolicy, StreamFormat, UnknownFieldPolicy};
 use crate::listen::{Address, Limits};
 
 /// Default of [`HttpFrontend::headers_after`]. It is below 60 s, the common idle timeout of load balancers.
@@ -27,7 +27,7 @@ pub struct ServerParts {
     /// True if the server logs one line for each request that ends.
     pub access_log: bool,
     /// Durations of the phases of a shutdown.
-    pub drain: Drain,
+    pub drain: DrainDurations,
 }
 
 impl ServerParts {
@@ -41,7 +41,7 @@ impl ServerParts {
             limits: Limits::default(),
             request_timeout: Duration::from_secs(600),
             access_log: true,
-            drain: Drain {
+            drain: DrainDurations {
                 grace: Duration::from_secs(1),
                 timeout: Duration::from_secs(30),
             },
@@ -56,7 +56,7 @@ impl ServerParts {
         let Source::Remote(engines) = &self.source else {
             return Ok(());
         };
-        check_engines(engines)?;
+        check_no_duplicates(engines)?;
         if let Some(http) = &self.http {
             check_listen_address(engines, "http-listen", &http.listen.to_string())?;
         }
@@ -84,7 +84,7 @@ pub struct HttpFrontend {
     /// Format of a stream whose client's `Accept` header allows several formats equally.
     pub stream_format: StreamFormat,
     /// Treatment of unknown request fields.
-    pub unknown_fields: UnknownFields,
+    pub unknown_fields: UnknownFieldPolicy,
     /// Maximum time in the queue before a streamed request gets its response headers. With `None`, the headers are
     /// sent only when a worker starts the request.
     pub headers_after: Option<Duration>,
@@ -100,7 +100,7 @@ impl HttpFrontend {
         Self {
             listen,
             stream_format: StreamFormat::Ndjson,
-            unknown_fields: UnknownFields::Refuse,
+            unknown_fields: UnknownFieldPolicy::Refuse,
             headers_after: Some(DEFAULT_HEADERS_AFTER),
             origins: OriginPolicy::default(),
         }
@@ -123,7 +123,7 @@ impl HttpFrontend {
 
 /// Durations of the two phases of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Drain {
+pub struct DrainDurations {
     /// Time during which the server still listens but reports that it is not ready, so that load balancers stop sending
     /// requests.
     pub grace: Duration,

@@ -50,7 +50,7 @@ pub enum RunError {
 /// # Errors
 /// Returns an error if the server cannot start, a second signal interrupts the drain, or a critical task
 /// panics.
-pub async fn until_signalled(
+pub async fn serve_until_signalled(
     parts: ServerParts,
     out: &Output,
     err: &Output,
@@ -64,12 +64,12 @@ pub async fn until_signalled(
     let server = Server::start(parts).await?;
     print_addresses(&server, out);
     if rejects_host_names {
-        out.line(format_args!("hosts    {HOSTS_NOTE}"));
+        out.write_line(format_args!("hosts    {HOSTS_NOTE}"));
     }
     match &source {
         Source::Remote(engines) => {
             let engines = comma_separated(engines);
-            out.line(format_args!("waiting  for an engine: {engines}"));
+            out.write_line(format_args!("waiting  for an engine: {engines}"));
         }
         Source::Engine(engine) => print_worker_addresses(&server, engine, out),
     }
@@ -83,7 +83,7 @@ pub async fn until_signalled(
     let outcome = match startup {
         StartupOutcome::Ready => {
             for line in ready_lines(&source) {
-                out.line(format_args!("ready    {line}"));
+                out.write_line(format_args!("ready    {line}"));
             }
             wait_for_shutdown(&server, &mut signals).await
         }
@@ -91,7 +91,7 @@ pub async fn until_signalled(
     };
     if !matches!(outcome, Err(RunError::Start(_))) {
         let seconds = drain.grace.as_secs_f64();
-        out.line(format_args!(
+        out.write_line(format_args!(
             "draining new requests are rejected; the listeners close in {seconds} s"
         ));
     }
@@ -169,7 +169,7 @@ fn print_addresses(server: &Server, out: &Output) {
     for address in server.http_addresses() {
         let url = url(address);
         let completions = gateway::completion_paths().collect::<Vec<_>>().join(" ");
-        out.line(format_args!("HTTP     {url}  {completions} {OTHER_PATHS}"));
+        out.write_line(format_args!("HTTP     {url}  {completions} {OTHER_PATHS}"));
     }
     for address in server.grpc_addresses() {
         let hint = match address {
@@ -179,7 +179,7 @@ fn print_addresses(server: &Server, out: &Output) {
             Address::Unix(_) => "; in Python, C++ and Java set grpc.default_authority to localhost",
         };
         let url = url(address);
-        out.line(format_args!(
+        out.write_line(format_args!(
             "gRPC     {url}  tokenway.v1.Inference, health, reflection{hint}"
         ));
     }
@@ -191,7 +191,7 @@ fn print_worker_addresses(server: &Server, engine: &EngineParts, out: &Output) {
         return;
     }
     for address in server.worker_addresses() {
-        out.line(format_args!(
+        out.write_line(format_args!(
             "workers  {address}  tokenway.worker.v1.DeviceWorker"
         ));
     }
@@ -199,7 +199,7 @@ fn print_worker_addresses(server: &Server, engine: &EngineParts, out: &Output) {
     let names: Vec<_> = models.map(|model| &*model.name).collect();
     if !names.is_empty() {
         let names = names.join(", ");
-        out.line(format_args!("waiting  for workers of {names}"));
+        out.write_line(format_args!("waiting  for workers of {names}"));
     }
 }
 

@@ -174,7 +174,7 @@ impl TokenLatency {
     pub(super) fn write(&self, out: &mut String) -> fmt::Result {
         writeln!(
             out,
-            "# METRIC_HELP {METRIC_NAME} {METRIC_HELP}\n# TYPE {METRIC_NAME} histogram"
+            "# HELP {METRIC_NAME} {METRIC_HELP}\n# TYPE {METRIC_NAME} histogram"
         )?;
         for format in ResponseFormat::ALL {
             for stage in Stage::ALL {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use metrics::Gauge;
 
 use super::request_metrics::{CompletionObservation, Labels, TokenUsage};
-use super::token_gaps::TokenGaps;
+use super::token_gaps::InterTokenTimes;
 use super::{ResponseFormat, Telemetry};
 use crate::error::ErrorKind;
 
@@ -71,7 +71,7 @@ pub type Outcome = Result<(), ErrorKind>;
 /// Returns the value of the label `outcome`.
 #[must_use]
 pub(crate) fn outcome_label(outcome: Outcome) -> &'static str {
-    outcome.map_or_else(|kind| kind.row().code, |()| "ok")
+    outcome.map_or_else(|kind| kind.mapping().code, |()| "ok")
 }
 
 /// The record of one request: its route, and the facts that its handlers report. Each fact is set once; later reports
@@ -81,16 +81,16 @@ pub struct RequestRecord {
     api: Api,
     route: Route,
     arrived_ns: u64,
-    stream: StreamCount,
+    stream: RequestGauge,
     format: OnceLock<ResponseFormat>,
     model: OnceLock<Arc<str>>,
-    set_requested_model: AtomicBool,
+    has_requested_model: AtomicBool,
     /// Number of prompt tokens in the prompts that a worker has started.
     prompt_tokens: AtomicU64,
     /// Token counts that the engine reported at the end of the completion.
     usage: OnceLock<TokenUsage>,
     started_ns: OnceLock<u64>,
-    gaps: Mutex<TokenGaps>,
+    gaps: Mutex<InterTokenTimes>,
     outcome: OnceLock<Outcome>,
 }
 
@@ -103,13 +103,13 @@ impl RequestRecord {
             api,
             route,
             arrived_ns,
-            stream: StreamCount::new(
+            stream: RequestGauge::new(
                 telemetry.requests_in_flight(api),
                 telemetry.requests_lingering(api),
             ),
             format: OnceLock::new(),
             model: OnceLock::new(),
-            set_requested_model: AtomicBool::new(false),
+            has_requested_model: AtomicBool::new(false),
             prompt_tokens: AtomicU64::new(0),
             usage: OnceLock::new(),
             started_ns: OnceLock::new(),
@@ -138,7 +138,7 @@ impl RequestRecord {
 
     /// The counter of this request in the gauges of running requests.
     #[must_use]
-    pub(crate) fn stream_count(&self) -> &StreamCount {
+    pub(crate) fn request_gauge(&self) -> &RequestGauge {
         &self.stream
     }
 
@@ -160,7 +160,7 @@ impl RequestRecord {
     /// Reports the model name in the request. A model with this name may not exist.
     pub(crate) fn set_requested_model(&self, name: &str) {
         if !name.is_empty() {
-            self.set_requested_model.store(true, Ordering::Relaxed);
+            self.has_requested_model.store(true, Ordering::Relaxed);
         }
     }
 
@@ -170,19 +170,19 @@ impl RequestRecord {
         self.model.get_or_init(|| served_name.into());
     }
 
-    /// The value of the label `model`: the name of a served model, `unknown` if no model with the requested name is
+    /// The value of the label `loaded_model`: the name of a served model, `unknown` if no model with the requested name is
     /// served, or `none`.
     #[must_use]
     pub(crate) fn model_label(&self) -> &str {
         match self.model.get() {
             Some(name) => name,
-            None if self.set_requested_model.load(Ordering::Relaxed) => "unknown",
+            None if self.has_requested_model.load(Ordering::Relaxed) => "unknown",
             None => "none",
         }
     }
 
     /// Reports that a worker has started a prompt with this number of tokens.
-    pub fn started(&self, prompt_tokens: u32, now_ns: u64) {
+    pub fn record_start(&self, prompt_tokens: u32, now_ns: u64) {
         self.started_ns.get_or_init(|| now_ns);
         self.prompt_tokens
             .fetch_add(prompt_tokens.into(), Ordering::Relaxed);
@@ -225,7 +225,7 @@ impl RequestRecord {
     }
 
     /// Adds the measured times between tokens to this record.
-    pub(crate) fn add_gaps(&self, gaps: &mut TokenGaps) {
+    pub(crate) fn add_gaps(&self, gaps: &mut InterTokenTimes) {
         self.with_gaps(|all| all.take_from(gaps));
     }
 
@@ -241,7 +241,7 @@ impl RequestRecord {
     }
 
     /// Counts the end of the request. Later calls have no effect.
-    pub fn ended(&self, outcome: Outcome, now_ns: u64) {
+    pub fn record_end(&self, outcome: Outcome, now_ns: u64) {
         if self.outcome.set(outcome).is_err() {
             return;
         }
@@ -267,16 +267,16 @@ impl RequestRecord {
     }
 
     /// Counts a request that was rejected before any part of a response was sent.
-    pub fn rejected(&self, kind: ErrorKind, now_ns: u64) {
+    pub(crate) fn record_rejection(&self, kind: ErrorKind, now_ns: u64) {
         if self.outcome.get().is_none() {
             self.telemetry.count_rejection(self.api, kind);
         }
-        self.ended(Err(kind), now_ns);
+        self.record_end(Err(kind), now_ns);
     }
 
     /// Ends a request whose response has been sent completely or was dropped. If no handler has reported an outcome,
     /// the client has cancelled the request or read too slowly.
-    pub fn closed(&self, now_ns: u64) {
+    pub(crate) fn record_close(&self, now_ns: u64) {
         if self.outcome.get().is_none() {
             let kind = if self.stream.is_lingering() {
                 ErrorKind::SlowReader
@@ -286,20 +286,20 @@ impl RequestRecord {
                 self.telemetry.cancellations.increment(1);
                 ErrorKind::Cancelled
             };
-            self.ended(Err(kind), now_ns);
+            self.record_end(Err(kind), now_ns);
         }
         self.stream.close();
     }
 
     /// Locks the times between tokens. The lock is taken a few times per request, never per token.
-    fn with_gaps<T>(&self, read: impl FnOnce(&mut TokenGaps) -> T) -> T {
+    fn with_gaps<T>(&self, read: impl FnOnce(&mut InterTokenTimes) -> T) -> T {
         read(&mut self.gaps.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// Counts one request in the gauges of running requests. Clones count the same request.
 #[derive(Clone)]
-pub(crate) struct StreamCount(Arc<GaugeState>);
+pub(crate) struct RequestGauge(Arc<GaugeState>);
 
 struct GaugeState {
     in_flight: Gauge,
@@ -316,7 +316,7 @@ const STATE_LINGERING: u8 = 2;
 /// State of a request that no gauge counts any more.
 const STATE_CLOSED: u8 = 3;
 
-impl StreamCount {
+impl RequestGauge {
     fn new(in_flight: Gauge, lingering: Gauge) -> Self {
         Self(Arc::new(GaugeState {
             in_flight,
@@ -379,12 +379,12 @@ mod tests {
         let telemetry = Telemetry::new();
         let request = RequestRecord::new(&telemetry, Api::Http, COMPLETIONS, 0);
         request.count_in_flight();
-        let stream = request.stream_count().clone();
+        let stream = request.request_gauge().clone();
         assert_eq!(gauges(&telemetry), [true, false]);
         stream.linger();
         stream.linger();
         assert_eq!(gauges(&telemetry), [false, true]);
-        request.closed(1);
+        request.record_close(1);
         stream.linger();
         assert_eq!(gauges(&telemetry), [false, false]);
         let text = telemetry.render();
@@ -409,9 +409,9 @@ mod tests {
     fn a_request_ends_once() {
         let telemetry = Telemetry::new();
         let request = RequestRecord::new(&telemetry, Api::Http, COMPLETIONS, 0);
-        request.ended(Ok(()), 1);
-        request.rejected(ErrorKind::QueueFull, 2);
-        request.closed(3);
+        request.record_end(Ok(()), 1);
+        request.record_rejection(ErrorKind::QueueFull, 2);
+        request.record_close(3);
         let text = telemetry.render();
         let ends: Vec<_> = text
             .lines()

@@ -6,7 +6,7 @@ use std::fmt::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::histogram::{Buckets, DURATION_BOUNDS, TOKEN_GAP_BOUNDS, WAIT_TIME_BOUNDS};
-use super::token_gaps::TokenGaps;
+use super::token_gaps::InterTokenTimes;
 
 const FIRST_TOKEN: &str = "tokenway_time_to_first_token_seconds";
 const INTER_TOKEN_LATENCY: &str = "tokenway_inter_token_latency_seconds";
@@ -61,7 +61,7 @@ impl RequestMetrics {
         &self,
         labels: Labels,
         observation: &CompletionObservation,
-        gaps: &TokenGaps,
+        gaps: &InterTokenTimes,
     ) {
         let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         let series = all.entry(labels).or_default();
@@ -171,7 +171,7 @@ mod tests {
             first_token_ns: None,
             usage: TokenUsage::default(),
         };
-        metrics.record(labels, &observation, &TokenGaps::default());
+        metrics.record(labels, &observation, &InterTokenTimes::default());
         let mut text = String::new();
         metrics
             .write(&mut text)

@@ -6,7 +6,7 @@
 use super::histogram::{Buckets, TOKEN_GAP_BOUNDS};
 
 /// The times between the tokens of one request, by choice.
-pub(crate) struct TokenGaps {
+pub(crate) struct InterTokenTimes {
     buckets: Buckets,
     first_ns: Option<u64>,
     tokens: u64,
@@ -14,7 +14,7 @@ pub(crate) struct TokenGaps {
     latest_ns: Vec<u64>,
 }
 
-impl Default for TokenGaps {
+impl Default for InterTokenTimes {
     fn default() -> Self {
         Self {
             buckets: Buckets::new(&TOKEN_GAP_BOUNDS),
@@ -25,7 +25,7 @@ impl Default for TokenGaps {
     }
 }
 
-impl TokenGaps {
+impl InterTokenTimes {
     /// Records that `count` tokens of a choice were written together at `now_ns`. The time since the choice's
     /// previous token is divided equally among them.
     pub(crate) fn record(&mut self, choice: u32, count: u64, now_ns: u64) {
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn tokens_written_together_share_the_time_since_the_previous_token() {
-        let mut gaps = TokenGaps::default();
+        let mut gaps = InterTokenTimes::default();
         gaps.record(0, 1, 10 * MS);
         gaps.record(0, 4, 18 * MS);
         assert_eq!(gaps.first_ns(), Some(10 * MS));
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn the_gaps_of_a_choice_do_not_depend_on_the_other_choices() {
-        let mut gaps = TokenGaps::default();
+        let mut gaps = InterTokenTimes::default();
         for (choice, now_ns) in [(0, 10), (1, 11), (0, 30), (1, 31)] {
             gaps.record(choice, 1, now_ns * MS);
         }

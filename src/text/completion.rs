@@ -19,7 +19,7 @@ use crate::poll_on_wake::PollOnWake;
 use crate::prompt::Prompt;
 use crate::request::CompletionRequest;
 use crate::runner::{ModelError, monotonic_ns};
-use crate::scheduler::{Admitted, Resumer, worker_lost};
+use crate::scheduler::{Admitted, Resumer, worker_lost_error};
 use crate::telemetry::StageTimes;
 use crate::tokens::TokenBatch;
 use crate::worker::token_channel::{Failure, Output};
@@ -69,7 +69,7 @@ impl Completion {
     ///
     /// # Errors
     /// Returns an error if the client already has tokens that contain a stop string: that choice has ended.
-    pub fn new(
+    pub(crate) fn new(
         request: &CompletionRequest,
         prompt: Prompt,
         admitted: Admitted,
@@ -130,7 +130,7 @@ impl Completion {
             while let Some(token_channel) = &mut self.choices[index].token_channel {
                 match token_channel.poll_recv_many(cx, &mut self.outputs, MAX_BATCH) {
                     Poll::Pending if !self.choices[index].acceptance_timed_out(cx) => break,
-                    Poll::Pending => self.error = Some(worker_lost()),
+                    Poll::Pending => self.error = Some(worker_lost_error()),
                     Poll::Ready(0) => self.error = self.resume(index).err(),
                     Poll::Ready(_) => self.handle_outputs(index),
                 }
@@ -155,7 +155,7 @@ impl Completion {
     /// Moves a choice whose worker was lost to another worker.
     fn resume(&mut self, index: usize) -> Result<(), Error> {
         let choice = &mut self.choices[index];
-        let resumer = self.resumer.as_ref().ok_or_else(worker_lost)?;
+        let resumer = self.resumer.as_ref().ok_or_else(worker_lost_error)?;
         // Choice 0 also receives the prompt's tokens. If some are still missing, the new worker sends all of them
         // again.
         let scores_prompt = choice.number == 0 && self.scored_prompt.is_incomplete();
@@ -186,7 +186,7 @@ impl Completion {
         for output in self.outputs.drain(..) {
             match output {
                 Output::Accepted => {
-                    choice.accepted();
+                    choice.record_acceptance();
                     if self.started.is_none() {
                         self.started = Some(Instant::now());
                         self.ready.push_back(CompletionEvent::Started);

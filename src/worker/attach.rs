@@ -18,7 +18,7 @@ use tonic::{Code, Status, Streaming};
 use self::engine_connection::{ConnectionEnd, EngineConnection};
 use super::child::PARENT_VARIABLE;
 use super::device_thread::DeviceThread;
-use super::engine_address::EngineAddress;
+use super::engine_address::WorkerSocketAddress;
 use super::outbox::{OutboundMessages, Outbox, StepNotifier};
 use super::tasks::Tasks;
 use super::thread::{SpawnOptions, SpawnedWorker, spawn};
@@ -51,7 +51,7 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Parameters of a worker that connects to an engine.
 pub struct AttachOptions {
     /// The engine's address.
-    pub engine: EngineAddress,
+    pub engine: WorkerSocketAddress,
     /// The model's name at the engine; empty if the engine has only one model.
     pub model: String,
     /// The worker's name in logs.
@@ -80,7 +80,7 @@ pub(crate) fn default_name(device: u16) -> String {
 /// The error with which a worker process ends.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// The kernel cannot be asked to kill this worker when its engine ends.
+    /// Asking the kernel to kill this worker when its engine ends has failed.
     #[error("cannot end together with the engine: {0}")]
     ParentDeathSignal(std::io::Error),
     /// The signal handlers cannot be installed.
@@ -102,7 +102,7 @@ pub enum AttachError {
 ///
 /// # Errors
 /// Returns an error if the worker cannot run, or the engine rejects it.
-pub async fn until_signalled(
+pub async fn run_until_signalled(
     options: AttachOptions,
     stopping: CancellationToken,
 ) -> Result<(), AttachError> {
@@ -133,7 +133,8 @@ fn die_with_parent() -> std::io::Result<()> {
     let parent = std::env::var(PARENT_VARIABLE).ok();
     let parent = parent.and_then(|parent| parent.parse().ok());
     let parent_ended = parent.is_some_and(|parent: i32| {
-        // The parent may have ended before the kernel was asked to send the signal.
+        // The parent may have ended before the kernel was asked to send the signal. Then no signal will arrive, so the
+        // parent's id is compared.
         getppid().is_none_or(|now| now.as_raw_nonzero().get() != parent)
     });
     if parent_ended {
@@ -243,15 +244,15 @@ impl Worker {
     async fn connect_once(&mut self) -> ConnectionOutcome {
         let tasks = Tasks::new();
         let outcome = tokio::select! {
-            outcome = self.connect(&tasks) => outcome,
+            outcome = self.run_connection(&tasks) => outcome,
             never = tasks.run() => match never {},
         };
         self.step_notifier.disconnect();
-        tasks.end();
+        tasks.abort_all();
         outcome
     }
 
-    async fn connect(&mut self, tasks: &Tasks) -> ConnectionOutcome {
+    async fn run_connection(&mut self, tasks: &Tasks) -> ConnectionOutcome {
         let failed = |status| ConnectionOutcome {
             end: ConnectionEnd::Broken(status),
             was_accepted: false,

@@ -147,7 +147,7 @@ impl AttachService {
     }
 
     /// Checks a worker's `hello`, and returns the registration of the model that the worker names.
-    fn register(&self, hello: &proto::Hello) -> Result<Arc<Registration>, Status> {
+    fn check_hello(&self, hello: &proto::Hello) -> Result<Arc<Registration>, Status> {
         if hello.protocol_version != wire::PROTOCOL_VERSION {
             return Err(Status::failed_precondition(format!(
                 "this engine speaks protocol_version {}, but the worker speaks {}",
@@ -209,7 +209,7 @@ impl AttachService {
             let _ = outbound.try_send(Err(status));
         }
         if matches!(end, SessionEnd::Violation(_)) {
-            self.0.penalties.add(name);
+            self.0.penalties.record_violation(name);
         }
         if !matches!(end, SessionEnd::Stopped) {
             self.0.telemetry.workers_lost.increment(1);
@@ -250,8 +250,8 @@ impl DeviceWorker for AttachService {
         let declared_timeout = wire::heartbeat_timeout(&hello)
             .map_err(|violation| Status::invalid_argument(violation.to_string()))?;
         let timeouts = SessionTimeouts::new(self.0.timeouts, declared_timeout);
-        let registration = self.register(&hello)?;
-        let child = registration.attach_child(&hello.child_token)?;
+        let registration = self.check_hello(&hello)?;
+        let child = registration.claim_child(&hello.child_token)?;
         self.check_penalty(&hello)?;
         let worker = match &child {
             Some(child) => child.worker,

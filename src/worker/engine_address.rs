@@ -17,14 +17,14 @@ const FLOW_CONTROL_WINDOW: u32 = 4 * 1024 * 1024;
 
 /// The address of an engine's worker socket.
 #[derive(Clone, Debug)]
-pub enum EngineAddress {
+pub enum WorkerSocketAddress {
     /// Path of a Unix socket on this machine.
     Unix(PathBuf),
     /// TCP endpoint with mutual TLS.
     Tls(Box<Endpoint>),
 }
 
-impl Display for EngineAddress {
+impl Display for WorkerSocketAddress {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
@@ -33,7 +33,7 @@ impl Display for EngineAddress {
     }
 }
 
-impl EngineAddress {
+impl WorkerSocketAddress {
     /// Connects to the engine. The connection runs on `tasks`.
     pub(super) async fn connect(&self, tasks: &Tasks) -> Result<Channel, Error> {
         match self {

@@ -17,11 +17,11 @@ pub(super) struct Slots {
     free: Vec<Slot>,
     slow_reader_ns: u64,
     /// Lower bound of all deadlines, in nanoseconds of CLOCK_MONOTONIC. If the sequence with the earliest deadline
-    /// has ended, the bound is too early; [`Slots::sweep`] then computes it again.
+    /// has ended, the bound is too early; [`Slots::end_overdue`] then computes it again.
     next_deadline_ns: u64,
     /// True if a token channel was found full since the last sweep.
     any_stalled: Cell<bool>,
-    /// Number of crash suspects that have produced a token or ended since the last [`Slots::take_cleared`].
+    /// Number of crash suspects that have produced a token or ended since the last [`Slots::take_cleared_suspects`].
     cleared: usize,
 }
 
@@ -98,7 +98,7 @@ impl Slots {
     }
 
     /// Returns and resets the number of crash suspects cleared since the last call.
-    pub(super) fn take_cleared(&mut self) -> usize {
+    pub(super) fn take_cleared_suspects(&mut self) -> usize {
         std::mem::take(&mut self.cleared)
     }
 
@@ -251,7 +251,7 @@ impl Slots {
         Some(freed)
     }
 
-    /// Returns true if a deadline or a slow-reader timeout may have passed, so [`Slots::sweep`] must be called.
+    /// Returns true if a deadline or a slow-reader timeout may have passed, so [`Slots::end_overdue`] must be called.
     pub(super) fn sweep_is_due(&self, now_ns: u64) -> bool {
         now_ns >= self.next_sweep_ns()
     }
@@ -273,7 +273,7 @@ impl Slots {
     }
 
     /// Ends every sequence whose reader is gone or too slow, or whose deadline has passed.
-    pub(super) fn sweep(&mut self, now_ns: u64) -> Vec<FreedSlot> {
+    pub(super) fn end_overdue(&mut self, now_ns: u64) -> Vec<FreedSlot> {
         let mut freed = Vec::new();
         self.next_deadline_ns = u64::MAX;
         self.any_stalled.set(false);
@@ -407,16 +407,16 @@ mod tests {
     fn a_reader_that_stops_reading_is_dropped_after_the_slow_reader_timeout() {
         let (mut slots, _reader) = full_channel();
         let due = slots.next_sweep_ns();
-        assert!(slots.sweep(due - 1).is_empty());
+        assert!(slots.end_overdue(due - 1).is_empty());
         assert_eq!(slots.next_sweep_ns(), due);
-        assert_eq!(slots.sweep(due).len(), 1);
+        assert_eq!(slots.end_overdue(due).len(), 1);
     }
 
     #[tokio::test]
     async fn a_reader_that_makes_progress_gets_the_full_timeout_again() {
         let (mut slots, mut reader) = full_channel();
         read(&mut reader).await;
-        assert!(slots.sweep(FAR_FUTURE_NS).is_empty());
+        assert!(slots.end_overdue(FAR_FUTURE_NS).is_empty());
         assert!(
             !slots.sweep_is_due(FAR_FUTURE_NS),
             "no reader is stalled any more"

@@ -12,7 +12,7 @@ use tokio_stream::Stream;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A set of tasks that run until [`Tasks::end`]. Clones share the same set.
+/// A set of tasks that run until [`Tasks::abort_all`]. Clones share the same set.
 ///
 /// The tasks may hold clones of the set. Dropping all other clones therefore does not end the tasks.
 #[derive(Clone)]
@@ -49,7 +49,7 @@ impl Tasks {
     }
 
     /// Drops all tasks of the set.
-    pub(super) fn end(&self) {
+    pub(super) fn abort_all(&self) {
         let spawned = std::mem::take(&mut *lock(&self.0.spawned));
         let running = std::mem::take(&mut *lock(&self.0.running));
         // A task that is being dropped may spawn another task.
@@ -183,7 +183,7 @@ mod tests {
             std::future::pending::<()>().await;
             drop(more);
         }));
-        tasks.end();
+        tasks.abort_all();
         assert_eq!(
             (Arc::strong_count(&woken), Arc::strong_count(&tasks.0)),
             (1, 1)

@@ -211,7 +211,7 @@ impl Device<'_> {
             let now_ns = monotonic_ns();
             let attention = self.worker.flags.attention.swap(false, Ordering::SeqCst);
             if attention || self.slots.sweep_is_due(now_ns) {
-                for freed in self.slots.sweep(now_ns) {
+                for freed in self.slots.end_overdue(now_ns) {
                     self.release(&freed);
                 }
                 self.admit_submitted();
@@ -282,7 +282,7 @@ impl Device<'_> {
         let assignment = &runnable.assignment;
         let id = assignment.sequence.request_id.0.clone();
         let _span = request_span(&id).entered();
-        let Some(slot) = self.next_free() else {
+        let Some(slot) = self.find_free_slot() else {
             tracing::error!("the scheduler assigned a sequence to a worker without a free slot");
             return self.report_released(max_tokens);
         };
@@ -306,11 +306,11 @@ impl Device<'_> {
 
     /// Returns a free slot. If there is none, first frees the slots of sequences that were cancelled since the last
     /// sweep.
-    fn next_free(&mut self) -> Option<Slot> {
+    fn find_free_slot(&mut self) -> Option<Slot> {
         if let Some(slot) = self.slots.next_free() {
             return Some(slot);
         }
-        for freed in self.slots.sweep(monotonic_ns()) {
+        for freed in self.slots.end_overdue(monotonic_ns()) {
             self.release(&freed);
         }
         self.slots.next_free()
@@ -351,7 +351,7 @@ impl Device<'_> {
             .tokens_generated
             .increment(tokens);
         self.flush();
-        self.report_cleared();
+        self.report_cleared_suspects();
         Ok(())
     }
 
@@ -362,8 +362,8 @@ impl Device<'_> {
         }
     }
 
-    fn report_cleared(&mut self) {
-        for _ in 0..self.slots.take_cleared() {
+    fn report_cleared_suspects(&mut self) {
+        for _ in 0..self.slots.take_cleared_suspects() {
             self.report(WorkerEvent::SuspectCleared {
                 worker: self.worker.options.id,
                 generation: self.worker.generation,
@@ -376,7 +376,7 @@ impl Device<'_> {
         request_span(&freed.request_id.0).in_scope(|| self.runner.release(freed.slot));
         let telemetry = &self.worker.options.telemetry;
         telemetry.sequences_running.decrement(1.0);
-        self.report_cleared();
+        self.report_cleared_suspects();
         self.report_released(freed.max_tokens);
     }
 

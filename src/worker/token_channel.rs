@@ -18,7 +18,7 @@ pub use super::sequence_output::{Failure, Output};
 use super::waker::WorkerWaker;
 use crate::request::FinishReason;
 use crate::runner::Token;
-use crate::telemetry::StreamCount;
+use crate::telemetry::RequestGauge;
 use credit::Credit;
 
 mod credit;
@@ -75,7 +75,7 @@ struct ChannelState {
     worker: OnceLock<WorkerWaker>,
     queue: Arc<Notify>,
     /// The metrics counter of the request whose stream reads the channel.
-    stream: OnceLock<StreamCount>,
+    stream: OnceLock<RequestGauge>,
 }
 
 /// The worker's end of a token channel.
@@ -262,15 +262,15 @@ impl TokenReceiver {
 
     /// Sets the metrics counter of the request that reads this channel. If the sequence ends with `SlowReader`, the
     /// sender marks the request as lingering, because its client may not read the error for a long time.
-    pub(crate) fn set_stream_count(&self, stream: StreamCount) {
+    pub(crate) fn set_request_gauge(&self, stream: RequestGauge) {
         // The request of a channel never changes.
         let _ = self.shared.stream.set(stream);
     }
 
     /// Takes the metrics counter from the channel that this channel replaces after a resumption.
-    pub(crate) fn inherit_stream_count(&self, lost: &Self) {
+    pub(crate) fn inherit_request_gauge(&self, lost: &Self) {
         if let Some(stream) = lost.shared.stream.get() {
-            self.set_stream_count(stream.clone());
+            self.set_request_gauge(stream.clone());
         }
     }
 

@@ -263,7 +263,7 @@ pub(super) fn model_failure_message(error: &ModelError) -> proto::Failure {
     }
 }
 
-/// Converts a worker's failure to a model's error, in the engine.
+/// Converts a worker's failure message to a [`ModelError`]. Used in the engine.
 pub(super) fn model_error(failure: Option<proto::Failure>) -> ModelError {
     let proto::Failure {
         is_invalid,
@@ -305,7 +305,7 @@ pub(super) fn model_message(facts: &ModelFacts, runner: &str) -> proto::Model {
     }
 }
 
-/// A worker's `ready` message after its checks.
+/// The contents of a worker's `ready` message, which have been checked.
 #[derive(Clone, Debug)]
 pub(super) struct ReadyReport {
     pub(super) facts: ModelFacts,

@@ -248,7 +248,7 @@ fn error_of(row: &Row, status: &Status) -> (String, Option<String>) {
         }
         _ => param,
     });
-    (error.kind.row().code.to_owned(), param)
+    (error.kind.mapping().code.to_owned(), param)
 }
 
 fn format_seconds(timeout: Duration) -> String {

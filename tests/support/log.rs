@@ -1,4 +1,4 @@
-//! CapturedLog log lines: of this process, and of `tokenway` processes.
+//! Captured log lines: of this process, and of `tokenway` processes.
 
 use std::io;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};

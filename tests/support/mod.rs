@@ -11,15 +11,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tokenway::gateway::UnknownFields;
+use tokenway::gateway::UnknownFieldPolicy;
 use tokenway::listen::{Address, Limits};
-use tokenway::models::{Readiness, UnknownModel};
+use tokenway::models::{Readiness, UnknownModelPolicy};
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{LoadError, LoadedModel, Loader};
 use tokenway::server::{
-    Drain, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
+    DrainDurations, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
     StartError, WorkerParts,
 };
 use tokenway::telemetry::Telemetry;
@@ -158,7 +158,7 @@ impl Setup {
         let loopback = || Address::Tcp("127.0.0.1:0".to_owned());
         let engine = EngineParts {
             models: vec![model(name, loader, slots)],
-            unknown_model: UnknownModel::Refuse,
+            unknown_model: UnknownModelPolicy::Refuse,
             workers: WorkerParts::default(),
         };
         Self {
@@ -166,7 +166,7 @@ impl Setup {
                 http: Some(HttpFrontend::listening_on(loopback())),
                 grpc: Some(loopback()),
                 request_timeout: Duration::from_secs(60),
-                drain: Drain {
+                drain: DrainDurations {
                     grace: Duration::ZERO,
                     timeout: Duration::from_secs(10),
                 },
@@ -206,13 +206,13 @@ impl Setup {
 
     /// Makes requests for an unknown model use the first model.
     pub fn unknown_model_uses_first(mut self) -> Self {
-        self.engine().unknown_model = UnknownModel::First;
+        self.engine().unknown_model = UnknownModelPolicy::First;
         self
     }
 
     /// Makes the server ignore unknown request fields instead of rejecting them.
     pub fn ignoring_unknown_fields(mut self) -> Self {
-        self.http().unknown_fields = UnknownFields::Ignore;
+        self.http().unknown_fields = UnknownFieldPolicy::Ignore;
         self
     }
 
@@ -253,7 +253,7 @@ impl Setup {
     }
 
     pub fn drain(mut self, grace: Duration, timeout: Duration) -> Self {
-        self.parts.drain = Drain { grace, timeout };
+        self.parts.drain = DrainDurations { grace, timeout };
         self
     }
 

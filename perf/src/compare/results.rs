@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::servers::Server;
-use crate::figures::{Figures, Rates, Times, TimestampStatus};
 use crate::load::Load;
+use crate::load_stats::{LatencyHistograms, LoadStats, Rates, TimestampStatus};
 use crate::report::Machine;
 use crate::statistics::Spread;
 
@@ -28,7 +28,7 @@ pub(super) struct ServerResults {
     pub(super) rounds: Vec<Round>,
     /// Token times of all rounds together.
     #[serde(rename = "histograms")]
-    pub(super) times: Times,
+    pub(super) times: LatencyHistograms,
     stamps: TimestampStatus,
     /// Distinct faults of each round, each with the number of its round.
     faults: Vec<String>,
@@ -75,28 +75,32 @@ impl ServerResults {
         Self {
             server: server.clone(),
             rounds: Vec::new(),
-            times: Times::default(),
+            times: LatencyHistograms::default(),
             stamps: TimestampStatus::NotRequested,
             faults: Vec::new(),
         }
     }
 
-    pub(super) fn add(&mut self, figures: &Figures, load: &Load) {
+    pub(super) fn add(&mut self, stats: &LoadStats, load: &Load) {
         let number = self.rounds.len() + 1;
-        let listed = u32::try_from(figures.faults.len()).unwrap_or(0);
-        let unlisted = figures.fault_count - listed;
+        let listed = u32::try_from(stats.faults.len()).unwrap_or(0);
+        let unlisted = stats.fault_count - listed;
         let more = (unlisted > 0).then(|| format!("{unlisted} more"));
-        let faults = figures.faults.iter().cloned().chain(more);
+        let faults = stats.faults.iter().cloned().chain(more);
         let faults = faults.map(|fault| format!("round {number}: {fault}"));
         self.faults.extend(faults);
-        self.times.add(&figures.times);
+        self.times.add(&stats.times);
         let made = u64::from(load.streams) * u64::from(load.requests);
         self.rounds.push(Round {
-            rates: figures.rates(),
-            requests: figures.requests,
-            lost_requests: made.saturating_sub(figures.requests),
+            rates: stats.rates(),
+            requests: stats.requests,
+            lost_requests: made.saturating_sub(stats.requests),
         });
-        self.stamps = match (load.timed, self.stamps, figures.timestamp_status()) {
+        self.stamps = match (
+            load.request_timestamps,
+            self.stamps,
+            stats.timestamp_status(),
+        ) {
             (false, ..) => TimestampStatus::NotRequested,
             (true, TimestampStatus::ForeignClock, _) | (true, _, TimestampStatus::ForeignClock) => {
                 TimestampStatus::ForeignClock
@@ -108,7 +112,7 @@ impl ServerResults {
 
     pub(super) fn spread(&self, value: fn(&Rates) -> f64) -> Option<Spread> {
         let rates = self.rounds.iter().map(|round| &round.rates);
-        Spread::of(rates.map(value).collect())
+        Spread::from_values(rates.map(value).collect())
     }
 
     pub(super) fn lost_requests(&self) -> u64 {

@@ -3,7 +3,7 @@
 use hdrhistogram::Histogram;
 
 use super::results::{Comparison, ServerResults};
-use crate::figures::{Rates, Times};
+use crate::load_stats::{LatencyHistograms, Rates};
 use crate::report::{format_cell, format_head, format_number, format_row};
 use crate::statistics::Percentiles;
 
@@ -21,7 +21,7 @@ const RATES: [RateColumn; 4] = [
 pub(super) struct TimeFigure {
     pub(super) name: &'static str,
     pub(super) definition: &'static str,
-    pub(super) of: fn(&Times) -> &Histogram<u64>,
+    pub(super) of: fn(&LatencyHistograms) -> &Histogram<u64>,
 }
 
 /// Times shown in a report. The last three need the server's timestamps.
@@ -106,7 +106,7 @@ fn time_table(servers: &[ServerResults], time: &TimeFigure) -> Vec<String> {
         .filter(|server| !(time.of)(&server.times).is_empty());
     let rows: Vec<_> = known
         .map(|server| {
-            let times = Percentiles::of((time.of)(&server.times));
+            let times = Percentiles::from_histogram((time.of)(&server.times));
             let times = [times.p50, times.p90, times.p99, times.p999, times.max];
             let cells = times.map(|us| format_number(Some(us / 1e3), 3));
             format_row(&server.server.name, &cells)

@@ -2,13 +2,13 @@
 
 use super::Load;
 use crate::fault::Fault;
-use crate::figures::{Figures, Progress};
+use crate::load_stats::{LoadStats, RequestTimer};
 use crate::order;
-use crate::stamp::Stamp;
 use crate::stream::Event;
+use crate::timestamps::TokenTimestamps;
 
 pub(crate) struct Consumer {
-    pub(crate) progress: Progress,
+    pub(crate) progress: RequestTimer,
     expect_test_runner: bool,
     requested: u32,
     /// Indices of the tokens received so far. Empty if the tokens have no index.
@@ -19,7 +19,7 @@ impl Consumer {
     /// Creates the consumer of a request of this load that is due at `due_ns`.
     pub(crate) fn start(due_ns: u64, load: &Load) -> Self {
         Self {
-            progress: Progress::start(due_ns, load.every_gap),
+            progress: RequestTimer::start(due_ns, load.every_gap),
             expect_test_runner: load.expect_test_runner,
             requested: load.tokens,
             indices: Vec::new(),
@@ -36,7 +36,7 @@ impl Consumer {
         &mut self,
         event: Event<'_>,
         received_ns: u64,
-        figures: &mut Figures,
+        stats: &mut LoadStats,
     ) -> Result<(), Fault> {
         match event {
             Event::Token(token) => {
@@ -45,18 +45,18 @@ impl Consumer {
                 } else {
                     token.index
                 };
-                figures.record_token_bytes(token.bytes);
-                self.consume_token(index, token.stamp, received_ns, figures)
+                stats.record_token_bytes(token.bytes);
+                self.consume_token(index, token.stamp, received_ns, stats)
             }
-            Event::Piece(bytes) => {
-                figures.record_read(bytes);
+            Event::BytesRead(bytes) => {
+                stats.record_read(bytes);
                 Ok(())
             }
             Event::Error(failure) => Err(Fault::Error {
                 after: self.token_count(),
                 message: failure.to_string(),
             }),
-            Event::Started | Event::Finished | Event::Done | Event::Other => Ok(()),
+            Event::Started | Event::FinishReason | Event::EndOfStream | Event::Other => Ok(()),
         }
     }
 
@@ -64,19 +64,19 @@ impl Consumer {
     pub(crate) fn consume_token(
         &mut self,
         index: Option<u32>,
-        stamp: Option<Stamp>,
+        stamp: Option<TokenTimestamps>,
         received_ns: u64,
-        figures: &mut Figures,
+        stats: &mut LoadStats,
     ) -> Result<(), Fault> {
         self.indices.extend(index);
-        self.progress.record_token(figures, received_ns, stamp);
+        self.progress.record_token(stats, received_ns, stamp);
         if self.expect_test_runner && self.token_count() > self.requested {
             return Err(Fault::TooMany(self.requested));
         }
         Ok(())
     }
 
-    pub(crate) fn record_end(&self, ended: Result<(), Fault>, figures: &mut Figures) {
+    pub(crate) fn record_end(&self, ended: Result<(), Fault>, stats: &mut LoadStats) {
         let expected = if self.expect_test_runner {
             self.requested
         } else {
@@ -84,10 +84,10 @@ impl Consumer {
         };
         let faults = order::stream_faults(&self.indices, expected, ended);
         if faults.is_empty() {
-            figures.record_request(&self.progress);
+            stats.record_request(&self.progress);
         }
         for fault in faults {
-            figures.record_fault(fault.to_string());
+            stats.record_fault(fault.to_string());
         }
     }
 }

@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::consumer::Consumer;
-use super::response::Response;
-use super::session::SharedLoad;
+use super::generator::SharedLoad;
+use super::response::ResponseParser;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
 use crate::stream::{CompletionRequest, Decoder, Format, connect};
@@ -48,9 +48,9 @@ impl Connection {
         self.is_idle = false;
         let is_raw = self.format == Format::Raw;
         let mut response = if is_raw {
-            Response::without_head()
+            ResponseParser::without_head()
         } else {
-            Response::new()
+            ResponseParser::new()
         };
         let mut decoder = Decoder::of_http();
         self.socket.write_all(&shared.request).await?;
@@ -64,12 +64,12 @@ impl Connection {
                 }
                 break;
             }
-            let mut figures = shared.figures.borrow_mut();
-            figures.record_read(read);
+            let mut stats = shared.stats.borrow_mut();
+            stats.record_read(read);
             let piece = &shared.buffer.borrow()[..read];
-            response.read_response(piece, |data| {
+            response.parse_piece(piece, |data| {
                 decoder.read(data, |event| {
-                    consumer.consume_event(event, received_ns, &mut figures)
+                    consumer.consume_event(event, received_ns, &mut stats)
                 })
             })?;
             if is_raw && decoder.missing_part().is_none() {

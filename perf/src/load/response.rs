@@ -14,8 +14,8 @@ const MOST_HEADERS: usize = 128;
 const LONGEST_REFUSAL: usize = 1024;
 
 /// Parser of one response.
-pub(crate) struct Response {
-    framing: Framing,
+pub(crate) struct ResponseParser {
+    framing: ParseState,
     /// Bytes of a head, a chunk size or a trailer that has not arrived completely.
     unparsed: Vec<u8>,
     refusal: Option<Refusal>,
@@ -24,7 +24,7 @@ pub(crate) struct Response {
 
 /// The part of a response that the next bytes belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Framing {
+enum ParseState {
     Head,
     ChunkSize,
     /// A chunk, with the number of its bytes that are still to come.
@@ -46,12 +46,12 @@ struct Refusal {
 }
 
 /// Length of a complete part, in bytes, and the part that follows it. `None` if the part is not complete.
-type ParsedPart = Option<(usize, Framing)>;
+type ParsedPart = Option<(usize, ParseState)>;
 
-impl Response {
+impl ResponseParser {
     pub(crate) fn new() -> Self {
         Self {
-            framing: Framing::Head,
+            framing: ParseState::Head,
             unparsed: Vec::new(),
             refusal: None,
             closes: false,
@@ -61,13 +61,13 @@ impl Response {
     /// Creates the parser of a response over a raw socket, which has no head. Only the consumer knows its end.
     pub(crate) fn without_head() -> Self {
         Self {
-            framing: Framing::UntilClose,
+            framing: ParseState::UntilClose,
             ..Self::new()
         }
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        self.framing == Framing::Ended
+        self.framing == ParseState::Ended
     }
 
     /// Returns true if the server accepts another request on the connection.
@@ -77,38 +77,38 @@ impl Response {
 
     /// Reads the next piece, and passes the parts of the body to `consume`.
     /// Returns the errors of `consume`, an error if the response is not HTTP/1.1, and one at the end of a refusal.
-    pub(crate) fn read_response(
+    pub(crate) fn parse_piece(
         &mut self,
         mut piece: &[u8],
         mut consume: impl FnMut(&[u8]) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         while !piece.is_empty() {
             match self.framing {
-                Framing::Chunk(left) | Framing::Length(left) => {
+                ParseState::Chunk(left) | ParseState::Length(left) => {
                     let (data, rest) = piece.split_at(left.min(piece.len()));
                     self.data(data, &mut consume)?;
                     piece = rest;
                     self.framing = match (self.framing, left - data.len()) {
-                        (Framing::Chunk(_), 0) => Framing::ChunkEnd,
-                        (Framing::Chunk(_), left) => Framing::Chunk(left),
+                        (ParseState::Chunk(_), 0) => ParseState::ChunkEnd,
+                        (ParseState::Chunk(_), left) => ParseState::Chunk(left),
                         (_, left) => framing_of_length(left),
                     };
                 }
-                Framing::UntilClose => {
+                ParseState::UntilClose => {
                     self.data(piece, &mut consume)?;
                     piece = &[];
                 }
-                Framing::Head => piece = self.parse(piece, Self::parse_head)?,
-                Framing::ChunkSize => piece = self.parse(piece, Self::parse_chunk_size)?,
-                Framing::ChunkEnd => piece = self.parse(piece, Self::parse_chunk_end)?,
-                Framing::Trailer => piece = self.parse(piece, Self::skip_trailer)?,
-                Framing::Ended => {
+                ParseState::Head => piece = self.parse(piece, Self::parse_head)?,
+                ParseState::ChunkSize => piece = self.parse(piece, Self::parse_chunk_size)?,
+                ParseState::ChunkEnd => piece = self.parse(piece, Self::parse_chunk_end)?,
+                ParseState::Trailer => piece = self.parse(piece, Self::skip_trailer)?,
+                ParseState::Ended => {
                     return Err(Fault::malformed("data after the response's end", piece));
                 }
             }
         }
         if self.has_ended() {
-            self.refusal_fault()
+            self.check_refusal()
         } else {
             Ok(())
         }
@@ -117,10 +117,10 @@ impl Response {
     /// Handles the end of the connection, which also ends a response without a declared length.
     /// Returns an error if the response is a refusal.
     pub(crate) fn handle_close(&mut self) -> Result<(), Fault> {
-        if self.framing == Framing::UntilClose {
-            self.framing = Framing::Ended;
+        if self.framing == ParseState::UntilClose {
+            self.framing = ParseState::Ended;
         }
-        self.refusal_fault()
+        self.check_refusal()
     }
 
     fn data(
@@ -138,7 +138,7 @@ impl Response {
         }
     }
 
-    fn refusal_fault(&mut self) -> Result<(), Fault> {
+    fn check_refusal(&mut self) -> Result<(), Fault> {
         let Some(Refusal { status, body }) = self.refusal.take() else {
             return Ok(());
         };
@@ -187,7 +187,7 @@ impl Response {
             return Ok(None);
         };
         if code / 100 == 1 {
-            return Ok(Some((end, Framing::Head)));
+            return Ok(Some((end, ParseState::Head)));
         }
         self.closes = head.version != Some(1);
         if code != 200 {
@@ -214,12 +214,12 @@ impl Response {
             }
         }
         let framing = match length {
-            _ if code == 204 || code == 304 => Framing::Ended,
-            _ if is_chunked => Framing::ChunkSize,
+            _ if code == 204 || code == 304 => ParseState::Ended,
+            _ if is_chunked => ParseState::ChunkSize,
             Some(length) => framing_of_length(parse_content_length(&length)?),
             None => {
                 self.closes = true;
-                Framing::UntilClose
+                ParseState::UntilClose
             }
         };
         Ok(Some((end, framing)))
@@ -228,11 +228,11 @@ impl Response {
     fn parse_chunk_size(&mut self, bytes: &[u8]) -> Result<ParsedPart, Fault> {
         match parse_chunk_size(bytes) {
             Ok(Status::Partial) => Ok(None),
-            Ok(Status::Complete((end, 0))) => Ok(Some((end, Framing::Trailer))),
+            Ok(Status::Complete((end, 0))) => Ok(Some((end, ParseState::Trailer))),
             Ok(Status::Complete((end, size))) => {
                 let size = usize::try_from(size);
                 let size = size.map_err(|_| Fault::malformed("a chunk is too large", bytes))?;
-                Ok(Some((end, Framing::Chunk(size))))
+                Ok(Some((end, ParseState::Chunk(size))))
             }
             Err(error) => Err(Fault::malformed(&error.to_string(), bytes)),
         }
@@ -240,7 +240,7 @@ impl Response {
 
     fn parse_chunk_end(&mut self, bytes: &[u8]) -> Result<ParsedPart, Fault> {
         match bytes {
-            [b'\r', b'\n', ..] => Ok(Some((2, Framing::ChunkSize))),
+            [b'\r', b'\n', ..] => Ok(Some((2, ParseState::ChunkSize))),
             [b'\r'] => Ok(None),
             _ => Err(Fault::malformed("a chunk longer than its size", bytes)),
         }
@@ -250,16 +250,16 @@ impl Response {
     fn skip_trailer(&mut self, bytes: &[u8]) -> Result<ParsedPart, Fault> {
         match parse_headers(bytes, &mut [EMPTY_HEADER; MOST_HEADERS]) {
             Ok(Status::Partial) => Ok(None),
-            Ok(Status::Complete((end, _))) => Ok(Some((end, Framing::Ended))),
+            Ok(Status::Complete((end, _))) => Ok(Some((end, ParseState::Ended))),
             Err(error) => Err(Fault::malformed(&error.to_string(), bytes)),
         }
     }
 }
 
-fn framing_of_length(left: usize) -> Framing {
+fn framing_of_length(left: usize) -> ParseState {
     match left {
-        0 => Framing::Ended,
-        left => Framing::Length(left),
+        0 => ParseState::Ended,
+        left => ParseState::Length(left),
     }
 }
 
@@ -275,10 +275,10 @@ mod tests {
     use super::*;
 
     /// Parses a response that arrives in these pieces, after which the connection closes. Returns its body.
-    fn read_response(pieces: &[&str]) -> Result<(String, Response), Fault> {
-        let (mut response, mut body) = (Response::new(), Vec::new());
+    fn parse_piece(pieces: &[&str]) -> Result<(String, ResponseParser), Fault> {
+        let (mut response, mut body) = (ResponseParser::new(), Vec::new());
         for piece in pieces {
-            response.read_response(piece.as_bytes(), |data| {
+            response.parse_piece(piece.as_bytes(), |data| {
                 body.extend_from_slice(data);
                 Ok(())
             })?;
@@ -288,7 +288,7 @@ mod tests {
     }
 
     fn fault_of(response: &str) -> String {
-        let read = read_response(&[response]).map(|(body, _)| body);
+        let read = parse_piece(&[response]).map(|(body, _)| body);
         read.expect_err("the response is wrong").to_string()
     }
 
@@ -305,7 +305,7 @@ mod tests {
             let response =
                 format!("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n{head}\r\n\r\n{body}");
             for cut in 1..response.len() {
-                let (read, response) = read_response(&[&response[..cut], &response[cut..]])
+                let (read, response) = parse_piece(&[&response[..cut], &response[cut..]])
                     .unwrap_or_else(|fault| panic!("{head} cut at {cut}: {fault}"));
                 assert_eq!(read, "hello", "{head} cut at {cut}");
                 assert!(response.has_ended(), "{head} cut at {cut}");
@@ -321,7 +321,7 @@ mod tests {
             ("HTTP/1.1 200 OK", false),
             ("HTTP/1.0 200 OK\r\ncontent-length: 0", false),
         ] {
-            let (_, response) = read_response(&[&format!("{head}\r\n\r\n")]).unwrap();
+            let (_, response) = parse_piece(&[&format!("{head}\r\n\r\n")]).unwrap();
             assert_eq!(response.keeps_connection(), is_kept, "{head}");
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Deserialize;
 
-use super::targets::{Bound, Target};
+use super::targets::{Bound, TargetResult};
 use crate::statistics::Spread;
 
 /// Targets and values of an older run.
@@ -29,7 +29,7 @@ impl Baseline {
             .with_context(|| format!("{flag} was not written by `overhead --json`"))
     }
 
-    pub(super) fn list_worse(&self, targets: &[Target]) -> Vec<String> {
+    pub(super) fn list_regressions(&self, targets: &[TargetResult]) -> Vec<String> {
         let worse = targets.iter().filter_map(|target| {
             let mut old = self.targets.iter();
             let old = old.find(|old| old.target == target.target)?.spread;
@@ -74,8 +74,8 @@ mod tests {
             (Bound::AtMost, spread(1.3, 1.3, 1.3), true),
             (Bound::AtMost, spread(0.5, 0.5, 0.5), false),
         ] {
-            let target = Target::new("it".to_owned(), now, bound, 0.0, "×");
-            let worse = baseline.list_worse(&[target]);
+            let target = TargetResult::new("it".to_owned(), now, bound, 0.0, "×");
+            let worse = baseline.list_regressions(&[target]);
             assert_eq!(!worse.is_empty(), is_worse, "{bound:?} {now:?}");
         }
     }

@@ -6,7 +6,7 @@ use plotters::style::RGBColor;
 use super::path::MeasuredPath;
 use super::results::{CellKey, Results, Round};
 use super::scenario::Scenario;
-use crate::figures::Times;
+use crate::load_stats::LatencyHistograms;
 use crate::report::{Axis, Bar, Curve, QUANTILES, quantiles};
 use crate::statistics::percentile_us;
 
@@ -28,7 +28,7 @@ fn distribution_chart(
     results: &Results,
     scenario: Scenario,
     names: [&str; 2],
-    of: fn(&Times) -> &Histogram<u64>,
+    of: fn(&LatencyHistograms) -> &Histogram<u64>,
 ) -> String {
     let cells = results.cells_of(scenario);
     let curves = cells.map(|(path, cell)| curve(path, quantiles(of(&cell.times))));

@@ -7,9 +7,9 @@ use std::rc::Rc;
 use super::path::MeasuredPath;
 use crate::device::Device;
 use crate::load::Target;
-use crate::process::Usage;
+use crate::process::ResourceUsage;
 use crate::serve::{self, Role};
-use crate::server::OwnServer;
+use crate::server::ServerProcess;
 use crate::stream::Format;
 
 /// Servers with one configuration. Their processes end when the fleet is dropped.
@@ -23,7 +23,7 @@ pub(super) struct Fleet {
 
 struct PathServers {
     target: Target,
-    processes: Vec<Rc<OwnServer>>,
+    processes: Vec<Rc<ServerProcess>>,
 }
 
 impl Fleet {
@@ -48,7 +48,7 @@ impl Fleet {
     }
 
     /// Returns the CPU time and memory of a path's servers so far, or `None` for a path without a server.
-    pub(super) fn usage(&self, path: MeasuredPath) -> anyhow::Result<Option<Usage>> {
+    pub(super) fn usage(&self, path: MeasuredPath) -> anyhow::Result<Option<ResourceUsage>> {
         let processes = self.destinations[&path].processes.iter();
         let usages = processes.map(|process| process.usage());
         let usages: Vec<_> = usages.collect::<anyhow::Result<_>>()?;
@@ -77,14 +77,14 @@ impl Fleet {
     }
 
     /// Returns the process in the role `Product`, which serves three paths, if it runs.
-    fn shared_product(&self) -> Option<Rc<OwnServer>> {
+    fn shared_product(&self) -> Option<Rc<ServerProcess>> {
         let mut destinations = self.destinations.iter();
         let is_product = |path: &MeasuredPath| matches!(path.server(), Some((Role::Product, _)));
         let (_, product) = destinations.find(|(path, _)| is_product(path))?;
         product.processes.first().cloned()
     }
 
-    async fn start_gateway(&self, path: MeasuredPath) -> anyhow::Result<[Rc<OwnServer>; 2]> {
+    async fn start_gateway(&self, path: MeasuredPath) -> anyhow::Result<[Rc<ServerProcess>; 2]> {
         let socket = (path == MeasuredPath::TwoUnix)
             .then(|| format!("unix:{}", self.folder.path().join("engine.sock").display()));
         let mut engine = self.server_options(Role::Engine);
@@ -107,6 +107,6 @@ impl Fleet {
     }
 }
 
-async fn start_server(options: &serve::Options) -> anyhow::Result<Rc<OwnServer>> {
-    Ok(Rc::new(OwnServer::start(options).await?))
+async fn start_server(options: &serve::Options) -> anyhow::Result<Rc<ServerProcess>> {
+    Ok(Rc::new(ServerProcess::start(options).await?))
 }

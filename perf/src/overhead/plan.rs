@@ -92,8 +92,8 @@ impl Plan {
     /// Returns the number of files that a process of this run may have open at the same time.
     pub(super) fn open_files(&self) -> u32 {
         let loads = self.loads.iter();
-        let sockets = loads.map(|load| load.scenario.sockets().streams);
-        sockets.max().unwrap_or(0) + OTHER_OPEN_FILES
+        let connection_plan = loads.map(|load| load.scenario.connection_plan().streams);
+        connection_plan.max().unwrap_or(0) + OTHER_OPEN_FILES
     }
 }
 

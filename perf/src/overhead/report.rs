@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::path::MeasuredPath;
 use super::results::Results;
-use super::targets::{self, Target};
+use super::targets::{self, TargetResult};
 use crate::report::Machine;
 
 const JSON_FORMAT_VERSION: u32 = 1;
@@ -18,13 +18,13 @@ pub(super) struct Report {
     #[serde(rename = "cells", serialize_with = "cells")]
     pub(super) results: Results,
     /// Targets whose values the run has measured.
-    pub(super) targets: Vec<Target>,
+    pub(super) targets: Vec<TargetResult>,
     /// Faults of streams, and paths that cannot be compared.
     pub(super) faults: Vec<String>,
 }
 
 impl Report {
-    pub(super) fn of(machine: Machine, results: Results, mut faults: Vec<String>) -> Self {
+    pub(super) fn new(machine: Machine, results: Results, mut faults: Vec<String>) -> Self {
         faults.extend(results.find_unlike_floors());
         Self {
             format: JSON_FORMAT_VERSION,

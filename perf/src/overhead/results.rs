@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::path::MeasuredPath;
 use super::scenario::Scenario;
 use super::timing::TimingCost;
-use crate::figures::{Figures, Rates, Times};
-use crate::statistics::{Percentiles, Spread, count};
+use crate::load_stats::{LatencyHistograms, LoadStats, Rates};
+use crate::statistics::{Percentiles, Spread, count_to_f64};
 
 /// Maximum difference between the bytes per token of two paths with the same format. Ids and creation times have the
 /// same length on every path, but a timestamp may gain a digit between two turns.
@@ -41,7 +41,7 @@ impl CellKey {
 #[derive(Debug)]
 pub(super) struct TurnResult {
     pub(super) round: Round,
-    pub(super) times: Times,
+    pub(super) times: LatencyHistograms,
     pub(super) faults: Vec<String>,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct Cell {
     /// Rounds in the order in which they were measured.
     pub(crate) rounds: Vec<Round>,
     /// Latency histograms, merged over all rounds.
-    pub(crate) times: Times,
+    pub(crate) times: LatencyHistograms,
 }
 
 /// Result of one round of a cell.
@@ -80,33 +80,33 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    pub(super) fn from_figures(
-        figures: &Figures,
+    pub(super) fn from_stats(
+        stats: &LoadStats,
         cpu: Option<Duration>,
         rss_bytes: Option<u64>,
     ) -> Self {
-        let tokens = count(figures.tokens);
-        let one_way = Percentiles::of(&figures.times.one_way);
-        let ttft = Percentiles::of(&figures.times.ttft);
+        let tokens = count_to_f64(stats.tokens);
+        let one_way = Percentiles::from_histogram(&stats.times.one_way);
+        let ttft = Percentiles::from_histogram(&stats.times.ttft);
         Self {
-            rates: figures.rates(),
-            line_bytes_per_token: count(figures.token_bytes) / tokens,
+            rates: stats.rates(),
+            line_bytes_per_token: count_to_f64(stats.token_bytes) / tokens,
             cpu_us_per_token: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / tokens),
             rss_bytes,
             one_way_p50_us: one_way.p50,
             one_way_p99_us: one_way.p99,
             ttft_p50_us: ttft.p50,
             ttft_p99_us: ttft.p99,
-            sender_p50_us: Percentiles::of(&figures.times.sender).p50,
-            load_share: figures.load_share,
+            sender_p50_us: Percentiles::from_histogram(&stats.times.sender).p50,
+            load_share: stats.load_share,
             rss_per_stream: None,
-            faults: figures.fault_count,
+            faults: stats.fault_count,
         }
     }
 }
 
 impl Results {
-    pub(super) fn add(&mut self, key: CellKey, round: Round, times: &Times) {
+    pub(super) fn add(&mut self, key: CellKey, round: Round, times: &LatencyHistograms) {
         match self.cells.entry(key) {
             Entry::Occupied(mut cell) => {
                 let cell = cell.get_mut();
@@ -135,7 +135,7 @@ impl Results {
             Some(of(cost) / token_ns * 100.0)
         });
         let shares: Option<Vec<_>> = shares.collect();
-        Spread::of(shares?)
+        Spread::from_values(shares?)
     }
 
     pub(crate) fn cells(&self) -> impl Iterator<Item = (CellKey, &Cell)> {
@@ -190,14 +190,14 @@ impl Results {
         let rounds = rounds.zip(&self.cell(beside)?.rounds);
         let compared = rounds.map(|(own, other)| Some(compare(value(own)?, value(other)?)));
         let compared: Option<Vec<_>> = compared.collect();
-        Spread::of(compared?)
+        Spread::from_values(compared?)
     }
 }
 
 impl Cell {
     pub(crate) fn spread(&self, value: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
         let values: Option<Vec<_>> = self.rounds.iter().map(value).collect();
-        Spread::of(values?)
+        Spread::from_values(values?)
     }
 }
 
@@ -215,7 +215,7 @@ mod tests {
                     ..Round::default()
                 };
                 let key = CellKey::new(Scenario::Short, path);
-                results.add(key, round, &Times::default());
+                results.add(key, round, &LatencyHistograms::default());
             }
             results.find_unlike_floors().concat()
         };

@@ -10,7 +10,7 @@ use super::scale;
 use super::scenario::{PACED_INTERVAL, RunSize, Scenario};
 use super::timing::TimingCost;
 use crate::fault::Fault;
-use crate::load::Session;
+use crate::load::LoadGenerator;
 use crate::open_files;
 use crate::progress;
 use crate::serve::{self, Role};
@@ -73,18 +73,18 @@ impl Fleets {
             Scenario::Paced(_) => &self.paced,
             Scenario::Full(_) | Scenario::Short | Scenario::OpenLoop => &self.full,
         };
-        let session = Session::open(fleet.target(path), scenario.sockets()).await?;
-        let mut faults = session.run(&scenario.warm_up(size)).await.faults;
+        let generator = LoadGenerator::open(fleet.target(path), scenario.connection_plan()).await?;
+        let mut faults = generator.run(&scenario.warm_up(size)).await.faults;
         let before = fleet.usage(path)?;
-        let mut figures = session.run(&scenario.load(size)).await;
-        figures.record_foreign_timestamps();
+        let mut stats = generator.run(&scenario.load(size)).await;
+        stats.record_foreign_timestamps();
         let after = fleet.usage(path)?;
         let usage = before.zip(after);
         let cpu = usage.map(|(before, after)| scenario.counted_cpu(before, after));
-        faults.extend(figures.faults.clone());
+        faults.extend(stats.faults.clone());
         Ok(TurnResult {
-            round: Round::from_figures(&figures, cpu, after.map(|after| after.rss_bytes)),
-            times: figures.times,
+            round: Round::from_stats(&stats, cpu, after.map(|after| after.rss_bytes)),
+            times: stats.times,
             faults,
         })
     }
@@ -93,7 +93,7 @@ impl Fleets {
 /// Starts the servers of the paths whose loads have this interval between tokens. No stream waits for a slot.
 async fn start_fleet(plan: &Plan, interval: Duration) -> anyhow::Result<Fleet> {
     let loads = plan.loads.iter();
-    let loads = loads.filter(|load| load.scenario.interval() == Some(interval));
+    let loads = loads.filter(|load| load.scenario.token_interval() == Some(interval));
     let paths = loads.flat_map(|load| load.paths.iter().copied()).collect();
     let options = serve::Options::new(Role::Product, interval, SLOTS, SLOTS);
     Fleet::start(&paths, options).await

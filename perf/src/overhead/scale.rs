@@ -80,7 +80,7 @@ impl Scale {
         self.size + u32::from(self.is_queue())
     }
 
-    fn interval(self) -> Duration {
+    fn token_interval(self) -> Duration {
         Duration::from_millis(match self.shape {
             Shape::Many => 50,
             Shape::Few => 5,
@@ -89,22 +89,22 @@ impl Scale {
         })
     }
 
-    pub(super) fn sockets(self) -> ConnectionPlan {
-        let sockets = ConnectionPlan::of(self.streams());
+    pub(super) fn connection_plan(self) -> ConnectionPlan {
+        let connection_plan = ConnectionPlan::for_streams(self.streams());
         if !self.is_queue() {
-            return sockets;
+            return connection_plan;
         }
         // With few connections, the queued requests account for most of the server's memory.
         ConnectionPlan {
-            sharing: 1_000,
-            ..sockets
+            streams_per_connection: 1_000,
+            ..connection_plan
         }
     }
 
     fn server_options(self) -> serve::Options {
         let streams = usize::try_from(self.streams()).unwrap_or(usize::MAX);
         let slots = if self.is_queue() { 1 } else { streams };
-        serve::Options::new(Role::Product, self.interval(), slots, streams)
+        serve::Options::new(Role::Product, self.token_interval(), slots, streams)
     }
 
     fn ramp_time(self) -> Duration {
@@ -113,7 +113,7 @@ impl Scale {
 
     /// Returns the time from the first start until every stream has its first token.
     fn settled_after(self) -> Duration {
-        self.ramp_time() + self.interval() + SETTLE_TIME
+        self.ramp_time() + self.token_interval() + SETTLE_TIME
     }
 
     /// Returns the length of the measured window, in which all streams are open.
@@ -128,14 +128,14 @@ impl Scale {
     /// Returns a load whose streams, once settled, all stay open until the window ends.
     pub(super) fn load(self, size: RunSize) -> Load {
         let lasts = self.settled_after() + self.window_length(size) + SETTLE_TIME;
-        let tokens = lasts.as_nanos().div_ceil(self.interval().as_nanos());
+        let tokens = lasts.as_nanos().div_ceil(self.token_interval().as_nanos());
         let tokens = if self.is_queue() {
             ENDLESS_TOKENS
         } else {
             u32::try_from(tokens).expect("a run lasts minutes")
         };
         Load {
-            timed: true,
+            request_timestamps: true,
             spread: self.ramp_time(),
             ..Load::of_test_runner(self.streams(), tokens)
         }
@@ -158,10 +158,10 @@ mod tests {
             for scale in Scale::all(size.crowd) {
                 let load = scale.load(size);
                 // The last stream starts at the ramp's end, and the first ends after its tokens.
-                let first_ends = scale.interval() * load.tokens;
+                let first_ends = scale.token_interval() * load.tokens;
                 let window_ends = scale.settled_after() + scale.window_length(size);
                 assert!(first_ends > window_ends, "{scale:?}");
-                assert!(scale.settled_after() > load.spread + scale.interval());
+                assert!(scale.settled_after() > load.spread + scale.token_interval());
             }
         }
     }
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn few_streams_make_as_many_tokens_a_second_as_many() {
         let [many, few, ..] = Scale::all(RunSize::WHOLE.crowd);
-        let rate = |scale: Scale| f64::from(scale.streams()) / scale.interval().as_secs_f64();
+        let rate = |scale: Scale| f64::from(scale.streams()) / scale.token_interval().as_secs_f64();
         assert_eq!(rate(many), rate(few));
     }
 }

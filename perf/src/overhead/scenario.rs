@@ -6,7 +6,7 @@ use tokenway::runner::llm_test::CONTEXT_LENGTH;
 
 use super::scale::{Scale, Shape};
 use crate::load::{ConnectionPlan, Load};
-use crate::process::Usage;
+use crate::process::ResourceUsage;
 
 /// Time between two tokens of a paced stream: 50 tokens/s.
 pub(super) const PACED_INTERVAL: Duration = Duration::from_millis(20);
@@ -69,7 +69,7 @@ impl Scenario {
     }
 
     /// Returns the time between two tokens of a stream. `None` if each turn starts its own servers.
-    pub(super) fn interval(self) -> Option<Duration> {
+    pub(super) fn token_interval(self) -> Option<Duration> {
         match self {
             Self::Full(_) | Self::Short | Self::OpenLoop => Some(Duration::ZERO),
             Self::Paced(_) => Some(PACED_INTERVAL),
@@ -79,7 +79,7 @@ impl Scenario {
 
     /// Returns the processor time that counts as cost under this load. A paced device spins before each token, which
     /// is no cost of an API, so the device's thread is left out then.
-    pub(super) fn counted_cpu(self, before: Usage, after: Usage) -> Duration {
+    pub(super) fn counted_cpu(self, before: ResourceUsage, after: ResourceUsage) -> Duration {
         let all = after.cpu - before.cpu;
         match self {
             Self::Paced(_) | Self::Scale(_) => {
@@ -104,7 +104,7 @@ impl Scenario {
                 } else {
                     size.paced_tokens
                 },
-                timed: true,
+                request_timestamps: true,
                 spread: PACED_INTERVAL,
                 ..at_once
             },
@@ -143,11 +143,11 @@ impl Scenario {
         }
     }
 
-    pub(super) fn sockets(self) -> ConnectionPlan {
+    pub(super) fn connection_plan(self) -> ConnectionPlan {
         match self {
-            Self::Full(streams) | Self::Paced(streams) => ConnectionPlan::of(streams),
-            Self::Short | Self::OpenLoop => ConnectionPlan::of(SHORT_STREAMS),
-            Self::Scale(scale) => scale.sockets(),
+            Self::Full(streams) | Self::Paced(streams) => ConnectionPlan::for_streams(streams),
+            Self::Short | Self::OpenLoop => ConnectionPlan::for_streams(SHORT_STREAMS),
+            Self::Scale(scale) => scale.connection_plan(),
         }
     }
 }

@@ -6,7 +6,7 @@ use super::report::Report;
 use super::results::{Cell, CellKey, Results, Round};
 use super::scale::Shape;
 use super::scenario::Scenario;
-use super::targets::Target;
+use super::targets::TargetResult;
 use crate::report::{format_head, format_number, format_row};
 use crate::statistics::percentile_us;
 
@@ -45,7 +45,7 @@ pub(super) fn render_tables(results: &Results) -> String {
     lines.join("\n")
 }
 
-fn write_targets(targets: &[Target], out: &mut dyn Write) -> io::Result<()> {
+fn write_targets(targets: &[TargetResult], out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\nTargets (median of the rounds, lowest to highest)")?;
     for target in targets {
         let verdict = if target.pass { "pass" } else { "FAIL" };

@@ -9,11 +9,11 @@ use crate::statistics::Spread;
 mod specs;
 
 pub(super) use specs::paths_needed;
-use specs::{FULL, ONE, PACED, target_specs};
+use specs::{FULL, ONE_PACED_STREAM, PACED, target_specs};
 
 /// One target and its verdict.
 #[derive(Debug, Serialize)]
-pub(crate) struct Target {
+pub(crate) struct TargetResult {
     /// Name of the value that has a limit.
     pub(crate) target: String,
     /// Median of the value over the rounds.
@@ -43,7 +43,7 @@ impl Bound {
     }
 }
 
-impl Target {
+impl TargetResult {
     pub(super) fn new(
         target: String,
         spread: Spread,
@@ -67,20 +67,28 @@ impl Target {
     }
 }
 
-pub(super) fn judge_targets(results: &Results) -> Vec<Target> {
+pub(super) fn judge_targets(results: &Results) -> Vec<TargetResult> {
     let judged = target_specs().into_iter().filter_map(|wanted| {
         let value = wanted.value;
         let spread = match wanted.beside {
-            None => results.cell(wanted.key)?.spread(|round| value.of(round)),
+            None => results
+                .cell(wanted.key)?
+                .spread(|round| value.value_in(round)),
             Some(beside) => results.compare(
                 wanted.key,
                 beside,
-                |round| value.of(round),
+                |round| value.value_in(round),
                 |own, other| value.compare(own, other),
             ),
         };
         let (bound, unit) = (value.bound(), value.unit());
-        Some(Target::new(wanted.name, spread?, bound, wanted.limit, unit))
+        Some(TargetResult::new(
+            wanted.name,
+            spread?,
+            bound,
+            wanted.limit,
+            unit,
+        ))
     });
     let judged = judged.chain(wake_up_target(results));
     judged.chain(timing_targets(results)).collect()
@@ -89,10 +97,10 @@ pub(super) fn judge_targets(results: &Results) -> Vec<Target> {
 /// Judges the median latency that a second process adds, in units of a thread's wake-up time, because each token wakes
 /// two more threads. The wake-up time is the latency of the token channel with one stream in this run, whose reader
 /// sleeps before each token.
-fn wake_up_target(results: &Results) -> Option<Target> {
+fn wake_up_target(results: &Results) -> Option<TargetResult> {
     let one_way = |round: &Round| Some(round.one_way_p50_us);
     let paced = |path| CellKey::new(PACED, path);
-    let channel = CellKey::new(ONE, MeasuredPath::Mpsc);
+    let channel = CellKey::new(ONE_PACED_STREAM, MeasuredPath::Mpsc);
     let wake_up = results.cell(channel)?.spread(one_way)?.median;
     let added = results.compare(
         paced(MeasuredPath::TwoTcp),
@@ -101,18 +109,18 @@ fn wake_up_target(results: &Results) -> Option<Target> {
         |two, floor| (two - floor) / wake_up,
     );
     let name = "gateway | engine: latency added at p50, in thread wake-ups".to_owned();
-    Some(Target::new(name, added?, Bound::AtMost, 2.0, "×"))
+    Some(TargetResult::new(name, added?, Bound::AtMost, 2.0, "×"))
 }
 
 /// Judges the cost of timing the stages of a token, as a share of the CPU time per token.
-fn timing_targets(results: &Results) -> impl Iterator<Item = Target> {
+fn timing_targets(results: &Results) -> impl Iterator<Item = TargetResult> {
     let ndjson = |scenario| CellKey::new(scenario, MeasuredPath::Ndjson);
     let paced = results.timing_share(ndjson(PACED), |cost| cost.lone_ns);
     let full = results.timing_share(ndjson(FULL), |cost| cost.batched_ns);
     let shares = [("paced", paced), ("full speed", full)].into_iter();
     shares.filter_map(|(load, share)| {
         let name = format!("HTTP: share of CPU per token for timing stages, {load}");
-        Some(Target::new(name, share?, Bound::AtMost, 2.0, "%"))
+        Some(TargetResult::new(name, share?, Bound::AtMost, 2.0, "%"))
     })
 }
 
@@ -121,15 +129,19 @@ mod tests {
     use super::super::scenario::{RunSize, Scenario};
     use super::super::timing::TimingCost;
     use super::*;
-    use crate::figures::Times;
+    use crate::load_stats::LatencyHistograms;
 
     fn add_round(results: &mut Results, scenario: Scenario, path: MeasuredPath, round: Round) {
-        results.add(CellKey::new(scenario, path), round, &Times::default());
+        results.add(
+            CellKey::new(scenario, path),
+            round,
+            &LatencyHistograms::default(),
+        );
     }
 
     /// Returns the name, value and verdict of each target.
     fn judge_all(results: &Results) -> Vec<(String, f64, bool)> {
-        let of = |target: Target| (target.target, target.value, target.pass);
+        let of = |target: TargetResult| (target.target, target.value, target.pass);
         judge_targets(results).into_iter().map(of).collect()
     }
 

@@ -13,7 +13,7 @@ use tokenway::telemetry::{
 use tokenway::text::completion::record_engine_latency;
 use tokenway::worker::token_channel::Output;
 
-use crate::statistics::count;
+use crate::statistics::count_to_f64;
 
 /// Number of tokens that are timed in a round.
 const TIMED_TOKENS: u32 = 32 * 1_024;
@@ -49,7 +49,7 @@ fn cost_per_token(batch: u32) -> f64 {
         timed.pass_outputs(black_box(&outputs));
     }
     let took_ns = monotonic_ns() - start_ns;
-    count(took_ns) / f64::from(times * batch)
+    count_to_f64(took_ns) / f64::from(times * batch)
 }
 
 /// Timers of the stages of one stream.
@@ -75,13 +75,13 @@ impl TimedStream {
 
     /// Passes tokens that are ready at the same time through all stages.
     fn pass_outputs(&mut self, outputs: &[Output]) {
-        let turn = WriteStart::begin();
+        let turn = WriteStart::now();
         record_engine_latency(outputs, &self.engine);
         self.api
             .record_written(turn, 0, u64::try_from(outputs.len()).unwrap_or(0));
         // The connection polls once more, without a result, before it flushes.
-        black_box(WriteStart::begin());
-        self.flushes.flushed();
+        black_box(WriteStart::now());
+        self.flushes.record_flush();
     }
 }
 

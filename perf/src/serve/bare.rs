@@ -86,7 +86,7 @@ pub(super) async fn serve_tonic(listener: TcpListener, device: Device) -> io::Re
 struct BareTonic(Device);
 
 /// Events of one sequence. Tokens that are ready together share a message.
-struct EventStream {
+struct BoxedEventStream {
     tokens: Option<TokenReceiver>,
     outputs: Vec<Output>,
     next_index: u32,
@@ -97,15 +97,15 @@ struct EventStream {
 
 #[tonic::async_trait]
 impl Inference for BareTonic {
-    type CompleteStream = EventStream;
+    type CompleteStream = BoxedEventStream;
 
     async fn complete(
         &self,
         request: Request<v1::CompletionRequest>,
-    ) -> Result<Response<EventStream>, Status> {
+    ) -> Result<Response<BoxedEventStream>, Status> {
         let request = request.into_inner();
         let stamps = request.include_stamps;
-        Ok(Response::new(EventStream {
+        Ok(Response::new(BoxedEventStream {
             tokens: Some(self.0.open_sequence(request.max_tokens(), stamps)),
             outputs: Vec::new(),
             next_index: 0,
@@ -144,7 +144,7 @@ impl Inference for BareTonic {
     }
 }
 
-impl EventStream {
+impl BoxedEventStream {
     /// Converts the received outputs into an event.
     fn take_event(&mut self) -> Event {
         let mut tokens = TokenBatch::default();
@@ -184,7 +184,7 @@ impl EventStream {
     }
 }
 
-impl Stream for EventStream {
+impl Stream for BoxedEventStream {
     type Item = Result<v1::CompletionEvent, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

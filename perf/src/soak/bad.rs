@@ -82,7 +82,7 @@ pub(super) async fn send_bad_request(server: &Server, random: &mut StdRng) -> Re
     let status = response.status();
     let body = response.collect().await?.to_bytes();
     let parsed: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let row = kind.row();
+    let row = kind.mapping();
     if status == row.http && parsed["error"]["code"] == row.code {
         return Ok(row.code);
     }
@@ -117,7 +117,7 @@ pub(super) async fn send_bad_message(server: &Server, random: &mut StdRng) -> Re
     let in_headers = failed_status(response.headers());
     let body = response.collect().await?;
     let status = in_headers.or_else(|| body.trailers().and_then(failed_status));
-    let row = kind.row();
+    let row = kind.mapping();
     let is_right = status.as_ref().is_some_and(|status| {
         let undecodable = kind == ErrorKind::Internal && status.code() == Code::InvalidArgument;
         let is_code = Some(status.code()) == row.grpc || undecodable;

@@ -4,7 +4,7 @@ use tokenway::error::ErrorKind;
 
 use crate::fault::Fault;
 use crate::order;
-use crate::stream::{CompletionRequest, Connection, Ending, Event, Format, Stream};
+use crate::stream::{CompletionRequest, Connection, Event, Format, Stream, StreamOutcome};
 
 /// A stream whose response has started.
 pub(super) struct CheckedStream {
@@ -20,7 +20,7 @@ pub(super) enum StreamEnd {
     /// The server sent an error, and ended the stream uncleanly.
     Failed(ErrorKind),
     /// The stream broke, or its end is missing.
-    CutOff(Fault),
+    Incomplete(Fault),
 }
 
 impl CheckedStream {
@@ -63,14 +63,14 @@ impl CheckedStream {
             .read_to_end(|event, _| check_event(event, next_index))
             .await?
         {
-            Ending::Complete => Ok(StreamEnd::Whole),
-            Ending::Incomplete(fault) => Ok(StreamEnd::CutOff(fault)),
-            Ending::Failed { failure, is_clean } => {
+            StreamOutcome::Complete => Ok(StreamEnd::Whole),
+            StreamOutcome::Incomplete(fault) => Ok(StreamEnd::Incomplete(fault)),
+            StreamOutcome::Failed { failure, is_clean } => {
                 let kind = failure.code.as_deref().and_then(ErrorKind::from_code);
                 let kind = kind.ok_or_else(|| Fault::Malformed(failure.to_string()))?;
                 // A client that ignores the error record must still notice that the stream failed.
                 if is_clean {
-                    let code = kind.row().code;
+                    let code = kind.mapping().code;
                     return Err(Fault::unexpected(
                         "an unclean end",
                         format!("a clean one after {code}"),
@@ -85,8 +85,10 @@ impl CheckedStream {
     pub(super) async fn read_complete(mut self, tokens: u32) -> Result<(), Fault> {
         match self.read_to_end().await? {
             StreamEnd::Whole => self.check_count(tokens),
-            StreamEnd::Failed(kind) => Err(Fault::unexpected("a complete stream", kind.row().code)),
-            StreamEnd::CutOff(fault) => Err(fault),
+            StreamEnd::Failed(kind) => {
+                Err(Fault::unexpected("a complete stream", kind.mapping().code))
+            }
+            StreamEnd::Incomplete(fault) => Err(fault),
         }
     }
 
@@ -116,9 +118,11 @@ fn check_event(event: Event<'_>, next_index: &mut u32) -> Result<(), Fault> {
         }
         Event::Started if expected > 0 => Err(Fault::Malformed("a second start".to_owned())),
         Event::Other => Err(Fault::Malformed("a record without a token".to_owned())),
-        Event::Piece(_) | Event::Started | Event::Finished | Event::Done | Event::Error(_) => {
-            Ok(())
-        }
+        Event::BytesRead(_)
+        | Event::Started
+        | Event::FinishReason
+        | Event::EndOfStream
+        | Event::Error(_) => Ok(()),
     }
 }
 

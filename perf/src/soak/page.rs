@@ -6,22 +6,25 @@ use super::outcome::SoakOutcome;
 use super::sample::Sample;
 use super::table;
 use crate::report::{Axis, COLORS, Curve};
-use crate::statistics::count;
+use crate::statistics::count_to_f64;
 
 /// A curve over time: its title, and the value that it shows of a sample.
 type SampleCurve = (&'static str, fn(&Sample) -> f64);
 
-const MEMORY_CURVES: [SampleCurve; 1] =
-    [("RSS", |sample| count(sample.rss_bytes) / (1024.0 * 1024.0))];
+const MEMORY_CURVES: [SampleCurve; 1] = [("RSS", |sample| {
+    count_to_f64(sample.rss_bytes) / (1024.0 * 1024.0)
+})];
 const RESOURCE_CURVES: [SampleCurve; 3] = [
-    ("descriptors", |sample| count(sample.descriptors)),
-    ("connections", |sample| count(sample.connections)),
-    ("threads", |sample| count(sample.threads)),
+    ("descriptors", |sample| count_to_f64(sample.descriptors)),
+    ("connections", |sample| count_to_f64(sample.connections)),
+    ("threads", |sample| count_to_f64(sample.threads)),
 ];
 const REQUEST_CURVES: [SampleCurve; 3] = [
-    ("requests in flight", |sample| count(sample.in_flight)),
-    ("occupied slots", |sample| count(sample.sequences)),
-    ("queued", |sample| count(sample.queued)),
+    ("requests in flight", |sample| {
+        count_to_f64(sample.in_flight)
+    }),
+    ("occupied slots", |sample| count_to_f64(sample.sequences)),
+    ("queued", |sample| count_to_f64(sample.queued)),
 ];
 
 pub(super) fn page_values(outcome: &SoakOutcome) -> Value {

@@ -92,9 +92,9 @@ pub(super) async fn leave_with_fin(server: &Server, random: &mut StdRng) -> Resu
         return Ok("left before the answer");
     };
     match stream.read_to_end().await? {
-        StreamEnd::CutOff(_) => Ok("left in the middle"),
+        StreamEnd::Incomplete(_) => Ok("left in the middle"),
         StreamEnd::Whole => Err(Fault::unexpected("an end of the connection", "more tokens")),
-        StreamEnd::Failed(kind) => Err(Fault::unexpected("no answer", kind.row().code)),
+        StreamEnd::Failed(kind) => Err(Fault::unexpected("no answer", kind.mapping().code)),
     }
 }
 
@@ -110,7 +110,7 @@ pub(super) async fn leave_with_rst(server: &Server, random: &mut StdRng) -> Resu
     .expect("the list is not empty");
     let mut connection = Connection::open(server.api_url(format), protocol).await?;
     let stream = read_for_a_while(&mut connection, format, random).await?;
-    connection.close_with_reset();
+    connection.set_reset_on_close();
     Ok(leaving_end(stream.as_ref()))
 }
 
@@ -158,10 +158,10 @@ pub(super) async fn stop_reading(
             Err(early("slow_reader"))
         }
         StreamEnd::Failed(ErrorKind::SlowReader) => Ok("slow_reader"),
-        StreamEnd::Failed(kind) => Err(Fault::unexpected("slow_reader", kind.row().code)),
+        StreamEnd::Failed(kind) => Err(Fault::unexpected("slow_reader", kind.mapping().code)),
         // The server closes a connection that accepts nothing. It cannot send an error record on it.
-        StreamEnd::CutOff(fault) if took < peer_timeout * 3 => Err(early(&fault.to_string())),
-        StreamEnd::CutOff(_) => Ok("cut off"),
+        StreamEnd::Incomplete(fault) if took < peer_timeout * 3 => Err(early(&fault.to_string())),
+        StreamEnd::Incomplete(_) => Ok("cut off"),
         StreamEnd::Whole => stream.check_count(ENDLESS_TOKENS).map(|()| "whole"),
     }
 }

@@ -50,7 +50,7 @@ pub(super) struct Sampler {
 
 impl Sampler {
     pub(super) async fn sample(&self) -> Result<Sample, Fault> {
-        let holdings = HeldResources::of(self.process).map_err(Fault::Process)?;
+        let holdings = HeldResources::of_process(self.process).map_err(Fault::Process)?;
         let gauges = timeout(GAUGES_TIMEOUT, Metrics::fetch(&self.http)).await;
         let timed_out = Err(Fault::TimedOut(GAUGES_TIMEOUT.as_secs()));
         let gauges = gauges.unwrap_or(timed_out)?;
@@ -74,7 +74,7 @@ impl Sampler {
     }
 
     /// Takes samples until the condition holds or the time is over. Returns the last sample.
-    pub(super) async fn sample_until(
+    pub(super) async fn wait_for_sample(
         &self,
         at_most: Duration,
         condition: impl Fn(&Sample) -> bool,

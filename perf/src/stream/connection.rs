@@ -163,7 +163,7 @@ impl Connection {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
-    pub(crate) fn close_with_reset(&self) {
+    pub(crate) fn set_reset_on_close(&self) {
         reset_on_close(&SockRef::from(&*self.socket));
     }
 }

@@ -8,23 +8,23 @@ use serde::de::IgnoredAny;
 use serde_json::{Deserializer, Value};
 
 use super::failure::Failure;
-use super::records::{Record, Records};
+use super::records::{Record, RecordSplitter};
 use super::{Format, messages};
 use crate::fault::Fault;
-use crate::stamp::Stamp;
+use crate::timestamps::TokenTimestamps;
 
 /// One event of a completion.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event<'a> {
     /// A read of this many bytes. The events that these bytes contain follow.
-    Piece(usize),
+    BytesRead(usize),
     /// The first event of a gRPC stream.
     Started,
     Token(Token<'a>),
     /// The finish reason. No token follows it.
-    Finished,
+    FinishReason,
     /// The end of the stream itself: `[DONE]`, or the summary.
-    Done,
+    EndOfStream,
     Error(Failure),
     /// A record that is not a token, such as usage.
     Other,
@@ -35,7 +35,7 @@ pub(crate) struct Token<'a> {
     pub(crate) text: Cow<'a, str>,
     /// Index of the token, which only gRPC sends.
     pub(crate) index: Option<u32>,
-    pub(crate) stamp: Option<Stamp>,
+    pub(crate) stamp: Option<TokenTimestamps>,
     /// Length of the token's record or message in bytes, without HTTP/2 frames.
     pub(crate) bytes: usize,
 }
@@ -47,7 +47,7 @@ impl<F: FnMut(Event<'_>) -> Result<(), Fault>> TakeEvent for F {}
 /// Decoder of one stream.
 #[derive(Default)]
 pub(crate) struct Decoder {
-    records: Records,
+    records: RecordSplitter,
     completion: CompletionState,
 }
 
@@ -69,9 +69,9 @@ struct CompletionState {
 const STAMP_KEY: &[u8] = b"\"stamp\":";
 
 impl Decoder {
-    pub(crate) fn of(format: Format) -> Self {
+    pub(crate) fn new(format: Format) -> Self {
         Self {
-            records: Records::in_format(format),
+            records: RecordSplitter::in_format(format),
             completion: CompletionState::default(),
         }
     }
@@ -129,7 +129,7 @@ impl CompletionState {
                 let code = None;
                 self.emit_event(Event::Error(Failure { message, code }), take)
             }
-            Record::Done => self.emit_event(Event::Done, take),
+            Record::Done => self.emit_event(Event::EndOfStream, take),
         }
     }
 
@@ -140,7 +140,7 @@ impl CompletionState {
         let parsed: RecordObject<'_> = serde_json::from_slice(object)
             .map_err(|error| Fault::malformed(&error.to_string(), object))?;
         if let Some(error) = parsed.error {
-            return self.emit_event(Event::Error(Failure::of(&error)), take);
+            return self.emit_event(Event::Error(Failure::from_error_object(&error)), take);
         }
         let choices = parsed.choices;
         let choices = choices.ok_or_else(|| Fault::malformed("no choices", object))?;
@@ -165,7 +165,7 @@ impl CompletionState {
             self.emit_event(Event::Token(token), take)?;
         }
         match finish_reason {
-            Some(_) => self.emit_event(Event::Finished, take),
+            Some(_) => self.emit_event(Event::FinishReason, take),
             None => Ok(()),
         }
     }
@@ -176,10 +176,10 @@ impl CompletionState {
             Event::Token(_) if self.has_finished => {
                 return Err(Fault::Malformed("a token after the last".to_owned()));
             }
-            Event::Finished => self.has_finished = true,
-            Event::Done => self.is_done = true,
+            Event::FinishReason => self.has_finished = true,
+            Event::EndOfStream => self.is_done = true,
             Event::Error(_) => self.has_failed = true,
-            Event::Piece(_) | Event::Started | Event::Token(_) | Event::Other => {}
+            Event::BytesRead(_) | Event::Started | Event::Token(_) | Event::Other => {}
         }
         take(event)
     }
@@ -196,7 +196,7 @@ impl CompletionState {
         }
         let rest = rest.strip_prefix(self.after_text.as_slice())?;
         let stamp = if self.after_text.ends_with(STAMP_KEY) {
-            let mut stamps = Deserializer::from_slice(rest).into_iter::<Stamp>();
+            let mut stamps = Deserializer::from_slice(rest).into_iter::<TokenTimestamps>();
             let stamp = stamps.next()?.ok()?;
             (&rest[stamps.byte_offset()..] == b"}").then_some(Some(stamp))?
         } else {
@@ -230,7 +230,7 @@ impl CompletionState {
 struct RecordObject<'a> {
     #[serde(borrow)]
     choices: Option<Vec<Choice<'a>>>,
-    stamp: Option<Stamp>,
+    stamp: Option<TokenTimestamps>,
     error: Option<Value>,
 }
 
@@ -267,9 +267,9 @@ mod tests {
                     },
                     Event::Error(failure) => format!("error: {failure}"),
                     Event::Started => "Started".to_owned(),
-                    Event::Finished => "Finished".to_owned(),
-                    Event::Done => "Done".to_owned(),
-                    Event::Piece(_) | Event::Other => "Other".to_owned(),
+                    Event::FinishReason => "Finished".to_owned(),
+                    Event::EndOfStream => "Done".to_owned(),
+                    Event::BytesRead(_) | Event::Other => "Other".to_owned(),
                 });
                 Ok(())
             })?;
@@ -335,7 +335,7 @@ mod tests {
                 "{{\"choices\":[{{\"text\":\"a\"}}],\"stamp\":{{{due}\"emitted_ns\":4}}}}\n"
             );
             let emitted_ns = 4;
-            let text = format!("a None {:?}", Some(Stamp { due_ns, emitted_ns }));
+            let text = format!("a None {:?}", Some(TokenTimestamps { due_ns, emitted_ns }));
             // The second record equals the first, so only its text and timestamps are parsed.
             assert_eq!(decode_http(&body.repeat(2)).unwrap().0, [&text[..]; 2]);
         }
@@ -374,7 +374,7 @@ mod tests {
         ]
         .map(|event| frame_message(&v1::CompletionEvent { event: Some(event) }.encode_to_vec()))
         .to_vec();
-        let decode = |events: usize| decode(Decoder::of(Format::Grpc), &body[..events].concat());
+        let decode = |events: usize| decode(Decoder::new(Format::Grpc), &body[..events].concat());
         let (events, missing) = decode(4).unwrap();
         assert_eq!(events[0], "Started");
         assert_eq!(events[1], "token_0 Some(0) None");

@@ -15,7 +15,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// Returns the failure in an error object. Servers other than Tokenway may send any JSON value.
-    pub(super) fn of(error: &Value) -> Self {
+    pub(super) fn from_error_object(error: &Value) -> Self {
         let message = error.get("message").unwrap_or(error);
         let text = message.as_str().map(str::to_owned);
         Self {
@@ -26,13 +26,13 @@ impl Failure {
 
     pub(super) fn of_body(body: &[u8]) -> Option<Self> {
         let parsed: Value = serde_json::from_slice(body).ok()?;
-        parsed.get("error").map(Self::of)
+        parsed.get("error").map(Self::from_error_object)
     }
 
     pub(super) fn of_status(status: &Status) -> Self {
         Self {
             message: format!("{:?}: {}", status.code(), status.message()),
-            code: Some(Error::from(status).kind.row().code.to_owned()),
+            code: Some(Error::from(status).kind.mapping().code.to_owned()),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::decoder::{Event, TakeEvent, Token};
 use crate::fault::Fault;
-use crate::stamp::Stamp;
+use crate::timestamps::TokenTimestamps;
 
 /// Field numbers in `proto/tokenway/v1/inference.proto`.
 mod field {
@@ -52,10 +52,10 @@ pub(super) fn decode(mut message: &[u8], mut take: impl TakeEvent) -> Result<(),
                     }
                 }
                 if has_finished {
-                    take(Event::Finished)?;
+                    take(Event::FinishReason)?;
                 }
             }
-            (field::SUMMARY, FieldValue::Bytes(_)) => take(Event::Done)?,
+            (field::SUMMARY, FieldValue::Bytes(_)) => take(Event::EndOfStream)?,
             (field::PROMPT, FieldValue::Bytes(_)) => take(Event::Other)?,
             _ => return Err(malformed()),
         }
@@ -80,7 +80,7 @@ fn decode_token(mut message: &[u8], index: u64) -> Option<Token<'_>> {
     Some(Token {
         text: Cow::Borrowed(str::from_utf8(text).ok()?),
         index: Some(u32::try_from(index).ok()?),
-        stamp: emitted_ns.map(|emitted_ns| Stamp { due_ns, emitted_ns }),
+        stamp: emitted_ns.map(|emitted_ns| TokenTimestamps { due_ns, emitted_ns }),
         bytes,
     })
 }

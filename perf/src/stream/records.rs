@@ -30,23 +30,23 @@ impl<F: FnMut(Record<'_>) -> Result<(), Fault>> TakeRecord for F {}
 
 /// Splits one body into records.
 #[derive(Default)]
-pub(super) struct Records {
+pub(super) struct RecordSplitter {
     /// Format of the body. `None` until the first line shows whether it is NDJSON or server-sent events.
     format: Option<Format>,
     /// Bytes of a line or message whose end has not arrived.
     unfinished: Vec<u8>,
-    event: Event,
+    event: SseEvent,
 }
 
 /// A server-sent event whose blank line has not arrived. A client must not use the event before.
 #[derive(Default)]
-struct Event {
+struct SseEvent {
     data: Vec<u8>,
     has_data: bool,
     is_error: bool,
 }
 
-impl Records {
+impl RecordSplitter {
     pub(super) fn in_format(format: Format) -> Self {
         Self {
             format: Some(format),
@@ -129,7 +129,7 @@ impl Records {
     }
 }
 
-impl Event {
+impl SseEvent {
     fn field(&mut self, line: &[u8]) {
         let (name, value) = match memchr(b':', line) {
             Some(colon) => (&line[..colon], &line[colon + 1..]),
@@ -175,8 +175,8 @@ fn split_message(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 mod tests {
     use super::*;
 
-    fn read(pieces: &[&str]) -> (Vec<String>, Records) {
-        let (mut records, mut read) = (Records::default(), Vec::new());
+    fn read(pieces: &[&str]) -> (Vec<String>, RecordSplitter) {
+        let (mut records, mut read) = (RecordSplitter::default(), Vec::new());
         for piece in pieces {
             let taken = records.read(piece.as_bytes(), &mut |record| {
                 let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();

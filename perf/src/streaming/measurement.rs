@@ -11,10 +11,10 @@ use tokio::time::timeout;
 use super::Options;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
-use crate::figures::{Figures, Progress, TimestampStatus};
 use crate::load::{Consumer, Load};
+use crate::load_stats::{LoadStats, RequestTimer, TimestampStatus};
 use crate::progress;
-use crate::statistics::{Percentiles, count};
+use crate::statistics::{Percentiles, count_to_f64};
 use crate::stream::{Connection, Event, Format, Stream};
 
 /// Time that a stream may take in addition to the time of its tokens. A stream that takes longer hangs.
@@ -32,7 +32,7 @@ pub(super) struct Measurement {
 struct ApiReport {
     metrics: StreamingMetrics,
     overhead_ms: f64,
-    figures: Figures,
+    stats: LoadStats,
 }
 
 /// Figures with the names and definitions of the reference system's performance test.
@@ -49,21 +49,21 @@ struct StreamingMetrics {
 
 impl Measurement {
     /// Runs a stream through an API, and checks its tokens and its overhead.
-    pub(super) async fn of(
+    pub(super) async fn run(
         options: &Options,
         url: &ServerUrl,
         format: Format,
         api: &'static str,
     ) -> Self {
         let load = Load {
-            timed: true,
+            request_timestamps: true,
             every_gap: true,
             model: options.model.clone(),
             ..Load::of_test_runner(1, options.tokens)
         };
         let mut received = StreamProgress {
             consumer: Consumer::start(0, &load),
-            figures: Figures::new(),
+            stats: LoadStats::new(),
             bar: stream_bar(api, options.tokens),
         };
         let limit = time_limit(options);
@@ -71,18 +71,18 @@ impl Measurement {
         received.bar.finish_and_clear();
         let StreamProgress {
             consumer,
-            mut figures,
+            mut stats,
             ..
         } = received;
         let hangs = Fault::Hangs {
             after: consumer.token_count(),
             seconds: limit.as_secs(),
         };
-        consumer.record_end(streamed.unwrap_or(Err(hangs)), &mut figures);
-        let mut failures = figures.faults.clone();
+        consumer.record_end(streamed.unwrap_or(Err(hangs)), &mut stats);
+        let mut failures = stats.faults.clone();
         let mut report = None;
         if failures.is_empty() {
-            report = ApiReport::of(&consumer.progress, options.interval_ms, figures);
+            report = ApiReport::from_timer(&consumer.progress, options.interval_ms, stats);
         }
         let limit_ms = options.max_overhead_ms;
         if let Some(ApiReport { overhead_ms, .. }) = report
@@ -107,7 +107,7 @@ impl Measurement {
 /// Counts and times of a stream while it is read.
 struct StreamProgress {
     consumer: Consumer,
-    figures: Figures,
+    stats: LoadStats,
     bar: ProgressBar,
 }
 
@@ -126,7 +126,7 @@ impl StreamProgress {
                 self.bar.inc(1);
             }
             self.consumer
-                .consume_event(event, received_ns, &mut self.figures)
+                .consume_event(event, received_ns, &mut self.stats)
         });
         reading.await?.complete(stream.token_count())
     }
@@ -155,12 +155,12 @@ fn stream_bar(api: &'static str, tokens: u32) -> ProgressBar {
 }
 
 impl ApiReport {
-    fn of(progress: &Progress, interval: Duration, figures: Figures) -> Option<Self> {
-        let metrics = StreamingMetrics::of(progress)?;
+    fn from_timer(progress: &RequestTimer, interval: Duration, stats: LoadStats) -> Option<Self> {
+        let metrics = StreamingMetrics::from_timer(progress)?;
         Some(Self {
             overhead_ms: metrics.mean_receive_interval_ms - interval.as_secs_f64() * 1e3,
             metrics,
-            figures,
+            stats,
         })
     }
 
@@ -168,7 +168,7 @@ impl ApiReport {
         writeln!(out, "{}", self.metrics)?;
         let overhead = format_hundredths(self.overhead_ms);
         writeln!(out, "Overhead per token: {overhead}ms")?;
-        let why = match self.figures.timestamp_status() {
+        let why = match self.stats.timestamp_status() {
             TimestampStatus::Known => return self.write_times(out),
             TimestampStatus::NotRequested | TimestampStatus::Absent => {
                 "the server sends no timestamps"
@@ -181,9 +181,9 @@ impl ApiReport {
     }
 
     fn write_times(&self, out: &mut dyn Write) -> io::Result<()> {
-        let times = &self.figures.times;
-        let (stamped, tokens) = (times.one_way.len(), self.figures.tokens);
-        let one_way = Percentiles::of(&times.one_way);
+        let times = &self.stats.times;
+        let (stamped, tokens) = (times.one_way.len(), self.stats.tokens);
+        let one_way = Percentiles::from_histogram(&times.one_way);
         writeln!(out, "One-way latency (received - emitted): {one_way}")?;
         if stamped != tokens {
             writeln!(out, "Only {stamped} of {tokens} tokens have timestamps")?;
@@ -191,22 +191,22 @@ impl ApiReport {
         if times.lateness.is_empty() {
             return writeln!(out, "Lateness: unknown, the server sends no due times");
         }
-        let schedule = Percentiles::of(&times.lateness);
+        let schedule = Percentiles::from_histogram(&times.lateness);
         writeln!(out, "Schedule lateness (received - due): {schedule}")?;
-        let runner = Percentiles::of(&times.runner);
+        let runner = Percentiles::from_histogram(&times.runner);
         writeln!(out, "Runner lateness (emitted - due): {runner}")
     }
 }
 
 impl StreamingMetrics {
     /// Returns the figures of a stream. `None` with fewer than two tokens, between which there is no interval.
-    fn of(progress: &Progress) -> Option<Self> {
+    fn from_timer(progress: &RequestTimer) -> Option<Self> {
         let intervals = f64::from(progress.count.checked_sub(1).filter(|count| *count > 0)?);
-        let total_ms = count(progress.total_ns()) / 1e6;
+        let total_ms = count_to_f64(progress.total_ns()) / 1e6;
         Some(Self {
             received_token_count: progress.count,
             total_streaming_time_ms: total_ms,
-            mean_receive_interval_ms: count(progress.streaming_ns()) / 1e6 / intervals,
+            mean_receive_interval_ms: count_to_f64(progress.streaming_ns()) / 1e6 / intervals,
             throughput_tokens_per_second: intervals / (total_ms / 1e3),
         })
     }
@@ -260,7 +260,7 @@ mod tests {
         // The kernel accepts the connection, and nothing answers.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = ServerUrl::from_authority(&listener.local_addr().unwrap().to_string());
-        let result = Measurement::of(&options(3.0), &url, Format::Ndjson, "HTTP").await;
+        let result = Measurement::run(&options(3.0), &url, Format::Ndjson, "HTTP").await;
         assert!(result.report.is_none());
         let reason = "the stream hangs: 0 tokens arrived within 83 s";
         assert_eq!(result.failures, [reason]);
@@ -279,13 +279,13 @@ mod tests {
 
     #[test]
     fn the_references_figures_are_as_it_defines_them() {
-        let (mut figures, mut progress) = (Figures::new(), Progress::start(100 * MS, true));
-        progress.record_token(&mut figures, 130 * MS, None);
+        let (mut stats, mut progress) = (LoadStats::new(), RequestTimer::start(100 * MS, true));
+        progress.record_token(&mut stats, 130 * MS, None);
         // A single token has no interval.
-        assert_eq!(StreamingMetrics::of(&progress), None);
-        progress.record_token(&mut figures, 151 * MS, None);
-        progress.record_token(&mut figures, 175 * MS, None);
-        let metrics = StreamingMetrics::of(&progress).unwrap();
+        assert_eq!(StreamingMetrics::from_timer(&progress), None);
+        progress.record_token(&mut stats, 151 * MS, None);
+        progress.record_token(&mut stats, 175 * MS, None);
+        let metrics = StreamingMetrics::from_timer(&progress).unwrap();
         assert_eq!(
             metrics.to_string(),
             "StreamingMetrics(received_tokens=3, total_streaming_time_ms=75.00, \

@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use super::Options;
-use crate::arguments::{ServerUrl, to_ms};
+use crate::arguments::{ServerUrl, format_ms};
 use crate::metrics::Metrics;
 use crate::process::{child_ids, rss_bytes};
 
@@ -122,7 +122,10 @@ fn server_command(options: &Options) -> io::Result<Command> {
     match &options.model_path {
         Some(path) => command.args(["--threads", "1", "--model-path"]).arg(path),
         None => {
-            let interval = format!("--test-runner-frequency-ms={}", to_ms(options.interval_ms));
+            let interval = format!(
+                "--test-runner-frequency-ms={}",
+                format_ms(options.interval_ms)
+            );
             command.args(["--runner", "llm_test", &interval])
         }
     };

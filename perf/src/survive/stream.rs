@@ -80,10 +80,10 @@ impl StreamPlan {
             .read_to_end(|event, _| match event {
                 Event::Token(token) => received.check_token(&token.text, token.index),
                 Event::Other => Err(Fault::Malformed("a record without a token".to_owned())),
-                Event::Piece(_)
+                Event::BytesRead(_)
                 | Event::Started
-                | Event::Finished
-                | Event::Done
+                | Event::FinishReason
+                | Event::EndOfStream
                 | Event::Error(_) => Ok(()),
             })
             .await?;

@@ -124,7 +124,7 @@ impl Tally {
         let count = |name| counts.metrics.sum(name).unwrap_or(0);
         let resumptions = count("tokenway_resumptions_total");
         let replayed = count("tokenway_tokens_replayed_total");
-        let Percentiles { p50, p99, max, .. } = Percentiles::of(&counts.gaps);
+        let Percentiles { p50, p99, max, .. } = Percentiles::from_histogram(&counts.gaps);
         let (p50, p99, max) = (p50 / 1e3, p99 / 1e3, max / 1e3);
         let faults = counts.faults.len();
         writeln!(

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
 use tracing::Instrument;
 
-use crate::cluster::upstream::EventStream;
+use crate::cluster::upstream::BoxedEventStream;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 
@@ -35,7 +35,7 @@ pub(super) fn start(
     mut stream: Streaming<v1::CompletionEvent>,
     held: impl Send + 'static,
     tasks: &TaskTracker,
-) -> EventStream {
+) -> BoxedEventStream {
     let (sender, receiver) = mpsc::channel(READ_AHEAD_EVENTS);
     let permits = Arc::new(Semaphore::new(
         usize::try_from(READ_AHEAD_TOKENS).unwrap_or(Semaphore::MAX_PERMITS),

@@ -57,20 +57,22 @@ impl HealthWatch {
                 while let Ok(Some(report)) = reports.message().await {
                     backoff.reset();
                     if report.status() != ServingStatus::Serving {
-                        self.set(Availability::Down, None);
+                        self.publish_health(Availability::Down, None);
                         continue;
                     }
                     match self.list_models(&mut inference).await {
-                        ListedModels::Models(models) => self.set(Availability::Up, Some(models)),
-                        ListedModels::Unknown => self.set(Availability::Up, None),
+                        ListedModels::Models(models) => {
+                            self.publish_health(Availability::Up, Some(models))
+                        }
+                        ListedModels::Unknown => self.publish_health(Availability::Up, None),
                         ListedModels::Loop => {
-                            self.set(Availability::Loop, Some(Vec::new()));
+                            self.publish_health(Availability::Loop, Some(Vec::new()));
                             return;
                         }
                     }
                 }
             }
-            self.set(Availability::Down, None);
+            self.publish_health(Availability::Down, None);
             sleep(backoff.next_delay()).await;
         }
     }
@@ -80,13 +82,13 @@ impl HealthWatch {
         Via::default().write_with(&self.gateway, request.metadata_mut());
         match timeout(LIST_MODELS_TIMEOUT, inference.list_models(request)).await {
             Ok(Ok(listed)) => ListedModels::Models(listed.into_inner().models),
-            Ok(Err(status)) if self.gateway.rejected_circle(&status) => ListedModels::Loop,
+            Ok(Err(status)) if self.gateway.has_detected_loop(&status) => ListedModels::Loop,
             Ok(Err(_)) | Err(_) => ListedModels::Unknown,
         }
     }
 
     /// Records the availability, and the models if they are known. Logs a change of availability.
-    fn set(&self, availability: Availability, models: Option<Vec<v1::Model>>) {
+    fn publish_health(&self, availability: Availability, models: Option<Vec<v1::Model>>) {
         let mut earlier = availability;
         self.health.send_modify(|health| {
             earlier = std::mem::replace(&mut health.availability, availability);

@@ -9,7 +9,7 @@ use toml::Table;
 use super::kind::KindSettings;
 use crate::config::error::ConfigError;
 use crate::config::settings::Settings;
-use crate::config::values::{Count, FilePath};
+use crate::config::values::{FilePath, PositiveInteger};
 use crate::runner::Loader;
 
 #[derive(Args, Serialize, Deserialize)]
@@ -21,10 +21,10 @@ pub(super) struct LlamaSettings {
     /// Maximum number of tokens in one sequence, prompt plus completion (llama only) [default: the length
     /// that the model was trained on, but at most 2048]
     #[arg(long, env = "TOKENWAY_CONTEXT_LENGTH", value_name = "TOKENS")]
-    context_length: Option<Count<u32>>,
+    context_length: Option<PositiveInteger<u32>>,
     /// Number of threads for computing the model (llama only) [default: the number of cores minus one]
     #[arg(long, env = "TOKENWAY_THREADS", value_name = "N")]
-    threads: Option<Count<u16>>,
+    threads: Option<PositiveInteger<u16>>,
 }
 
 impl KindSettings for LlamaSettings {

@@ -4,7 +4,7 @@ use super::*;
 fn problems(text: &str) -> Vec<String> {
     let (_folder, path) = settings_file(text);
     match read_line(&["config", "check", &path]) {
-        Ok(Task::Print(text)) => {
+        Ok(ParsedCommand::Print(text)) => {
             assert_eq!(text, format!("{path} is valid\n"));
             Vec::new()
         }

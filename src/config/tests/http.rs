@@ -1,19 +1,19 @@
 use std::time::Duration;
 
 use super::*;
-use crate::gateway::{OriginPolicy, UnknownFields};
+use crate::gateway::{OriginPolicy, UnknownFieldPolicy};
 
 #[test]
 fn unknown_fields_and_headers_after_are_http_settings() {
     let http = |line: &[&str]| server_parts(line).http.expect("the HTTP API is enabled");
     let ignoring = http(&["--unknown-fields", "ignore", "--headers-after", "0.05"]);
-    assert_eq!(ignoring.unknown_fields, UnknownFields::Ignore);
+    assert_eq!(ignoring.unknown_fields, UnknownFieldPolicy::Ignore);
     assert_eq!(ignoring.headers_after, Some(Duration::from_millis(50)));
     let gateway = http(&["gateway", "--engine", "http://a:1", "--headers-after", "0"]);
     assert_eq!(gateway.headers_after, None);
     let (_folder, path) = settings_file("unknown_fields = \"ignore\"\nheaders_after = 2");
     let by_file = http(&["--config", &path]);
-    assert_eq!(by_file.unknown_fields, UnknownFields::Ignore);
+    assert_eq!(by_file.unknown_fields, UnknownFieldPolicy::Ignore);
     assert_eq!(by_file.headers_after, Some(Duration::from_secs(2)));
     let error = error_of(&["--unknown-fields", "drop"]);
     assert!(error.contains("must be refuse or ignore"), "{error}");

@@ -1,5 +1,5 @@
 use super::*;
-use crate::models::UnknownModel;
+use crate::models::UnknownModelPolicy;
 
 /// The names and aliases of the models.
 fn names(parts: &ServerParts) -> Vec<(&str, Vec<&str>)> {
@@ -20,10 +20,10 @@ fn aliases_come_from_commas_repeated_flags_and_the_file() {
     let (_folder, path) = settings_file("model_alias = [\"a\"]\nany_model = true");
     let by_file = server_parts(&["--config", &path]);
     assert_eq!(names(&by_file), [("llm_test", vec!["a", "test"])]);
-    assert_eq!(engine(&by_file).unknown_model, UnknownModel::First);
+    assert_eq!(engine(&by_file).unknown_model, UnknownModelPolicy::First);
     let both = server_parts(&["--config", &path, "--model-alias", "b", "--any-model=false"]);
     assert_eq!(names(&both), [("llm_test", vec!["b", "test"])]);
-    assert_eq!(engine(&both).unknown_model, UnknownModel::Refuse);
+    assert_eq!(engine(&both).unknown_model, UnknownModelPolicy::Refuse);
 }
 
 #[test]

@@ -2,9 +2,9 @@ use std::time::Duration;
 
 use super::show::shown;
 use super::*;
-use crate::gateway::{StreamFormat, UnknownFields};
+use crate::gateway::{StreamFormat, UnknownFieldPolicy};
 use crate::listen::Limits;
-use crate::models::UnknownModel;
+use crate::models::UnknownModelPolicy;
 use crate::runner::llm_test::TestRunnerOptions;
 use crate::server::{HttpFrontend, ServerParts, WorkerParts};
 
@@ -26,8 +26,8 @@ fn defaults_match_the_documented_contract() {
     assert_eq!(model.slow_reader_timeout, Duration::from_secs(10));
     assert_eq!(engine.models.len(), 1);
     assert_eq!(model.aliases, ["test"]);
-    assert_eq!(engine.unknown_model, UnknownModel::Refuse);
-    assert_eq!(http.unknown_fields, UnknownFields::Refuse);
+    assert_eq!(engine.unknown_model, UnknownModelPolicy::Refuse);
+    assert_eq!(http.unknown_fields, UnknownFieldPolicy::Refuse);
     assert_eq!(http.headers_after, Some(Duration::from_secs(30)));
     assert_eq!(
         (model.name.as_str(), model.workers, model.slots),

@@ -3,7 +3,7 @@ use super::*;
 /// The output of `tokenway config show <arguments>`.
 fn show(arguments: &[&str]) -> String {
     match read_line(&[&["config", "show"], arguments].concat()) {
-        Ok(Task::Print(text)) => text,
+        Ok(ParsedCommand::Print(text)) => text,
         Ok(_) => panic!("the command is not `config show`"),
         Err(error) => panic!("{arguments:?}: {error}"),
     }

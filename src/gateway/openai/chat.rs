@@ -10,7 +10,7 @@ use utoipa::openapi::OpenApi;
 use super::description::{Operation, describe};
 use super::lines::LineWriter;
 use super::logprobs::ChatLogprobs;
-use super::metadata::{ResponseMetadata, Route};
+use super::metadata::{CompletionRoute, ResponseMetadata};
 use super::stream_options::StreamOptions;
 use super::usage::{Usage, finish_reason_name};
 use crate::error::Error;
@@ -53,15 +53,15 @@ impl Dialect for Chat {
     }
 
     fn writer(stream: StreamRequest<StreamOptions>, facts: ResponseFacts) -> LineWriter {
-        LineWriter::for_request(&stream, ResponseMetadata::new(Route::Chat, facts))
+        LineWriter::for_request(&stream, ResponseMetadata::new(CompletionRoute::Chat, facts))
     }
 
-    fn answer(
+    fn unary_body(
         facts: ResponseFacts,
-        choices: Vec<dialect::Choice>,
+        choices: Vec<dialect::CollectedChoice>,
         usage: v1::Usage,
     ) -> impl Serialize {
-        let metadata = ResponseMetadata::new(Route::Chat, facts);
+        let metadata = ResponseMetadata::new(CompletionRoute::Chat, facts);
         ChatCompletion {
             id: metadata.id,
             object: "chat.completion",
@@ -117,7 +117,7 @@ struct ChatAnswer {
     refusal: Option<&'static str>,
 }
 
-fn chat_choice((index, choice): (u32, dialect::Choice)) -> ChatChoice {
+fn chat_choice((index, choice): (u32, dialect::CollectedChoice)) -> ChatChoice {
     ChatChoice {
         index,
         logprobs: choice.scored.as_ref().map(ChatLogprobs::of_choice),

@@ -10,7 +10,7 @@ use utoipa::openapi::OpenApi;
 use super::description::{Operation, describe};
 use super::lines::LineWriter;
 use super::logprobs::CompletionLogprobs;
-use super::metadata::{ResponseMetadata, Route};
+use super::metadata::{CompletionRoute, ResponseMetadata};
 use super::stream_options::StreamOptions;
 use super::usage::{Usage, finish_reason_name};
 use crate::error::Error;
@@ -52,15 +52,18 @@ impl Dialect for Completions {
     }
 
     fn writer(stream: StreamRequest<StreamOptions>, facts: ResponseFacts) -> LineWriter {
-        LineWriter::for_request(&stream, ResponseMetadata::new(Route::Completions, facts))
+        LineWriter::for_request(
+            &stream,
+            ResponseMetadata::new(CompletionRoute::Completions, facts),
+        )
     }
 
-    fn answer(
+    fn unary_body(
         facts: ResponseFacts,
-        choices: Vec<dialect::Choice>,
+        choices: Vec<dialect::CollectedChoice>,
         usage: v1::Usage,
     ) -> impl Serialize {
-        let metadata = ResponseMetadata::new(Route::Completions, facts);
+        let metadata = ResponseMetadata::new(CompletionRoute::Completions, facts);
         Completion {
             id: metadata.id,
             object: "text_completion",
@@ -104,7 +107,7 @@ struct CompletionChoice {
     finish_reason: Option<&'static str>,
 }
 
-fn completion_choice((index, choice): (u32, dialect::Choice)) -> CompletionChoice {
+fn completion_choice((index, choice): (u32, dialect::CollectedChoice)) -> CompletionChoice {
     CompletionChoice {
         index,
         logprobs: choice.scored.as_ref().map(CompletionLogprobs::of_choice),

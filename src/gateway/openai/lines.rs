@@ -7,14 +7,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::logprobs::{ChatLogprobs, CompletionLogprobs, char_count};
-use super::metadata::Route;
+use super::metadata::CompletionRoute;
 use super::stream_options::StreamOptions;
 use super::timings;
 use super::usage::{Usage, finish_reason_name};
 use crate::error::Error;
 use crate::gateway::accept::StreamFormat;
 use crate::gateway::dialect::{RecordWriter, StreamEnd, StreamRequest};
-use crate::gateway::echo::Prompt;
+use crate::gateway::echoed_prompts::PromptEcho;
 use crate::gateway::error_response::ErrorObject;
 use crate::proto::v1;
 use crate::request::FinishReason;
@@ -86,7 +86,7 @@ impl LineWriter {
         if stream.response.logprobs.is_some() {
             writer = writer.with_logprobs();
         }
-        if writer.metadata.route == Route::Chat {
+        if writer.metadata.route == CompletionRoute::Chat {
             writer.roles = stream.response.choices;
         }
         writer
@@ -106,8 +106,8 @@ impl LineWriter {
         put_json_string(&mut prefix, &metadata.model);
         prefix.put_slice(b",\"choices\":[{\"index\":");
         let (before_text, after_text) = match metadata.route {
-            Route::Completions => (",\"text\":", ""),
-            Route::Chat => (",\"delta\":{\"content\":", "}"),
+            CompletionRoute::Completions => (",\"text\":", ""),
+            CompletionRoute::Chat => (",\"delta\":{\"content\":", "}"),
         };
         let mut writer = Self {
             format,
@@ -146,7 +146,7 @@ impl LineWriter {
     }
 
     /// Writes the first line of a chat choice, which has the role and no text.
-    fn role(&self, out: &mut BytesMut, index: u32) {
+    fn write_role(&self, out: &mut BytesMut, index: u32) {
         self.put_start(out, index);
         out.put_slice(b",\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
         self.put_end(out, &LineEnd::default());
@@ -157,19 +157,19 @@ impl LineWriter {
     /// In `/v1/completions`, the line of a choice's last token has the finish reason. A chat choice ends with an
     /// extra line that has the finish reason and no content, because OpenAI's clients stop reading content at the
     /// finish reason. On both routes, a choice that ends without another token gets an extra line.
-    pub fn tokens(&mut self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
+    pub fn write_tokens(&mut self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
         let on_last_token = match self.metadata.route {
-            Route::Completions => choice.finish_reason,
-            Route::Chat => None,
+            CompletionRoute::Completions => choice.finish_reason,
+            CompletionRoute::Chat => None,
         };
-        self.token_lines(out, choice, on_last_token);
+        self.write_token_lines(out, choice, on_last_token);
         let is_written = on_last_token.is_some() && !choice.tokens.is_empty();
         if choice.finish_reason.is_some() && !is_written {
-            self.finish(out, choice);
+            self.write_finish(out, choice);
         }
     }
 
-    fn token_lines(
+    fn write_token_lines(
         &mut self,
         out: &mut BytesMut,
         choice: &ChoiceTokens<'_>,
@@ -186,13 +186,18 @@ impl LineWriter {
         out.reserve(choice.tokens.len() * (self.prefix.len() + LINE_BYTES + timestamps));
         for (at, token) in choice.tokens.iter().enumerate() {
             let finish_reason = on_last_token.filter(|_| at == last);
-            self.token(out, choice.index, &token, finish_reason);
+            self.write_token(out, choice.index, &token, finish_reason);
         }
     }
 
     /// Writes the last object of a successful stream, if the request asks for usage or timings. Calls `timings` only
     /// if they are written.
-    fn usage_and_timings(&self, out: &mut BytesMut, usage: Usage, timings: impl FnOnce() -> Value) {
+    fn write_usage_and_timings(
+        &self,
+        out: &mut BytesMut,
+        usage: Usage,
+        timings: impl FnOnce() -> Value,
+    ) {
         let StreamOptions {
             include_usage,
             include_timings,
@@ -218,13 +223,13 @@ impl LineWriter {
     }
 
     /// Writes the end marker of a successful stream. NDJSON has no end marker.
-    fn done(&self, out: &mut BytesMut) {
+    fn write_done(&self, out: &mut BytesMut) {
         if self.format == StreamFormat::Sse {
             out.put_slice(b"data: [DONE]\n\n");
         }
     }
 
-    fn token(
+    fn write_token(
         &mut self,
         out: &mut BytesMut,
         index: u32,
@@ -252,11 +257,11 @@ impl LineWriter {
     }
 
     /// Writes a line with the finish reason and without a token.
-    fn finish(&self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
+    fn write_finish(&self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
         self.put_start(out, choice.index);
         match self.metadata.route {
-            Route::Completions => self.put_text(out, ""),
-            Route::Chat => out.put_slice(b",\"delta\":{}"),
+            CompletionRoute::Completions => self.put_text(out, ""),
+            CompletionRoute::Chat => out.put_slice(b",\"delta\":{}"),
         }
         let end = LineEnd {
             finish_reason: choice.finish_reason,
@@ -270,7 +275,7 @@ impl LineWriter {
             return None;
         }
         match self.metadata.route {
-            Route::Completions => {
+            CompletionRoute::Completions => {
                 let offset = self.offset(index);
                 let text_offset = *offset;
                 *offset += char_count(token.text);
@@ -278,7 +283,7 @@ impl LineWriter {
                 logprobs.push(token, text_offset);
                 (!logprobs.is_empty()).then_some(LineLogprobs::Completion(logprobs))
             }
-            Route::Chat => {
+            CompletionRoute::Chat => {
                 let mut logprobs = ChatLogprobs::default();
                 logprobs.push(token);
                 (!logprobs.is_empty()).then_some(LineLogprobs::Chat(logprobs))
@@ -364,15 +369,15 @@ impl LineWriter {
 }
 
 impl RecordWriter for LineWriter {
-    fn started(&mut self, out: &mut BytesMut, started: &v1::Started) {
+    fn write_start(&mut self, out: &mut BytesMut, started: &v1::Started) {
         self.add_prompt(started.prompt_tokens);
         for choice in 0..self.roles {
-            self.role(out, choice);
+            self.write_role(out, choice);
         }
     }
 
     /// Writes the first line of a choice that repeats its prompt.
-    fn prompt(&mut self, out: &mut BytesMut, choice: u32, prompt: &Prompt) {
+    fn write_prompt(&mut self, out: &mut BytesMut, choice: u32, prompt: &PromptEcho) {
         let logprobs = self
             .has_logprobs
             .then(|| CompletionLogprobs::of_prompt(prompt));
@@ -388,17 +393,17 @@ impl RecordWriter for LineWriter {
         self.put_end(out, &end);
     }
 
-    fn tokens(&mut self, out: &mut BytesMut, tokens: &ChoiceTokens<'_>) {
-        Self::tokens(self, out, tokens);
+    fn write_tokens(&mut self, out: &mut BytesMut, tokens: &ChoiceTokens<'_>) {
+        Self::write_tokens(self, out, tokens);
     }
 
-    fn end(&mut self, out: &mut BytesMut, end: &StreamEnd) {
+    fn write_end(&mut self, out: &mut BytesMut, end: &StreamEnd) {
         let timings = || timings::timings_object(&end.timings, end.delivery);
-        self.usage_and_timings(out, end.usage.into(), timings);
-        self.done(out);
+        self.write_usage_and_timings(out, end.usage.into(), timings);
+        self.write_done(out);
     }
 
-    fn error(&mut self, out: &mut BytesMut, error: &Error, tokens_delivered: u64) {
+    fn write_error(&mut self, out: &mut BytesMut, error: &Error, tokens_delivered: u64) {
         self.put_object(out, &ErrorObject::in_stream(error, tokens_delivered));
     }
 

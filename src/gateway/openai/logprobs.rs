@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::gateway::dialect::ScoredTokens;
-use crate::gateway::echo::Prompt;
+use crate::gateway::echoed_prompts::PromptEcho;
 use crate::tokens::{Logprobs, TextToken, TokenBatch};
 
 /// Log probabilities of the tokens of a completion. All lists have one item per token.
@@ -58,7 +58,7 @@ struct LikelyToken {
 
 impl CompletionLogprobs {
     /// Converts the log probabilities of a prompt's tokens.
-    pub(super) fn of_prompt(prompt: &Prompt) -> Self {
+    pub(super) fn of_prompt(prompt: &PromptEcho) -> Self {
         let mut logprobs = Self::default();
         let mut offset = 0;
         for token in prompt.tokens.iter().flat_map(TokenBatch::iter) {

@@ -49,7 +49,7 @@ impl Message {
 
     /// Reads a required field that holds a list of messages. `name` is the field's name.
     pub(in crate::gateway) fn read_all(fields: &mut Fields, name: &str) -> Result<v1::Chat, Error> {
-        let items = fields.required_list(name, "a list of messages")?;
+        let items = fields.take_required_list(name, "a list of messages")?;
         if items.is_empty() {
             return Err(fields.invalid(name, "must contain at least one message"));
         }
@@ -73,7 +73,7 @@ impl Message {
         Ok(Self {
             role,
             content: read_content(fields)?,
-            name: fields.string("name")?,
+            name: fields.take_string("name")?,
         })
     }
 }
@@ -89,7 +89,7 @@ impl From<Message> for v1::ChatMessage {
 }
 
 fn read_role(fields: &mut Fields) -> Result<&'static str, Error> {
-    let role = fields.required("role")?;
+    let role = fields.take_required("role")?;
     let role = fields.string_value("role", role)?;
     let known = Message::ROLES.iter().find(|(name, _)| *name == role);
     match known {
@@ -100,7 +100,7 @@ fn read_role(fields: &mut Fields) -> Result<&'static str, Error> {
 }
 
 fn read_content(fields: &mut Fields) -> Result<String, Error> {
-    match fields.required("content")? {
+    match fields.take_required("content")? {
         Value::String(text) => Ok(text),
         Value::Array(parts) if parts.is_empty() => {
             Err(fields.invalid("content", "must contain at least one part"))
@@ -121,11 +121,11 @@ fn read_content(fields: &mut Fields) -> Result<String, Error> {
 
 fn text_of_part(message: &mut Fields, name: &str, part: Value) -> Result<String, Error> {
     let mut part = message.nested(name, part)?;
-    let kind = part.required("type")?;
+    let kind = part.take_required("type")?;
     if part.string_value("type", kind)? != "text" {
         return Err(part.unsupported("type"));
     }
-    let text = part.required("text")?;
+    let text = part.take_required("text")?;
     let text = part.string_value("text", text)?;
     message.finish_nested(part)?;
     Ok(text)

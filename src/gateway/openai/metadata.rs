@@ -4,7 +4,7 @@ use crate::gateway::dialect::ResponseFacts;
 
 /// One of OpenAI's routes for completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
+pub enum CompletionRoute {
     /// `/v1/completions`.
     Completions,
     /// `/v1/chat/completions`.
@@ -15,7 +15,7 @@ pub enum Route {
 #[derive(Clone)]
 pub struct ResponseMetadata {
     /// Endpoint, which determines the type of the objects.
-    pub route: Route,
+    pub route: CompletionRoute,
     /// Id of the response: `cmpl-…` or `chatcmpl-…`.
     pub id: String,
     /// Creation time, in seconds since the Unix epoch.
@@ -25,10 +25,10 @@ pub struct ResponseMetadata {
 }
 
 impl ResponseMetadata {
-    pub(super) fn new(route: Route, facts: ResponseFacts) -> Self {
+    pub(super) fn new(route: CompletionRoute, facts: ResponseFacts) -> Self {
         let prefix = match route {
-            Route::Completions => "cmpl",
-            Route::Chat => "chatcmpl",
+            CompletionRoute::Completions => "cmpl",
+            CompletionRoute::Chat => "chatcmpl",
         };
         Self {
             route,
@@ -41,8 +41,8 @@ impl ResponseMetadata {
     /// The field `object` of a line.
     pub(super) fn object(&self) -> &'static str {
         match self.route {
-            Route::Completions => "text_completion",
-            Route::Chat => "chat.completion.chunk",
+            CompletionRoute::Completions => "text_completion",
+            CompletionRoute::Chat => "chat.completion.chunk",
         }
     }
 }

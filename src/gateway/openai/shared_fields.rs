@@ -114,30 +114,30 @@ impl SharedFields {
     pub(super) fn read(fields: &mut Fields) -> Result<Self, Error> {
         fields.reject_unsupported(Self::UNSUPPORTED)?;
         for (hint, _) in Self::HINTS {
-            fields.string(hint)?;
+            fields.take_string(hint)?;
         }
-        let stream = fields.bool("stream")?;
+        let stream = fields.take_bool("stream")?;
         let read = Self {
             stream_options: stream_options(fields, stream.unwrap_or(false))?,
             stream,
-            model: fields.string("model")?,
-            n: fields.integer("n")?,
-            temperature: fields.number("temperature")?,
-            top_p: fields.number("top_p")?,
-            top_k: fields.integer("top_k")?,
-            min_p: fields.number("min_p")?,
-            presence_penalty: fields.number("presence_penalty")?,
-            frequency_penalty: fields.number("frequency_penalty")?,
-            repetition_penalty: fields.number("repetition_penalty")?,
+            model: fields.take_string("model")?,
+            n: fields.take_integer("n")?,
+            temperature: fields.take_number("temperature")?,
+            top_p: fields.take_number("top_p")?,
+            top_k: fields.take_integer("top_k")?,
+            min_p: fields.take_number("min_p")?,
+            presence_penalty: fields.take_number("presence_penalty")?,
+            frequency_penalty: fields.take_number("frequency_penalty")?,
+            repetition_penalty: fields.take_number("repetition_penalty")?,
             logit_bias: logit_bias(fields)?,
-            seed: fields.integer("seed")?,
+            seed: fields.take_integer("seed")?,
             stop: stop(fields)?,
             stop_token_ids: stop_token_ids(fields)?,
-            include_stop_str_in_output: fields.bool("include_stop_str_in_output")?,
-            min_tokens: fields.integer("min_tokens")?,
-            ignore_eos: fields.bool("ignore_eos")?,
-            priority: fields.integer("priority")?,
-            user: fields.string("user")?,
+            include_stop_str_in_output: fields.take_bool("include_stop_str_in_output")?,
+            min_tokens: fields.take_integer("min_tokens")?,
+            ignore_eos: fields.take_bool("ignore_eos")?,
+            priority: fields.take_integer("priority")?,
+            user: fields.take_string("user")?,
         };
         if read.n == Some(0) {
             return Err(fields.invalid("n", "must be at least 1 (got 0)"));
@@ -209,7 +209,7 @@ impl SharedFields {
 }
 
 fn stream_options(fields: &mut Fields, is_stream: bool) -> Result<Option<StreamOptions>, Error> {
-    let Some(mut options) = fields.object("stream_options")? else {
+    let Some(mut options) = fields.take_object("stream_options")? else {
         return Ok(None);
     };
     if !is_stream && !options.is_empty() {
@@ -239,7 +239,7 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>, Error> {
 
 fn stop_token_ids(fields: &mut Fields) -> Result<Vec<TokenId>, Error> {
     const NAME: &str = "stop_token_ids";
-    let ids = fields.list(NAME, "a list of token ids")?;
+    let ids = fields.take_list(NAME, "a list of token ids")?;
     let ids = ids.unwrap_or_default();
     ids.iter()
         .map(|id| fields.integer_value(NAME, id))
@@ -248,7 +248,7 @@ fn stop_token_ids(fields: &mut Fields) -> Result<Vec<TokenId>, Error> {
 
 fn logit_bias(fields: &mut Fields) -> Result<HashMap<TokenId, f32>, Error> {
     const NAME: &str = "logit_bias";
-    let Some(mut biases) = fields.object(NAME)? else {
+    let Some(mut biases) = fields.take_object(NAME)? else {
         return Ok(HashMap::new());
     };
     let mut known = HashMap::new();

@@ -31,7 +31,7 @@ impl StreamOptions {
     pub(super) const UNSUPPORTED: &[Unsupported] = &[("include_obfuscation", "[true, false]")];
 
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
-        let mut flag = |name| Ok::<_, Error>(fields.bool(name)?.unwrap_or(false));
+        let mut flag = |name| Ok::<_, Error>(fields.take_bool(name)?.unwrap_or(false));
         let options = Self {
             include_usage: flag("include_usage")?,
             continuous_usage_stats: flag("continuous_usage_stats")?,

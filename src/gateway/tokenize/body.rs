@@ -83,11 +83,11 @@ impl TokenizeText {
 
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
         fields.reject_unsupported(Self::UNSUPPORTED)?;
-        let prompt = fields.required("prompt")?;
+        let prompt = fields.take_required("prompt")?;
         Ok(Self {
-            model: fields.string("model")?,
+            model: fields.take_string("model")?,
             prompt: fields.string_value("prompt", prompt)?,
-            add_special_tokens: fields.bool("add_special_tokens")?,
+            add_special_tokens: fields.take_bool("add_special_tokens")?,
         })
     }
 }
@@ -103,9 +103,9 @@ impl TokenizeChat {
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
         fields.reject_unsupported(Self::UNSUPPORTED)?;
         Ok(Self {
-            model: fields.string("model")?,
+            model: fields.take_string("model")?,
             messages: Message::read_all(fields, "messages")?,
-            add_special_tokens: fields.bool("add_special_tokens")?,
+            add_special_tokens: fields.take_bool("add_special_tokens")?,
         })
     }
 }
@@ -116,7 +116,7 @@ impl TokenizeBody {
     /// # Errors
     /// An error that names the first invalid field.
     pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<v1::TokenizeRequest, Error> {
-        let body = match (fields.has("prompt"), fields.has("messages")) {
+        let body = match (fields.contains("prompt"), fields.contains("messages")) {
             (true, false) => Self::Text(TokenizeText::read(fields)?),
             (false, true) => Self::Chat(TokenizeChat::read(fields)?),
             (true, true) => {
@@ -172,13 +172,13 @@ impl DetokenizeBody {
 
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
         const NAME: &str = "tokens";
-        let ids = fields.required_list(NAME, "a list of token ids")?;
+        let ids = fields.take_required_list(NAME, "a list of token ids")?;
         let ids: Result<_, Error> = ids
             .iter()
             .map(|id| fields.integer_value(NAME, id))
             .collect();
         Ok(Self {
-            model: fields.string("model")?,
+            model: fields.take_string("model")?,
             tokens: ids?,
         })
     }

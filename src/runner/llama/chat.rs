@@ -164,7 +164,8 @@ fn python_method(
     unknown_method_callback(state, value, name, args)
 }
 
-/// Returns true if a text contains a number of more than four digits.
+/// Returns true if a text contains a number of more than four digits. As a width, it would make `format` allocate
+/// megabytes.
 fn has_long_number(text: &str) -> bool {
     text.split(|character: char| !character.is_ascii_digit())
         .any(|number| number.len() > 4)

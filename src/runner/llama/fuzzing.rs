@@ -38,7 +38,8 @@ pub(crate) fn chat_template(data: &[u8]) {
     }
 }
 
-/// Returns true if a namespace that the template assigns to is also used as a whole: `ns` in `ns.a = ns`.
+/// Returns true if a namespace that the template assigns to is also used as a whole: `ns` in `ns.a = ns`. Such a
+/// namespace may contain itself.
 fn may_be_cyclic(source: &str) -> bool {
     let is_name = |character: char| character.is_alphanumeric() || character == '_';
     let words = || {

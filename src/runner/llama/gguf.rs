@@ -138,7 +138,7 @@ impl Header {
         Ok(header)
     }
 
-    fn value(&self, key: &str) -> Option<&Value> {
+    fn read_value(&self, key: &str) -> Option<&Value> {
         self.values.get(key)
     }
 
@@ -256,7 +256,7 @@ impl<R: Read> HeaderReader<R> {
         String::from_utf8(bytes).map_err(|_| format!("{what} is not UTF-8"))
     }
 
-    fn value(&mut self, key: &str) -> Result<Value, String> {
+    fn read_value(&mut self, key: &str) -> Result<Value, String> {
         const ARRAY: u32 = 9;
         let code = self.read_u32()?;
         if code == ARRAY {

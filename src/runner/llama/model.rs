@@ -188,7 +188,7 @@ impl Model for GgufModel {
     }
 
     /// Puts the parts in the order prefix, suffix, middle, like llama.cpp's server.
-    fn infill(&self, prefix: &str, suffix: &str) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize_infill(&self, prefix: &str, suffix: &str) -> Result<Vec<TokenId>, ModelError> {
         let Some(tokens) = self.infill else {
             let message = "This model has no fill-in-the-middle tokens.";
             return Err(ModelError::Invalid(message.to_owned()));

@@ -16,7 +16,7 @@ struct NamedJob {
 /// Jobs whose name starts with this prefix are crash suspects.
 const SUSPECT: &str = "suspect";
 
-impl Job for NamedJob {
+impl QueuedChoice for NamedJob {
     fn max_tokens(&self) -> u32 {
         self.max_tokens
     }
@@ -68,7 +68,7 @@ fn model(index: usize) -> ModelId {
 fn add_ready(plan: &mut Plan<NamedJob>, worker: usize, model: ModelId, slots: usize) {
     plan.add_worker(WorkerId(worker), model);
     assert!(
-        plan.worker_ready(WorkerId(worker), Generation(1), slots)
+        plan.set_worker_ready(WorkerId(worker), Generation(1), slots)
             .is_empty()
     );
 }
@@ -78,7 +78,7 @@ fn admit(plan: &mut Plan<NamedJob>, priority: i32, name: &'static str) -> Admiss
 }
 
 fn release(plan: &mut Plan<NamedJob>, worker: usize) -> Vec<(&'static str, usize)> {
-    names(&plan.slot_released(WorkerId(worker), Generation(1), 16))
+    names(&plan.release_slot(WorkerId(worker), Generation(1), 16))
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn an_abandoned_request_is_never_placed() {
     let gone = job("gone");
     plan.admit(model(0), 0, vec![gone.clone()]);
     gone.has_reader.set(false);
-    plan.sweep();
+    plan.drop_abandoned();
     assert_eq!(plan.queued(), 0);
 }
 
@@ -189,13 +189,13 @@ fn a_lost_worker_takes_nothing_until_it_is_ready_again() {
     let mut plan = plan(&[1], 8);
     admit(&mut plan, 0, "runs");
     admit(&mut plan, 0, "waits");
-    plan.worker_lost(WorkerId(0));
+    plan.set_worker_lost(WorkerId(0));
     assert_eq!(admit(&mut plan, 0, "rejected"), Admission::NoWorker);
     assert!(
         release(&mut plan, 0).is_empty(),
         "the slot belongs to an earlier generation"
     );
-    let placed = plan.worker_ready(WorkerId(0), Generation(2), 1);
+    let placed = plan.set_worker_ready(WorkerId(0), Generation(2), 1);
     assert_eq!(names(&placed), [("waits", 0)]);
 }
 
@@ -217,10 +217,10 @@ fn a_resumed_choice_goes_before_new_requests_of_any_priority() {
 #[test]
 fn a_resumed_choice_waits_when_no_worker_is_up() {
     let mut plan = plan(&[1], 0);
-    plan.worker_lost(WorkerId(0));
+    plan.set_worker_lost(WorkerId(0));
     assert!(plan.resume(model(0), 0, job("resumed")).is_empty());
     assert_eq!(admit(&mut plan, 0, "new"), Admission::NoWorker);
-    let placed = plan.worker_ready(WorkerId(0), Generation(2), 1);
+    let placed = plan.set_worker_ready(WorkerId(0), Generation(2), 1);
     assert_eq!(names(&placed), [("resumed", 0)]);
 }
 
@@ -258,6 +258,6 @@ fn a_worker_has_at_most_one_suspect_and_suspects_do_not_block_others() {
         names(&plan.admit(model(0), 0, vec![job("new")]).1),
         [("new", 0)]
     );
-    let placed = plan.suspect_cleared(WorkerId(0), Generation(1));
+    let placed = plan.clear_suspect(WorkerId(0), Generation(1));
     assert_eq!(names(&placed), [("suspect 2", 0)]);
 }

@@ -90,7 +90,7 @@ impl Choice {
     }
 
     /// Records that a worker has accepted the choice.
-    pub(super) fn accepted(&mut self) {
+    pub(super) fn record_acceptance(&mut self) {
         self.is_accepted = true;
         if let Some((_, acceptance_timeout)) = &mut self.resumption {
             *acceptance_timeout = None;
@@ -146,7 +146,7 @@ impl Choice {
             Some(pending.acceptance_timeout),
         ));
         if let Some(previous) = &self.token_channel {
-            pending.token_channel.inherit_stream_count(previous);
+            pending.token_channel.inherit_request_gauge(previous);
         }
         self.token_channel = Some(pending.token_channel);
         Ok(())

@@ -102,7 +102,7 @@ impl EngineConnection {
                 Err(status) => return ConnectionEnd::Broken(status),
             };
             match message {
-                Some(EngineMessage::Submit(submit)) => match self.submission(submit) {
+                Some(EngineMessage::Submit(submit)) => match self.register_submission(submit) {
                     Ok(Some(submission)) => self.handle.submit_waiting(submission).await,
                     Ok(None) => {}
                     Err(violation) => {
@@ -126,7 +126,10 @@ impl EngineConnection {
     }
 
     /// Converts the engine's submission to a sequence. Returns `None` if it belongs to an earlier generation.
-    pub(super) fn submission(&self, submit: proto::Submit) -> Result<Option<Submission>, String> {
+    pub(super) fn register_submission(
+        &self,
+        submit: proto::Submit,
+    ) -> Result<Option<Submission>, String> {
         let (number, generation) = (submit.sequence, Generation(submit.generation));
         let credit = usize::try_from(submit.credit).unwrap_or(usize::MAX);
         let sequence =
@@ -227,7 +230,7 @@ pub(super) fn call_model(model: &dyn Model, about: About) -> Answer {
             ids.map(|ids| Answer::Ids(v1::TokenIds { ids }))
         }
         About::Infill(proto::Infill { prefix, suffix }) => {
-            let ids = model.infill(&prefix, &suffix);
+            let ids = model.tokenize_infill(&prefix, &suffix);
             ids.map(|ids| Answer::Ids(v1::TokenIds { ids }))
         }
         About::Detokenize(proto::Detokenize { ids }) => {
@@ -291,10 +294,10 @@ mod tests {
         let loader = TestRunnerLoader::new(TestRunnerOptions::default());
         let loaded = loader.load(1, &|_| ()).expect("the test model loads");
         connection.start_generation(Generation(1), &loaded.model);
-        let first = connection.submission(submit(1)).unwrap().unwrap();
+        let first = connection.register_submission(submit(1)).unwrap().unwrap();
         connection.handle.submit_waiting(first).await;
         connection.cancel(&[1]);
-        let second = connection.submission(submit(2)).unwrap().unwrap();
+        let second = connection.register_submission(submit(2)).unwrap().unwrap();
         let mut second = pin!(connection.handle.submit_waiting(second));
         poll_fn(|cx| {
             assert!(second.as_mut().poll(cx).is_pending(), "the queue is full");

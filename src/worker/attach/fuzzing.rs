@@ -122,7 +122,7 @@ impl Worker {
 
     fn submit(&mut self, submit: proto::Submit) -> Result<(), String> {
         let (number, credit) = (submit.sequence, submit.credit);
-        let Some(submission) = self.connection.submission(submit)? else {
+        let Some(submission) = self.connection.register_submission(submit)? else {
             return Ok(());
         };
         let sequence = &submission.assignment.sequence;

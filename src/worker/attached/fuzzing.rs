@@ -9,7 +9,7 @@ use prost::Message;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::remote_tokenizer::TokenizerRequest;
+use super::remote_tokenizer::TokenizerCall;
 use super::sequences::Sequences;
 use super::tokenizer_calls::TokenizerCalls;
 use crate::proto::worker as proto;
@@ -84,7 +84,7 @@ impl Worker {
         ];
         let answers = answers.map(|about| {
             let (answer, receiver) = oneshot::channel();
-            calls.open(TokenizerRequest { about, answer });
+            calls.open(TokenizerCall { about, answer });
             receiver
         });
         Self {
@@ -115,9 +115,11 @@ impl Worker {
                 self.sequences.handle_accepted(sequence);
             }
             WorkerMessage::Refused(refused) => self.sequences.handle_refused(refused),
-            WorkerMessage::Step(step) => self.sequences.step(step, 1)?,
+            WorkerMessage::Step(step) => self.sequences.handle_step(step, 1)?,
             WorkerMessage::Answer(answer) => self.calls.close(answer)?,
-            WorkerMessage::Loading(_) | WorkerMessage::Heartbeat(_) => self.sequences.sweep(1),
+            WorkerMessage::Loading(_) | WorkerMessage::Heartbeat(_) => {
+                self.sequences.end_overdue_and_grant_credit(1)
+            }
         }
         Ok(())
     }

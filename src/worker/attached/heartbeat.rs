@@ -22,7 +22,7 @@ pub(super) struct HeartbeatMonitor {
 }
 
 impl HeartbeatMonitor {
-    /// Starts the heartbeat timeout at `now`.
+    /// Starts the heartbeat timeout at `exit_now`.
     pub(super) fn new(timeouts: &SessionTimeouts, now: Instant) -> Self {
         let timeout = timeouts.heartbeat_timeout;
         Self {
@@ -33,8 +33,8 @@ impl HeartbeatMonitor {
         }
     }
 
-    /// Time at which the session's timer must fire next: the deadline, or earlier. The session checks its other
-    /// timeouts at the same timer. A long heartbeat timeout must not delay those checks.
+    /// Returns the time at which the session must check its timeouts next. The session checks all of them at one
+    /// timer, so the timer also fires every four heartbeat intervals if the heartbeat's deadline is later.
     pub(super) fn next_check(&self, now: Instant) -> Instant {
         self.deadline.min(now + self.heartbeat_interval * 4)
     }

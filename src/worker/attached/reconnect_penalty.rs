@@ -48,7 +48,7 @@ impl ReconnectPenalties {
     }
 
     /// Records a violation by the worker with this name. A new name is not recorded once `MAX_NAMES` are remembered.
-    pub(super) fn add(&self, name: String) {
+    pub(super) fn record_violation(&self, name: String) {
         let mut penalties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         penalties.retain(|_, penalty| penalty.since.elapsed() < FORGET_AFTER);
         if penalties.len() >= MAX_NAMES && !penalties.contains_key(&name) {
@@ -76,7 +76,7 @@ mod tests {
         let penalties = ReconnectPenalties::default();
         assert_eq!(penalties.remaining("a"), None);
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
-            penalties.add("a".to_owned());
+            penalties.record_violation("a".to_owned());
             let wait = Duration::from_secs(seconds);
             assert_eq!(penalties.remaining("a"), Some(wait));
             assert_eq!(penalties.remaining("b"), None);
@@ -84,7 +84,7 @@ mod tests {
             assert_eq!(penalties.remaining("a"), None);
         }
         advance(FORGET_AFTER).await;
-        penalties.add("a".to_owned());
+        penalties.record_violation("a".to_owned());
         assert_eq!(penalties.remaining("a"), Some(PENALTY.first));
     }
 
@@ -92,7 +92,7 @@ mod tests {
     async fn at_most_max_names_are_remembered() {
         let penalties = ReconnectPenalties::default();
         for name in 0..=MAX_NAMES {
-            penalties.add(name.to_string());
+            penalties.record_violation(name.to_string());
         }
         assert_eq!(penalties.remaining("0"), Some(PENALTY.first));
         assert_eq!(penalties.remaining(&MAX_NAMES.to_string()), None);

@@ -45,14 +45,14 @@ pub(super) struct Registration {
 impl Registration {
     /// Returns the child worker with this token, and invalidates the token. Returns `None` for a worker without a
     /// token.
-    pub(super) fn attach_child(&self, token: &str) -> Result<Option<ChildRegistration>, Status> {
+    pub(super) fn claim_child(&self, token: &str) -> Result<Option<ChildRegistration>, Status> {
         if token.is_empty() {
             return Ok(None);
         }
         let child = self.children().get(token).cloned();
         let child =
             child.ok_or_else(|| Status::permission_denied("hello.child_token is unknown"))?;
-        if !child.state.attach() {
+        if !child.state.claim_token() {
             let message = "hello.child_token has been used before";
             return Err(Status::permission_denied(message));
         }
@@ -125,7 +125,7 @@ impl ChildState {
     }
 
     /// Records that a stream presents this child's token. Returns false if an earlier stream has already used it.
-    pub(super) fn attach(&self) -> bool {
+    pub(super) fn claim_token(&self) -> bool {
         !self.was_attached.swap(true, Ordering::SeqCst)
     }
 

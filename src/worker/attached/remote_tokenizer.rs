@@ -21,7 +21,7 @@ use crate::worker::{WorkerId, wire};
 const QUEUE_CAPACITY: usize = 64;
 
 /// A tokenizer call to a worker, and the channel for its answer.
-pub(super) struct TokenizerRequest {
+pub(super) struct TokenizerCall {
     pub(super) about: About,
     pub(super) answer: oneshot::Sender<Answer>,
 }
@@ -29,12 +29,12 @@ pub(super) struct TokenizerRequest {
 /// The workers of one model that can answer tokenizer calls.
 #[derive(Default)]
 pub(super) struct RemoteTokenizers {
-    ready: Mutex<VecDeque<(WorkerId, mpsc::Sender<TokenizerRequest>)>>,
+    ready: Mutex<VecDeque<(WorkerId, mpsc::Sender<TokenizerCall>)>>,
 }
 
 impl RemoteTokenizers {
     /// Adds a worker. Returns the receiving end of its queue of calls.
-    pub(super) fn add(&self, worker: WorkerId) -> mpsc::Receiver<TokenizerRequest> {
+    pub(super) fn add(&self, worker: WorkerId) -> mpsc::Receiver<TokenizerCall> {
         let (sender, receiver) = mpsc::channel(QUEUE_CAPACITY);
         self.worker_queues().push_back((worker, sender));
         receiver
@@ -67,7 +67,7 @@ impl RemoteTokenizers {
 
     /// Returns the queues of all workers. Each call starts with another worker, so that a slow worker does not delay
     /// every caller.
-    fn rotated_queues(&self) -> Vec<mpsc::Sender<TokenizerRequest>> {
+    fn rotated_queues(&self) -> Vec<mpsc::Sender<TokenizerCall>> {
         let mut ready = self.worker_queues();
         let queues = ready.iter().map(|(_, queue)| queue.clone());
         let queues = queues.collect();
@@ -77,17 +77,15 @@ impl RemoteTokenizers {
         queues
     }
 
-    fn worker_queues(
-        &self,
-    ) -> MutexGuard<'_, VecDeque<(WorkerId, mpsc::Sender<TokenizerRequest>)>> {
+    fn worker_queues(&self) -> MutexGuard<'_, VecDeque<(WorkerId, mpsc::Sender<TokenizerCall>)>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Sends a call to one worker and waits for the answer. Returns `None` if the worker has disconnected.
-async fn call_worker(queue: &mpsc::Sender<TokenizerRequest>, about: About) -> Option<Answer> {
+async fn call_worker(queue: &mpsc::Sender<TokenizerCall>, about: About) -> Option<Answer> {
     let (answer, receiver) = oneshot::channel();
-    queue.send(TokenizerRequest { about, answer }).await.ok()?;
+    queue.send(TokenizerCall { about, answer }).await.ok()?;
     receiver.await.ok()
 }
 
@@ -126,7 +124,7 @@ impl Model for RemoteModel {
         }))
     }
 
-    fn infill(&self, prefix: &str, suffix: &str) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize_infill(&self, prefix: &str, suffix: &str) -> Result<Vec<TokenId>, ModelError> {
         self.ids(&About::Infill(proto::Infill {
             prefix: prefix.to_owned(),
             suffix: suffix.to_owned(),
@@ -182,7 +180,7 @@ mod tests {
     }
 
     /// Answers the next tokenizer call in the queue with `with`.
-    async fn answer(queue: &mut mpsc::Receiver<TokenizerRequest>, with: Answer) {
+    async fn answer(queue: &mut mpsc::Receiver<TokenizerCall>, with: Answer) {
         let request = queue.recv().await.expect("a call");
         request.answer.send(with).expect("a waiting caller");
     }

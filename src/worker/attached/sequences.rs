@@ -107,7 +107,7 @@ impl Sequences {
 
     /// Returns and resets the effects since the last call.
     pub(super) fn take_effects(&mut self) -> Effects {
-        self.effects.cleared += self.slots.take_cleared();
+        self.effects.cleared += self.slots.take_cleared_suspects();
         std::mem::take(&mut self.effects)
     }
 
@@ -183,7 +183,7 @@ impl Sequences {
     ///
     /// # Errors
     /// Returns an error if the step violates the protocol.
-    pub(super) fn step(&mut self, step: proto::Step, now_ns: u64) -> Result<(), Violation> {
+    pub(super) fn handle_step(&mut self, step: proto::Step, now_ns: u64) -> Result<(), Violation> {
         wire::check_step(&step)?;
         for entry in step.sequences {
             // A sequence without an entry was cancelled or has ended here. Its late tokens are ignored.
@@ -235,8 +235,8 @@ impl Sequences {
 
     /// Ends every sequence whose reader is gone or too slow, or whose deadline has passed. Grants credit to sequences
     /// whose readers have read tokens.
-    pub(super) fn sweep(&mut self, now_ns: u64) {
-        for freed in self.slots.sweep(now_ns) {
+    pub(super) fn end_overdue_and_grant_credit(&mut self, now_ns: u64) {
+        for freed in self.slots.end_overdue(now_ns) {
             self.cancel(freed);
         }
         for slot in 0..self.by_slot.len() {

@@ -14,7 +14,7 @@ use tonic::{Code, Status, Streaming};
 use self::loaded_state::{LoadedState, SessionHistory};
 use super::heartbeat::HeartbeatMonitor;
 use super::registration::{ChildRegistration, ExitKind, Registration};
-use super::remote_tokenizer::TokenizerRequest;
+use super::remote_tokenizer::TokenizerCall;
 use super::sequences::Effects;
 use super::session_end::SessionEnd;
 use super::timeouts::SessionTimeouts;
@@ -50,7 +50,7 @@ pub(super) struct Session {
 enum SessionEvent {
     Message(WorkerMessage),
     Submit(Submission),
-    TokenizerCall(TokenizerRequest),
+    TokenizerCall(TokenizerCall),
     Woken,
     /// The timer has fired.
     Timer,
@@ -83,7 +83,7 @@ impl Session {
                 SessionEvent::TokenizerCall(request) => {
                     self.call_tokenizer(request, loaded.as_mut()).await
                 }
-                SessionEvent::Woken => self.sweep(loaded.as_mut()).await,
+                SessionEvent::Woken => self.handle_wake(loaded.as_mut()).await,
                 SessionEvent::Timer => {
                     let now = Instant::now();
                     let has_expired = heartbeat.has_expired(timer.deadline(), now);
@@ -95,7 +95,7 @@ impl Session {
                     } else if loaded.as_ref().is_some_and(LoadedState::is_unresponsive) {
                         Err(SessionEnd::Unresponsive)
                     } else {
-                        self.sweep(loaded.as_mut()).await
+                        self.handle_wake(loaded.as_mut()).await
                     }
                 }
                 SessionEvent::End(end) => Err(end),
@@ -105,9 +105,9 @@ impl Session {
             }
         };
         if let Some(mut loaded) = loaded {
-            let has_crashed = match &mut end {
+            let check_exit_for_crash = match &mut end {
                 SessionEnd::StepTimeout => true,
-                SessionEnd::Disconnected(reason) => self.has_crashed(reason).await,
+                SessionEnd::Disconnected(reason) => self.check_exit_for_crash(reason).await,
                 SessionEnd::Stopped
                 | SessionEnd::HeartbeatTimeout
                 | SessionEnd::AcceptanceTimeout
@@ -115,7 +115,7 @@ impl Session {
                 | SessionEnd::Violation(_)
                 | SessionEnd::Panicked => false,
             };
-            if has_crashed {
+            if check_exit_for_crash {
                 loaded.sequences.crash_all();
             }
             self.end_generation(&loaded);
@@ -125,7 +125,7 @@ impl Session {
 
     /// Returns true if a worker whose stream has ended has crashed. Only the exit status of a child's process shows a
     /// crash. The description of the exit then replaces `reason`, which is less precise.
-    async fn has_crashed(&mut self, reason: &mut String) -> bool {
+    async fn check_exit_for_crash(&mut self, reason: &mut String) -> bool {
         let Some(child) = &mut self.child else {
             return false;
         };
@@ -209,7 +209,7 @@ impl Session {
 
     async fn call_tokenizer(
         &self,
-        request: TokenizerRequest,
+        request: TokenizerCall,
         loaded: Option<&mut LoadedState>,
     ) -> Result<(), SessionEnd> {
         let Some(loaded) = loaded else {
@@ -220,11 +220,13 @@ impl Session {
     }
 
     /// Checks the flags of the worker's handle, and sweeps the sequences.
-    async fn sweep(&self, loaded: Option<&mut LoadedState>) -> Result<(), SessionEnd> {
+    async fn handle_wake(&self, loaded: Option<&mut LoadedState>) -> Result<(), SessionEnd> {
         self.flags.attention.store(false, Ordering::SeqCst);
         let is_stopping = self.flags.stopping.load(Ordering::SeqCst);
         if let Some(loaded) = loaded {
-            loaded.sequences.sweep(monotonic_ns());
+            loaded
+                .sequences
+                .end_overdue_and_grant_credit(monotonic_ns());
             if is_stopping {
                 loaded.sequences.fail_all(&Failure::Draining);
             }

@@ -94,9 +94,11 @@ async fn tokens_arrive_in_order_and_the_last_one_ends_the_sequence() {
     let (assignment, mut reader) = assignment(8, 3, 0);
     let (mut sequences, number, credit) = accepted(assignment);
     assert_eq!(credit, 3, "credit is at most max_tokens");
-    sequences.step(step(number, 0, 2, CONTINUES), 1).unwrap();
     sequences
-        .step(step(number, 2, 1, proto::End::Length), 1)
+        .handle_step(step(number, 0, 2, CONTINUES), 1)
+        .unwrap();
+    sequences
+        .handle_step(step(number, 2, 1, proto::End::Length), 1)
         .unwrap();
     let outputs = read(&mut reader).await;
     assert!(matches!(outputs[0], Output::Accepted));
@@ -114,11 +116,15 @@ async fn a_resumed_sequence_continues_after_its_delivered_tokens() {
     let (assignment, mut reader) = assignment(8, 5, 3);
     let (mut sequences, number, credit) = accepted(assignment);
     assert_eq!(credit, 2);
-    assert!(sequences.step(step(number, 0, 1, CONTINUES), 1).is_err());
+    assert!(
+        sequences
+            .handle_step(step(number, 0, 1, CONTINUES), 1)
+            .is_err()
+    );
     let (assignment, _) = self::assignment(8, 5, 3);
     drop(assignment);
     sequences
-        .step(step(number, 3, 2, proto::End::Stop), 1)
+        .handle_step(step(number, 3, 2, proto::End::Stop), 1)
         .unwrap();
     assert_eq!(ids(&read(&mut reader).await), [3, 4]);
 }
@@ -132,14 +138,16 @@ fn a_gap_a_repetition_or_a_token_without_credit_is_a_violation() {
         let (assignment, _reader) = assignment(2, 100, 0);
         let (mut sequences, number, credit) = accepted(assignment);
         assert_eq!(credit, 2);
-        let violation = sequences.step(step(number, first_index, count, CONTINUES), 1);
+        let violation = sequences.handle_step(step(number, first_index, count, CONTINUES), 1);
         assert_eq!(violation.unwrap_err().to_string(), rule);
     }
     let (assignment, _reader) = assignment(2, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
-    sequences.step(step(number, 0, 1, CONTINUES), 1).unwrap();
+    sequences
+        .handle_step(step(number, 0, 1, CONTINUES), 1)
+        .unwrap();
     let violation = sequences
-        .step(step(number, 0, 1, CONTINUES), 1)
+        .handle_step(step(number, 0, 1, CONTINUES), 1)
         .unwrap_err();
     assert_eq!(
         violation.to_string(),
@@ -192,7 +200,7 @@ fn an_inconsistent_step_is_a_violation() {
         let (mut sequences, number, _) = accepted(assignment);
         let mut step = step(number, 0, 1, CONTINUES);
         change(&mut step.sequences[0]);
-        let violation = sequences.step(step, 1).unwrap_err().to_string();
+        let violation = sequences.handle_step(step, 1).unwrap_err().to_string();
         assert!(violation.contains(rule), "{violation}");
     }
     let (assignment, _reader) = assignment(2, 100, 0);
@@ -200,7 +208,7 @@ fn an_inconsistent_step_is_a_violation() {
     let submit = sequences
         .submit(assignment)
         .expect("the sequence is runnable");
-    let violation = sequences.step(step(submit.sequence, 0, 1, CONTINUES), 1);
+    let violation = sequences.handle_step(step(submit.sequence, 0, 1, CONTINUES), 1);
     assert!(
         violation
             .unwrap_err()
@@ -216,8 +224,10 @@ fn a_step_with_too_many_entries_is_a_violation() {
     };
     let mut sequences = sequences(1);
     let max_entries = proto::MAX_STEP_ENTRIES;
-    sequences.step(entries(max_entries), 1).unwrap();
-    let violation = sequences.step(entries(max_entries + 1), 1).unwrap_err();
+    sequences.handle_step(entries(max_entries), 1).unwrap();
+    let violation = sequences
+        .handle_step(entries(max_entries + 1), 1)
+        .unwrap_err();
     assert!(
         violation.to_string().contains("at most 131072"),
         "{violation:?}"
@@ -231,9 +241,9 @@ fn tokens_without_requested_logprobs_are_a_violation() {
     let (mut sequences, number, _) = accepted(assignment);
     let mut with_logprobs = step(number, 0, 1, CONTINUES);
     with_logprobs.sequences[0].logprobs = vec![v1::Logprobs::default()];
-    sequences.step(with_logprobs, 1).unwrap();
+    sequences.handle_step(with_logprobs, 1).unwrap();
     let violation = sequences
-        .step(step(number, 1, 1, CONTINUES), 1)
+        .handle_step(step(number, 1, 1, CONTINUES), 1)
         .unwrap_err();
     assert!(
         violation.to_string().contains("without their log"),
@@ -246,7 +256,7 @@ async fn a_single_last_token_and_its_end_are_one_output() {
     let (assignment, mut reader) = assignment(8, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
     let last = step(number, 0, 1, proto::End::Stop);
-    sequences.step(last, 1).unwrap();
+    sequences.handle_step(last, 1).unwrap();
     let outputs = read(&mut reader).await;
     assert!(
         matches!(
@@ -266,7 +276,7 @@ async fn a_token_without_an_emission_time_gets_its_arrival_time() {
     let (mut sequences, number, _) = accepted(assignment);
     let mut two = step(number, 0, 2, CONTINUES);
     two.sequences[0].emitted_ns = vec![0, 7];
-    sequences.step(two, 9).unwrap();
+    sequences.handle_step(two, 9).unwrap();
     let outputs = read(&mut reader).await;
     let emitted: Vec<_> = outputs
         .iter()
@@ -280,13 +290,15 @@ async fn a_token_without_an_emission_time_gets_its_arrival_time() {
 async fn credit_is_granted_again_after_the_reader_has_read() {
     let (assignment, mut reader) = assignment(2, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
-    sequences.step(step(number, 0, 2, CONTINUES), 1).unwrap();
+    sequences
+        .handle_step(step(number, 0, 2, CONTINUES), 1)
+        .unwrap();
     assert!(
         sequences.take_effects().grants.is_empty(),
         "the channel is full"
     );
     assert_eq!(ids(&read(&mut reader).await), [0, 1]);
-    sequences.sweep(1);
+    sequences.end_overdue_and_grant_credit(1);
     let grants = sequences.take_effects().grants;
     let expected = proto::Grant {
         sequence: number,
@@ -300,13 +312,15 @@ fn a_dropped_reader_cancels_the_sequence_and_late_tokens_are_ignored() {
     let (assignment, reader) = assignment(8, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
     drop(reader);
-    sequences.sweep(1);
+    sequences.end_overdue_and_grant_credit(1);
     let effects = sequences.take_effects();
     assert_eq!(
         (effects.cancelled, effects.released),
         (vec![number], vec![100])
     );
-    sequences.step(step(number, 0, 1, CONTINUES), 1).unwrap();
+    sequences
+        .handle_step(step(number, 0, 1, CONTINUES), 1)
+        .unwrap();
     let (next, _reader) = self::assignment(8, 100, 0);
     let next = sequences.submit(next).expect("the slot is free");
     assert_ne!(next.sequence, number);
@@ -340,7 +354,7 @@ async fn a_rejection_and_a_failure_end_only_their_own_sequence() {
     sequences.handle_accepted(failed);
     let mut step = step(failed, 0, 1, proto::End::Failed);
     step.sequences[0].failure = Some(failure(false));
-    sequences.step(step, 1).unwrap();
+    sequences.handle_step(step, 1).unwrap();
     let outputs = read(&mut reader).await;
     assert_eq!(ids(&outputs), [0]);
     let last = outputs.last();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::remote_tokenizer::TokenizerRequest;
+use super::remote_tokenizer::TokenizerCall;
 use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
 use crate::proto::worker::question::About;
@@ -25,7 +25,7 @@ pub(super) struct TokenizerCalls {
     last_number: u64,
     /// Number of tokens in the vocabulary. Valid token ids are lower.
     vocabulary_size: u32,
-    /// Time with open calls and without an answer after which the worker is unresponsive.
+    /// A worker is unresponsive if it has open calls and has sent no answer for this long.
     unresponsive_timeout: Duration,
     /// Time of the latest answer, or start of this generation.
     last_answer: Instant,
@@ -80,8 +80,8 @@ impl TokenizerCalls {
     }
 
     /// Opens a call. Returns the message to send to the worker.
-    pub(super) fn open(&mut self, request: TokenizerRequest) -> proto::Question {
-        let TokenizerRequest { about, answer } = request;
+    pub(super) fn open(&mut self, request: TokenizerCall) -> proto::Question {
+        let TokenizerCall { about, answer } = request;
         self.last_number += 1;
         let call = OpenCall {
             expected: ExpectedAnswer::of(&about),
@@ -179,7 +179,7 @@ mod tests {
     /// Opens a call and answers it. Returns the answer that the caller receives, or the violation.
     fn call_and_answer(about: About, answer: Option<Answer>) -> Result<Option<Answer>, Violation> {
         let (mut calls, (sender, mut receiver)) = (calls(), oneshot::channel());
-        let request = TokenizerRequest {
+        let request = TokenizerCall {
             about,
             answer: sender,
         };
@@ -232,7 +232,7 @@ mod tests {
         let mut calls = calls();
         let (answer, _) = oneshot::channel();
         let about = tokenize();
-        let question = calls.open(TokenizerRequest { about, answer }).question;
+        let question = calls.open(TokenizerCall { about, answer }).question;
         for question in [question, question, 77] {
             let answer = text();
             let ignored = calls.close(proto::Answer { question, answer });
@@ -246,7 +246,7 @@ mod tests {
             let (answer, receiver) = oneshot::channel();
             let about = tokenize();
             (
-                calls.open(TokenizerRequest { about, answer }).question,
+                calls.open(TokenizerCall { about, answer }).question,
                 receiver,
             )
         };
@@ -270,7 +270,7 @@ mod tests {
             assert!(calls.has_room());
             let (answer, _) = oneshot::channel();
             let about = tokenize();
-            calls.open(TokenizerRequest { about, answer });
+            calls.open(TokenizerCall { about, answer });
             advance(Duration::from_secs(1)).await;
         }
         assert!(!calls.has_room());

@@ -120,7 +120,7 @@ impl Reader {
 
     fn wake(&self) {
         self.shared.attention.store(true, Ordering::SeqCst);
-        // If it has been unparked already, that is enough.
+        // If the channel is full, a wake-up is already pending.
         let _ = self.worker.try_send(());
     }
 }

@@ -7,14 +7,14 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use super::{SETTLE_TIME, Scale};
-use crate::figures::Figures;
-use crate::load::{ConnectionPlan, Session};
+use crate::load::{ConnectionPlan, LoadGenerator};
+use crate::load_stats::LoadStats;
 use crate::overhead::fleet::Fleet;
 use crate::overhead::path::MeasuredPath;
 use crate::overhead::results::{Round, TurnResult};
 use crate::overhead::scenario::{RunSize, Scenario};
-use crate::process::Usage;
-use crate::statistics::count;
+use crate::process::ResourceUsage;
+use crate::statistics::count_to_f64;
 
 /// Time that streams may need to end, in addition to their planned duration.
 const END_GRACE: Duration = Duration::from_secs(30);
@@ -45,32 +45,33 @@ struct ScaleTurn {
 /// Figures of a turn, before and in the measured window.
 struct TurnFigures {
     /// Figures from the start of the load to the start of the window.
-    early: Figures,
+    early: LoadStats,
     /// Figures of the window.
-    steady: Figures,
+    steady: LoadStats,
     /// CPU time and memory of the servers at the start and at the end of the window.
-    usage: Option<(Usage, Usage)>,
+    usage: Option<(ResourceUsage, ResourceUsage)>,
 }
 
 impl ScaleTurn {
     async fn run(&self) -> anyhow::Result<TurnResult> {
         let target = self.fleet.target(self.path);
         let warm_up = self.scale.warm_up();
-        let session = Session::open(target, ConnectionPlan::of(warm_up.streams)).await?;
-        let mut faults = session.run(&warm_up).await.faults;
-        drop(session);
+        let generator =
+            LoadGenerator::open(target, ConnectionPlan::for_streams(warm_up.streams)).await?;
+        let mut faults = generator.run(&warm_up).await.faults;
+        drop(generator);
         let unconnected = self.fleet.usage(self.path)?;
-        let session = Session::open(target, self.scale.sockets()).await?;
+        let generator = LoadGenerator::open(target, self.scale.connection_plan()).await?;
         let connected = self.fleet.usage(self.path)?;
         let load = self.scale.load(self.size);
-        let running = timeout(self.time_limit(), session.run(&load));
-        let (observed, ended) = tokio::join!(self.measure_window(&session), running);
+        let running = timeout(self.time_limit(), generator.run(&load));
+        let (observed, ended) = tokio::join!(self.measure_window(&generator), running);
         let mut observed = observed?;
         observed.steady.record_foreign_timestamps();
         observed.early.add_faults(&observed.steady);
         match &ended {
             Ok(rest) => observed.early.add_faults(rest),
-            // Queued requests would wait forever. They end when the session is dropped.
+            // Queued requests would wait forever. They end when the generator is dropped.
             Err(_) if self.scale.is_queue() => {}
             Err(_) => {
                 let fault = "streams did not end within their time limit".to_owned();
@@ -101,15 +102,15 @@ impl ScaleTurn {
         }
     }
 
-    async fn measure_window(&self, session: &Session) -> anyhow::Result<TurnFigures> {
+    async fn measure_window(&self, generator: &LoadGenerator) -> anyhow::Result<TurnFigures> {
         sleep(self.scale.settled_after()).await;
-        let early = session.take_figures();
+        let early = generator.take_stats();
         let first = self.fleet.usage(self.path)?;
         sleep(self.scale.window_length(self.size)).await;
         let second = self.fleet.usage(self.path)?;
         Ok(TurnFigures {
             early,
-            steady: session.take_figures(),
+            steady: generator.take_stats(),
             usage: first.zip(second),
         })
     }
@@ -131,17 +132,19 @@ impl ScaleTurn {
         }
     }
 
-    fn to_round(&self, observed: &TurnFigures, before: Option<Usage>) -> Round {
+    fn to_round(&self, observed: &TurnFigures, before: Option<ResourceUsage>) -> Round {
         let scenario = Scenario::Scale(self.scale);
         let usage = observed.usage;
         let cpu = usage.map(|(first, second)| scenario.counted_cpu(first, second));
         let rss_bytes = usage.map(|(_, second)| second.rss_bytes);
-        let growth = |(after, before): (u64, Usage)| count(after) - count(before.rss_bytes);
+        let growth = |(after, before): (u64, ResourceUsage)| {
+            count_to_f64(after) - count_to_f64(before.rss_bytes)
+        };
         let grown = rss_bytes.zip(before).map(growth);
         Round {
             rss_per_stream: grown.map(|bytes| bytes / f64::from(self.scale.size)),
             faults: observed.early.fault_count,
-            ..Round::from_figures(&observed.steady, cpu, rss_bytes)
+            ..Round::from_stats(&observed.steady, cpu, rss_bytes)
         }
     }
 }

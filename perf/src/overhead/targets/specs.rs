@@ -43,7 +43,7 @@ pub(super) enum TargetValue {
 }
 
 pub(super) const PACED: Scenario = Scenario::Paced(64);
-pub(super) const ONE: Scenario = Scenario::Paced(1);
+pub(super) const ONE_PACED_STREAM: Scenario = Scenario::Paced(1);
 pub(super) const FULL: Scenario = Scenario::Full(64);
 /// Limit of the CPU time per token relative to that with a tenth as many streams and the same total token rate.
 const MAX_COST_GROWTH: f64 = 1.1;
@@ -61,7 +61,7 @@ pub(super) fn target_specs() -> Vec<TargetSpec> {
         (", 64 streams", PACED, Ndjson, AddedP99, 60.0),
         (", 64 streams", PACED, Grpc, AddedP50, 10.0),
         (", 64 streams", PACED, Grpc, AddedP99, 40.0),
-        (", 1 stream", ONE, Ndjson, AddedP50, 25.0),
+        (", 1 stream", ONE_PACED_STREAM, Ndjson, AddedP50, 25.0),
         (", paced", PACED, Ndjson, Cpu, 1.25),
         (", full speed", FULL, Ndjson, Cpu, 1.8),
         ("", Short, Ndjson, Requests, 0.5),
@@ -180,7 +180,7 @@ impl TargetValue {
         }
     }
 
-    pub(super) fn of(self, round: &Round) -> Option<f64> {
+    pub(super) fn value_in(self, round: &Round) -> Option<f64> {
         match self {
             Self::Throughput => Some(round.rates.tokens_per_second),
             Self::Requests => Some(round.rates.requests_per_second),
@@ -230,7 +230,7 @@ pub(crate) fn paths_needed(scenario: Scenario) -> Vec<MeasuredPath> {
     let two = CellKey::new(PACED, MeasuredPath::TwoTcp);
     let keys = keys
         .flatten()
-        .chain([two, CellKey::new(ONE, MeasuredPath::Mpsc)]);
+        .chain([two, CellKey::new(ONE_PACED_STREAM, MeasuredPath::Mpsc)]);
     let paths = keys
         .filter(|key| key.scenario == scenario)
         .map(|key| key.path);

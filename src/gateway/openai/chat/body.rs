@@ -85,10 +85,10 @@ impl ChatBody {
         fields.reject_unsupported(Self::UNSUPPORTED)?;
         Ok(Self {
             messages: Message::read_all(fields, "messages")?,
-            max_completion_tokens: fields.integer("max_completion_tokens")?,
-            max_tokens: fields.integer("max_tokens")?,
-            logprobs: fields.bool("logprobs")?,
-            top_logprobs: fields.integer("top_logprobs")?,
+            max_completion_tokens: fields.take_integer("max_completion_tokens")?,
+            max_tokens: fields.take_integer("max_tokens")?,
+            logprobs: fields.take_bool("logprobs")?,
+            top_logprobs: fields.take_integer("top_logprobs")?,
             shared_fields: SharedFields::read(fields)?,
         })
     }

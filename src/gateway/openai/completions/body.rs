@@ -11,10 +11,10 @@ use crate::gateway::buffered_request::MAX_BODY_BYTES;
 use crate::gateway::dialect::{ParsedBody, ResponseOptions};
 use crate::gateway::field_names::FieldNames;
 use crate::gateway::fields::Fields;
-use crate::gateway::object::json_type_name;
+use crate::gateway::json_object::json_type_name;
 use crate::gateway::openai::shared_fields::{SharedFields, check_choices, messages};
 use crate::gateway::openai::stream_options::StreamOptions;
-use crate::gateway::size;
+use crate::gateway::response_size;
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 
@@ -79,11 +79,11 @@ impl CompletionsBody {
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
         Ok(Self {
             prompt: prompts(fields)?,
-            suffix: fields.string("suffix")?,
-            max_tokens: fields.integer("max_tokens")?,
-            best_of: fields.integer("best_of")?,
+            suffix: fields.take_string("suffix")?,
+            max_tokens: fields.take_integer("max_tokens")?,
+            best_of: fields.take_integer("best_of")?,
             logprobs: logprobs(fields)?,
-            echo: fields.bool("echo")?,
+            echo: fields.take_bool("echo")?,
             shared_fields: SharedFields::read(fields)?,
         })
     }
@@ -163,13 +163,15 @@ fn check_suffix(suffix: Option<&str>, prompts: usize) -> Result<(), Error> {
 fn check_echo(prompts: &[Input], choices: u32, logprobs: Option<u32>) -> Result<(), Error> {
     let top = logprobs.map(|top| usize::try_from(top).unwrap_or(usize::MAX));
     let size = |prompt: &Input| match prompt {
-        Input::Prompt(text) => size::text_size(text),
-        Input::PromptTokenIds(ids) => top.map_or(0, |top| size::logprobs_size(ids.ids.len(), top)),
+        Input::Prompt(text) => response_size::text_size(text),
+        Input::PromptTokenIds(ids) => {
+            top.map_or(0, |top| response_size::logprobs_size(ids.ids.len(), top))
+        }
         Input::Chat(_) => 0,
     };
     let total = prompts.iter().map(size).sum::<usize>();
     let choices = usize::try_from(choices).unwrap_or(usize::MAX);
-    size::check_echo(total.saturating_mul(choices))
+    response_size::check_echo(total.saturating_mul(choices))
 }
 
 /// Reads `logprobs`. `false` means no log probabilities: it is the default of the chat field with the same name.
@@ -183,7 +185,7 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u32>, Error> {
 
 /// Reads `prompt`: a string, a list of strings, a list of token ids, or a list of lists of token ids.
 fn prompts(fields: &mut Fields) -> Result<Vec<Input>, Error> {
-    match fields.required("prompt")? {
+    match fields.take_required("prompt")? {
         Value::String(text) => Ok(vec![Input::Prompt(text)]),
         Value::Array(items) => match items.first() {
             None => Err(Error::invalid_value(

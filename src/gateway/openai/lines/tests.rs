@@ -5,7 +5,7 @@ use crate::tokens::{Logprobs, Timestamps, TokenBatch};
 
 fn writer(format: StreamFormat, options: StreamOptions) -> LineWriter {
     let metadata = ResponseMetadata {
-        route: Route::Completions,
+        route: CompletionRoute::Completions,
         id: "cmpl-1".to_owned(),
         created: 7,
         model: "m\"1".to_owned(),
@@ -46,7 +46,7 @@ fn each_token_is_one_line_with_an_openai_object() {
             tokens: &tokens,
             finish_reason: Some(FinishReason::Length),
         };
-        writer.tokens(out, &choice);
+        writer.write_tokens(out, &choice);
     });
     assert_eq!(
         text,
@@ -78,7 +78,7 @@ fn a_line_with_every_option_is_valid_json() {
             tokens: &tokens,
             finish_reason: None,
         };
-        writer(StreamFormat::Ndjson, options).tokens(out, &choice);
+        writer(StreamFormat::Ndjson, options).write_tokens(out, &choice);
     });
     let line: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(line["choices"][0]["text"], escaped);
@@ -113,7 +113,7 @@ fn line_separators_in_any_text_are_escaped() {
         include_usage: true,
         ..StreamOptions::default()
     };
-    for route in [Route::Completions, Route::Chat] {
+    for route in [CompletionRoute::Completions, CompletionRoute::Chat] {
         let metadata = ResponseMetadata {
             route,
             id: "cmpl-1".to_owned(),
@@ -122,10 +122,10 @@ fn line_separators_in_any_text_are_escaped() {
         };
         let mut writer = LineWriter::new(StreamFormat::Ndjson, options, metadata).with_logprobs();
         let text = written(|out| {
-            writer.tokens(out, &choice);
-            writer.usage_and_timings(out, Usage::new(1, 1), || Value::Null);
+            writer.write_tokens(out, &choice);
+            writer.write_usage_and_timings(out, Usage::new(1, 1), || Value::Null);
             let error = Error::invalid_value(TEXT, TEXT);
-            writer.error(out, &error, 0);
+            writer.write_error(out, &error, 0);
         });
         assert!(!text.contains(['\u{85}', '\u{2028}', '\u{2029}']), "{text}");
         let objects: Vec<Value> = text
@@ -137,12 +137,12 @@ fn line_separators_in_any_text_are_escaped() {
         };
         let choice = &token["choices"][0];
         match route {
-            Route::Completions => {
+            CompletionRoute::Completions => {
                 assert_eq!(choice["text"], TEXT);
                 assert_eq!(choice["logprobs"]["tokens"][0], TEXT);
                 assert_eq!(choice["logprobs"]["top_logprobs"][0][TEXT], -0.5);
             }
-            Route::Chat => {
+            CompletionRoute::Chat => {
                 assert_eq!(choice["delta"]["content"], TEXT);
                 assert_eq!(choice["logprobs"]["content"][0]["token"], TEXT);
                 let bytes = &choice["logprobs"]["content"][0]["bytes"];
@@ -166,7 +166,7 @@ fn a_finish_reason_without_a_token_has_its_own_line() {
             tokens: &TokenBatch::default(),
             finish_reason: Some(FinishReason::Stop),
         };
-        writer(StreamFormat::Sse, StreamOptions::default()).tokens(out, &choice);
+        writer(StreamFormat::Sse, StreamOptions::default()).write_tokens(out, &choice);
     });
     let line: Value =
         serde_json::from_str(text.strip_prefix("data: ").unwrap().trim_end()).unwrap();
@@ -179,8 +179,8 @@ fn a_finish_reason_without_a_token_has_its_own_line() {
 fn only_sse_has_a_done_event_and_keep_alives() {
     let sse = writer(StreamFormat::Sse, StreamOptions::default());
     let ndjson = writer(StreamFormat::Ndjson, StreamOptions::default());
-    assert_eq!(written(|out| sse.done(out)), "data: [DONE]\n\n");
-    assert_eq!(written(|out| ndjson.done(out)), "");
+    assert_eq!(written(|out| sse.write_done(out)), "data: [DONE]\n\n");
+    assert_eq!(written(|out| ndjson.write_done(out)), "");
     assert!(
         sse.keep_alive()
             .is_some_and(|comment| comment.starts_with(b":"))
@@ -194,7 +194,7 @@ fn chat_lines(
     write: impl FnOnce(&mut LineWriter, &mut BytesMut),
 ) -> Vec<Value> {
     let mut metadata = writer(StreamFormat::Ndjson, options).metadata;
-    metadata.route = Route::Chat;
+    metadata.route = CompletionRoute::Chat;
     let mut writer = LineWriter::new(StreamFormat::Ndjson, options, metadata);
     let text = written(|out| write(&mut writer, out));
     let lines = text.lines().map(serde_json::from_str);
@@ -204,7 +204,7 @@ fn chat_lines(
 #[test]
 fn a_chat_stream_is_a_role_line_then_token_lines_then_a_finish_line() {
     let lines = chat_lines(StreamOptions::default(), |writer, out| {
-        writer.role(out, 1);
+        writer.write_role(out, 1);
         for (tokens, finish_reason) in [
             (tokens(&["a"]), None),
             (tokens(&["b"]), Some(FinishReason::Length)),
@@ -215,7 +215,7 @@ fn a_chat_stream_is_a_role_line_then_token_lines_then_a_finish_line() {
                 tokens: &tokens,
                 finish_reason,
             };
-            writer.tokens(out, &choice);
+            writer.write_tokens(out, &choice);
         }
     });
     assert_eq!(lines[0]["object"], "chat.completion.chunk");
@@ -253,7 +253,7 @@ fn the_finish_line_of_a_chat_has_the_usage_and_no_token() {
             tokens: &tokens(&["a", "b"]),
             finish_reason: Some(FinishReason::Stop),
         };
-        writer.tokens(out, &choice);
+        writer.write_tokens(out, &choice);
     });
     let shown = |line: &Value| {
         (
@@ -277,7 +277,7 @@ fn continuous_usage_counts_started_prompts_and_written_tokens() {
     };
     let lines = chat_lines(options, |writer, out| {
         writer.add_prompt(2);
-        writer.role(out, 0);
+        writer.write_role(out, 0);
         writer.add_prompt(3);
         for index in 0..2 {
             let tokens = tokens(&["a", "b"]);
@@ -286,7 +286,7 @@ fn continuous_usage_counts_started_prompts_and_written_tokens() {
                 tokens: &tokens,
                 finish_reason: None,
             };
-            writer.tokens(out, &choice);
+            writer.write_tokens(out, &choice);
         }
     });
     let usage = |prompt, completion| json!(Usage::new(prompt, completion));
@@ -325,7 +325,7 @@ fn text_offsets_count_characters_and_continue_across_the_lines_of_a_choice() {
                 tokens: &tokens,
                 finish_reason: None,
             };
-            writer.tokens(out, &choice);
+            writer.write_tokens(out, &choice);
         }
     });
     let offsets = text.lines().map(|line| {

@@ -3,14 +3,14 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::gateway::unknown::UnknownFields;
+use crate::gateway::unknown::UnknownFieldPolicy;
 
 fn fields(body: &Value) -> Result<Fields, Error> {
-    Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse)
+    Fields::parse(body.to_string().as_bytes(), UnknownFieldPolicy::Refuse)
 }
 
 fn code_and_param(error: Error) -> (&'static str, Option<String>) {
-    (error.kind.row().code, error.param)
+    (error.kind.mapping().code, error.param)
 }
 
 fn error(code: &'static str, param: &str) -> (&'static str, Option<String>) {

@@ -1,5 +1,6 @@
-//! Template filter `tojson`. Like Hugging Face's, it is Python's `json.dumps(value, ensure_ascii=False)` with its
-//! arguments, and it writes no HTML escapes.
+//! Template filter `tojson`. It takes the arguments and gives the output of the filter in Hugging Face's
+//! `transformers`, which is Python's `json.dumps(value, ensure_ascii=False)`. minijinja's own filter escapes HTML
+//! characters; this one does not.
 
 use std::io::{self, Write};
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::runner::monotonic_ns;
 use crate::worker::Generation;
-use crate::worker::attached::remote_tokenizer::TokenizerRequest;
+use crate::worker::attached::remote_tokenizer::TokenizerCall;
 use crate::worker::attached::sequences::Sequences;
 use crate::worker::attached::tokenizer_calls::TokenizerCalls;
 use crate::worker::wire::SequenceId;
@@ -16,7 +16,7 @@ use crate::worker::wire::SequenceId;
 pub(super) struct LoadedState {
     pub(super) generation: Generation,
     pub(super) sequences: Sequences,
-    pub(super) call_requests: mpsc::Receiver<TokenizerRequest>,
+    pub(super) call_requests: mpsc::Receiver<TokenizerCall>,
     pub(super) calls: TokenizerCalls,
     /// Number of this session's sequences that the gauge counts.
     pub(super) counted: f64,

@@ -76,7 +76,7 @@ impl Session {
             (WorkerMessage::Step(step), Some(loaded)) => {
                 loaded
                     .sequences
-                    .step(step, monotonic_ns())
+                    .handle_step(step, monotonic_ns())
                     .map_err(SessionEnd::Violation)?;
                 self.apply_effects(loaded).await
             }

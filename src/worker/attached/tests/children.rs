@@ -53,8 +53,8 @@ fn a_child_token_is_valid_for_one_connection_only() {
     let (service, model) = service();
     let (_exit_sender, exit) = watch::channel(None);
     let register = |token| {
-        let registration = service.register(&hello(token)).unwrap();
-        let error = registration.attach_child(token).err();
+        let registration = service.check_hello(&hello(token)).unwrap();
+        let error = registration.claim_child(token).err();
         error.map(|status| status.code())
     };
     for token in ["first start", "second start"] {

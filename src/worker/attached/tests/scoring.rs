@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A prompt in which each token's id is its index, as in the steps that `step` creates.
+/// A prompt in which each token's id is its index, as in the steps that `handle_step` creates.
 const PROMPT: [u32; 4] = [0, 1, 2, 3];
 
 /// Creates a worker that has accepted a sequence with a scored prompt. Returns the worker's sequences, the number of
@@ -38,7 +38,7 @@ async fn prompt_tokens_may_arrive_in_parts_before_the_completion() {
         prompt_step(number, 3, 1, CONTINUES),
         step(number, 0, 2, proto::End::Length),
     ] {
-        sequences.step(part, 1).unwrap();
+        sequences.handle_step(part, 1).unwrap();
     }
     let outputs = read(&mut reader).await;
     let prompt_tokens = outputs.iter().filter_map(|output| {
@@ -70,9 +70,12 @@ fn only_a_failure_may_come_before_the_whole_prompt() {
     for (rule, next) in steps {
         let (mut sequences, number, _reader) = scoring(0);
         sequences
-            .step(prompt_step(number, 0, 3, CONTINUES), 1)
+            .handle_step(prompt_step(number, 0, 3, CONTINUES), 1)
             .unwrap();
-        let violation = sequences.step(next(number), 1).unwrap_err().to_string();
+        let violation = sequences
+            .handle_step(next(number), 1)
+            .unwrap_err()
+            .to_string();
         assert!(violation.contains(rule), "{violation}");
     }
     for failed in [
@@ -81,9 +84,9 @@ fn only_a_failure_may_come_before_the_whole_prompt() {
     ] {
         let (mut sequences, number, _reader) = scoring(2);
         sequences
-            .step(prompt_step(number, 0, 3, CONTINUES), 1)
+            .handle_step(prompt_step(number, 0, 3, CONTINUES), 1)
             .unwrap();
-        sequences.step(failed, 1).unwrap();
+        sequences.handle_step(failed, 1).unwrap();
         assert_eq!(sequences.take_effects().released, [2]);
     }
 }
@@ -105,17 +108,20 @@ fn prompt_tokens_must_match_the_prompt() {
     for (rule, next) in steps {
         let (mut sequences, number, _reader) = scoring(5);
         sequences
-            .step(prompt_step(number, 0, 2, CONTINUES), 1)
+            .handle_step(prompt_step(number, 0, 2, CONTINUES), 1)
             .unwrap();
-        let violation = sequences.step(next(number), 1).unwrap_err().to_string();
+        let violation = sequences
+            .handle_step(next(number), 1)
+            .unwrap_err()
+            .to_string();
         assert!(violation.contains(rule), "{violation}");
     }
     let (mut sequences, number, _reader) = scoring(5);
     sequences
-        .step(prompt_step(number, 0, 4, CONTINUES), 1)
+        .handle_step(prompt_step(number, 0, 4, CONTINUES), 1)
         .unwrap();
     let violation = sequences
-        .step(prompt_step(number, 4, 1, CONTINUES), 1)
+        .handle_step(prompt_step(number, 4, 1, CONTINUES), 1)
         .unwrap_err();
     assert!(
         violation.to_string().contains(not_requested),
@@ -124,7 +130,7 @@ fn prompt_tokens_must_match_the_prompt() {
     let (assignment, _reader) = assignment(16, 5, 0);
     let (mut sequences, number, _) = accepted(assignment);
     let violation = sequences
-        .step(prompt_step(number, 0, 1, CONTINUES), 1)
+        .handle_step(prompt_step(number, 0, 1, CONTINUES), 1)
         .unwrap_err();
     assert!(
         violation.to_string().contains(not_requested),
@@ -136,12 +142,14 @@ fn prompt_tokens_must_match_the_prompt() {
 fn a_sequence_without_completion_ends_with_its_last_prompt_token() {
     for end in [CONTINUES, proto::End::Length] {
         let (mut sequences, number, _reader) = scoring(0);
-        sequences.step(prompt_step(number, 0, 4, end), 1).unwrap();
+        sequences
+            .handle_step(prompt_step(number, 0, 4, end), 1)
+            .unwrap();
         assert_eq!(sequences.take_effects().released, [0]);
     }
     let (mut sequences, number, _reader) = scoring(1);
     let ends = prompt_step(number, 0, 4, proto::End::Length);
-    let violation = sequences.step(ends, 1).unwrap_err().to_string();
+    let violation = sequences.handle_step(ends, 1).unwrap_err().to_string();
     assert!(
         violation.contains("before it has max_tokens"),
         "{violation}"

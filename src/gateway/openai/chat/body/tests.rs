@@ -3,16 +3,16 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::gateway::unknown::UnknownFields;
+use crate::gateway::unknown::UnknownFieldPolicy;
 
 fn chat(body: &Value) -> Result<ParsedBody<StreamOptions>, Error> {
-    let fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse);
+    let fields = Fields::parse(body.to_string().as_bytes(), UnknownFieldPolicy::Refuse);
     ChatBody::parse(&mut fields.expect("the body is an object"))
 }
 
 fn rejected(body: &Value) -> (&'static str, Option<String>) {
     let error = chat(body).expect_err(&body.to_string());
-    (error.kind.row().code, error.param)
+    (error.kind.mapping().code, error.param)
 }
 
 fn error(code: &'static str, param: &str) -> (&'static str, Option<String>) {
@@ -64,7 +64,7 @@ fn ignored_unknown_fields_are_named_in_the_response() {
         ],
         "stream": true, "stream_options": {"cat": 1}, "no_stop_trim": false,
     });
-    let fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Ignore);
+    let fields = Fields::parse(body.to_string().as_bytes(), UnknownFieldPolicy::Ignore);
     let mut fields = fields.expect("the body is an object");
     assert!(ChatBody::parse(&mut fields).is_ok());
     let response = fields.into_ignored().add_header(Default::default());
@@ -82,7 +82,7 @@ fn ignored_unknown_fields_are_named_in_the_response() {
     assert_eq!(names, expected);
     // An unsupported field is rejected, not ignored like an unknown one.
     let body = json!({"messages": [{"role": "user", "content": "a"}], "tools": [{}]});
-    let fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Ignore);
+    let fields = Fields::parse(body.to_string().as_bytes(), UnknownFieldPolicy::Ignore);
     let error = ChatBody::parse(&mut fields.expect("the body is an object"))
         .expect_err("tools are unsupported");
     assert_eq!(error.param.as_deref(), Some("tools"));

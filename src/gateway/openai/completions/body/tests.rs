@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::gateway::unknown::UnknownFields;
+use crate::gateway::unknown::UnknownFieldPolicy;
 
 fn fields(body: &Value) -> Result<Fields, Error> {
-    Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse)
+    Fields::parse(body.to_string().as_bytes(), UnknownFieldPolicy::Refuse)
 }
 
 fn completions(body: &Value) -> Result<ParsedBody<StreamOptions>, Error> {
@@ -14,7 +14,7 @@ fn completions(body: &Value) -> Result<ParsedBody<StreamOptions>, Error> {
 }
 
 fn code_and_param(error: Error) -> (&'static str, Option<String>) {
-    (error.kind.row().code, error.param)
+    (error.kind.mapping().code, error.param)
 }
 
 fn rejected(body: &Value) -> (&'static str, Option<String>) {

@@ -8,8 +8,8 @@ use serde::{Serialize, Serializer};
 use tokenway::runner::monotonic_ns;
 
 use crate::fault::Fault;
-use crate::stamp::Stamp;
-use crate::statistics::count;
+use crate::statistics::count_to_f64;
+use crate::timestamps::TokenTimestamps;
 
 /// Longest time that a histogram records exactly, and number of significant digits that a histogram keeps.
 const MAX_RECORDED_NS: u64 = 60_000_000_000;
@@ -19,7 +19,7 @@ const LISTED_FAULTS: usize = 5;
 
 /// Counts and times of one load, from its start.
 #[derive(Debug, Default)]
-pub(crate) struct Figures {
+pub(crate) struct LoadStats {
     pub(crate) tokens: u64,
     /// Number of requests whose tokens all arrived.
     pub(crate) requests: u64,
@@ -35,7 +35,7 @@ pub(crate) struct Figures {
     pub(crate) elapsed_ns: u64,
     /// Share of one processor that the load generator used. Near 1, the load generator may be the bottleneck.
     pub(crate) load_share: f64,
-    pub(crate) times: Times,
+    pub(crate) times: LatencyHistograms,
     /// Number of tokens with a timestamp of another machine's clock. Their times are not recorded.
     pub(crate) foreign_stamps: u64,
     pub(crate) fault_count: u32,
@@ -58,7 +58,7 @@ pub(crate) struct Rates {
 /// Histograms of times in nanoseconds. In JSON, a histogram is a list of pairs: a time, and the number of its
 /// occurrences.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Times {
+pub(crate) struct LatencyHistograms {
     /// Time from the emission of a token by the device to the read that returned the token.
     #[serde(serialize_with = "serialize_histogram")]
     pub(crate) one_way: Histogram<u64>,
@@ -107,7 +107,7 @@ pub(crate) enum TimestampStatus {
     Known,
 }
 
-impl Default for Times {
+impl Default for LatencyHistograms {
     fn default() -> Self {
         let times = Histogram::new_with_bounds(1, MAX_RECORDED_NS, HISTOGRAM_DIGITS);
         let times = times.expect("the bounds are valid");
@@ -123,7 +123,7 @@ impl Default for Times {
     }
 }
 
-impl Times {
+impl LatencyHistograms {
     pub(crate) fn add(&mut self, other: &Self) {
         for (sum, other) in [
             (&mut self.one_way, &other.one_way),
@@ -138,8 +138,8 @@ impl Times {
         }
     }
 
-    fn record_timestamps(&mut self, stamp: Stamp, received_ns: u64) {
-        let Stamp { due_ns, emitted_ns } = stamp;
+    fn record_timestamps(&mut self, stamp: TokenTimestamps, received_ns: u64) {
+        let TokenTimestamps { due_ns, emitted_ns } = stamp;
         let since = |ns| received_ns.saturating_sub(ns);
         self.one_way.saturating_record(since(emitted_ns));
         if let Some(due_ns) = due_ns {
@@ -150,7 +150,7 @@ impl Times {
     }
 }
 
-impl Figures {
+impl LoadStats {
     /// Creates empty figures of a load that starts now.
     pub(crate) fn new() -> Self {
         Self {
@@ -161,9 +161,9 @@ impl Figures {
     }
 
     pub(crate) fn from_fault(fault: &Fault) -> Self {
-        let mut figures = Self::new();
-        figures.record_fault(fault.to_string());
-        figures
+        let mut stats = Self::new();
+        stats.record_fault(fault.to_string());
+        stats
     }
 
     /// Records that a stream starts now, and was due to start at `due_ns`.
@@ -182,7 +182,7 @@ impl Figures {
     }
 
     /// Records a request whose tokens have all arrived.
-    pub(crate) fn record_request(&mut self, progress: &Progress) {
+    pub(crate) fn record_request(&mut self, progress: &RequestTimer) {
         self.requests += 1;
         let intervals = u64::from(progress.count.saturating_sub(1));
         if let Some(tpot) = progress.streaming_ns().checked_div(intervals) {
@@ -219,13 +219,16 @@ impl Figures {
     }
 
     pub(crate) fn rates(&self) -> Rates {
-        let (tokens, seconds) = (count(self.tokens), count(self.elapsed_ns) / 1e9);
+        let (tokens, seconds) = (
+            count_to_f64(self.tokens),
+            count_to_f64(self.elapsed_ns) / 1e9,
+        );
         Rates {
             tokens: self.tokens,
             tokens_per_second: tokens / seconds,
-            requests_per_second: count(self.requests) / seconds,
-            tokens_per_read: tokens / count(self.reads),
-            bytes_per_token: count(self.bytes) / tokens,
+            requests_per_second: count_to_f64(self.requests) / seconds,
+            tokens_per_read: tokens / count_to_f64(self.reads),
+            bytes_per_token: count_to_f64(self.bytes) / tokens,
         }
     }
 
@@ -255,7 +258,7 @@ pub(crate) fn thread_cpu_time() -> Duration {
 }
 
 /// Progress of one request: number and times of the tokens that have arrived.
-pub(crate) struct Progress {
+pub(crate) struct RequestTimer {
     due_ns: u64,
     first_ns: u64,
     last_ns: u64,
@@ -264,7 +267,7 @@ pub(crate) struct Progress {
     pub(crate) count: u32,
 }
 
-impl Progress {
+impl RequestTimer {
     /// Creates the progress of a request that is due at `due_ns`. If `every_gap` is false, gaps are recorded only
     /// between tokens with timestamps.
     pub(crate) fn start(due_ns: u64, every_gap: bool) -> Self {
@@ -289,31 +292,31 @@ impl Progress {
 
     pub(crate) fn record_token(
         &mut self,
-        figures: &mut Figures,
+        stats: &mut LoadStats,
         received_ns: u64,
-        stamp: Option<Stamp>,
+        stamp: Option<TokenTimestamps>,
     ) {
         if self.count == 0 {
             let ttft = received_ns.saturating_sub(self.due_ns);
-            figures.times.ttft.saturating_record(ttft);
-            figures.started += 1;
+            stats.times.ttft.saturating_record(ttft);
+            stats.started += 1;
             self.first_ns = received_ns;
         } else if self.every_gap || stamp.is_some() {
             let gap = received_ns.saturating_sub(self.last_ns);
-            figures.times.gaps.saturating_record(gap);
+            stats.times.gaps.saturating_record(gap);
         }
         if let Some(stamp) = stamp {
             // On this machine's clock, a token is emitted after its request was due and before it arrives.
             if (self.due_ns..=received_ns).contains(&stamp.emitted_ns) {
-                figures.times.record_timestamps(stamp, received_ns);
+                stats.times.record_timestamps(stamp, received_ns);
             } else {
-                figures.foreign_stamps += 1;
+                stats.foreign_stamps += 1;
             }
         }
         self.last_ns = received_ns;
         self.count += 1;
-        figures.tokens += 1;
-        figures.last_token_ns = figures.last_token_ns.max(received_ns);
+        stats.tokens += 1;
+        stats.last_token_ns = stats.last_token_ns.max(received_ns);
     }
 }
 
@@ -323,13 +326,13 @@ mod tests {
 
     const US: u64 = 1_000;
 
-    fn stamp(due_ns: Option<u64>, emitted_ns: u64) -> Option<Stamp> {
-        Some(Stamp { due_ns, emitted_ns })
+    fn stamp(due_ns: Option<u64>, emitted_ns: u64) -> Option<TokenTimestamps> {
+        Some(TokenTimestamps { due_ns, emitted_ns })
     }
 
     #[test]
     fn rounds_are_added_time_by_time() {
-        let (mut sum, mut other) = (Times::default(), Times::default());
+        let (mut sum, mut other) = (LatencyHistograms::default(), LatencyHistograms::default());
         sum.tpot.saturating_record(US);
         other.tpot.saturating_record(3 * US);
         other.ttft.saturating_record(2 * US);
@@ -339,37 +342,37 @@ mod tests {
 
     #[test]
     fn the_times_of_a_request_are_as_they_are_defined() {
-        let mut figures = Figures::new();
-        let started_ns = figures.started_ns;
-        let mut progress = Progress::start(started_ns, true);
+        let mut stats = LoadStats::new();
+        let started_ns = stats.started_ns;
+        let mut progress = RequestTimer::start(started_ns, true);
         for after_ns in [500, 600, 900, 1_100] {
-            progress.record_token(&mut figures, started_ns + after_ns, None);
+            progress.record_token(&mut stats, started_ns + after_ns, None);
         }
-        figures.record_request(&progress);
-        figures.finish();
-        let times = &figures.times;
+        stats.record_request(&progress);
+        stats.finish();
+        let times = &stats.times;
         assert_eq!((times.ttft.max(), times.tpot.max()), (500, 200));
         let gaps = &times.gaps;
         assert_eq!((gaps.min(), gaps.max(), gaps.len()), (100, 300, 3));
-        assert_eq!((figures.elapsed_ns, figures.requests), (1_100, 1));
-        assert_eq!(figures.timestamp_status(), TimestampStatus::Absent);
+        assert_eq!((stats.elapsed_ns, stats.requests), (1_100, 1));
+        assert_eq!(stats.timestamp_status(), TimestampStatus::Absent);
     }
 
     #[test]
     fn a_single_token_has_no_time_per_output_token() {
-        let (mut figures, mut progress) = (Figures::new(), Progress::start(0, false));
-        progress.record_token(&mut figures, 5, None);
-        figures.record_request(&progress);
-        assert_eq!((figures.requests, figures.times.tpot.len()), (1, 0));
+        let (mut stats, mut progress) = (LoadStats::new(), RequestTimer::start(0, false));
+        progress.record_token(&mut stats, 5, None);
+        stats.record_request(&progress);
+        assert_eq!((stats.requests, stats.times.tpot.len()), (1, 0));
     }
 
     #[test]
     fn every_token_that_a_stall_delayed_is_late_by_its_own_due_time() {
-        let (mut figures, mut progress) = (Figures::new(), Progress::start(0, false));
+        let (mut stats, mut progress) = (LoadStats::new(), RequestTimer::start(0, false));
         for due_ns in (100..=1_000).step_by(100) {
-            progress.record_token(&mut figures, 1_050, stamp(Some(due_ns), 1_000));
+            progress.record_token(&mut stats, 1_050, stamp(Some(due_ns), 1_000));
         }
-        let times = &figures.times;
+        let times = &stats.times;
         assert_eq!(times.lateness.count_between(450, 1_000), 6);
         assert_eq!((times.lateness.min(), times.lateness.max()), (50, 950));
         assert_eq!((times.one_way.min(), times.one_way.max()), (50, 50));
@@ -378,19 +381,19 @@ mod tests {
 
     #[test]
     fn a_device_without_a_schedule_has_no_lateness() {
-        let (mut figures, mut progress) = (Figures::new(), Progress::start(0, false));
-        progress.record_token(&mut figures, 10, stamp(None, 5));
-        assert_eq!(figures.timestamp_status(), TimestampStatus::Known);
-        assert!(figures.times.lateness.is_empty());
+        let (mut stats, mut progress) = (LoadStats::new(), RequestTimer::start(0, false));
+        progress.record_token(&mut stats, 10, stamp(None, 5));
+        assert_eq!(stats.timestamp_status(), TimestampStatus::Known);
+        assert!(stats.times.lateness.is_empty());
     }
 
     #[test]
     fn stamps_of_another_machines_clock_are_not_counted_as_times() {
         for emitted_ns in [9, 51] {
-            let (mut figures, mut progress) = (Figures::new(), Progress::start(10, false));
-            progress.record_token(&mut figures, 50, stamp(None, emitted_ns));
-            assert_eq!(figures.timestamp_status(), TimestampStatus::ForeignClock);
-            assert!(figures.times.one_way.is_empty());
+            let (mut stats, mut progress) = (LoadStats::new(), RequestTimer::start(10, false));
+            progress.record_token(&mut stats, 50, stamp(None, emitted_ns));
+            assert_eq!(stats.timestamp_status(), TimestampStatus::ForeignClock);
+            assert!(stats.times.one_way.is_empty());
         }
     }
 }

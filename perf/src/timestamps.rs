@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 /// Timestamps of one token, in nanoseconds of the server's CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct Stamp {
+pub(crate) struct TokenTimestamps {
     /// Time at which the token was due. `None` if the device has no schedule.
     pub(crate) due_ns: Option<u64>,
     pub(crate) emitted_ns: u64,

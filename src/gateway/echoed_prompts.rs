@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use super::size;
+use super::response_size;
 use crate::error::Error;
 use crate::proto::v1;
 use crate::tokens::TokenBatch;
 
 /// The prompts of one request. A prompt is freed once all its choices have returned it.
-pub(super) struct Echo {
+pub(super) struct EchoedPrompts {
     prompts: Vec<SharedPrompt>,
     /// For each choice, true once the choice has started.
     started: Vec<bool>,
@@ -19,14 +19,14 @@ pub(super) struct Echo {
 }
 
 struct SharedPrompt {
-    prompt: Arc<Prompt>,
+    prompt: Arc<PromptEcho>,
     /// Number of choices that have not started.
     remaining: usize,
 }
 
 /// The parts of one prompt received so far.
 #[derive(Clone, Default)]
-pub(super) struct Prompt {
+pub(super) struct PromptEcho {
     pub(super) text: String,
     /// Tokens with log probabilities; empty unless the request sets `logprobs`.
     pub(super) tokens: Vec<TokenBatch>,
@@ -34,7 +34,7 @@ pub(super) struct Prompt {
     pub(super) size: usize,
 }
 
-impl Echo {
+impl EchoedPrompts {
     pub(super) fn new(prompts: usize, choices_per_prompt: usize) -> Self {
         let prompt = || SharedPrompt {
             prompt: Arc::default(),
@@ -54,8 +54,9 @@ impl Echo {
     /// # Errors The response would be too large.
     pub(super) fn check_logprobs(&self, tokens: u32, top: u32) -> Result<(), Error> {
         let (tokens, top) = (to_usize(tokens), to_usize(top));
-        let size = size::logprobs_size(tokens, top).saturating_mul(self.choices_per_prompt);
-        size::check_echo(size)
+        let size =
+            response_size::logprobs_size(tokens, top).saturating_mul(self.choices_per_prompt);
+        response_size::check_echo(size)
     }
 
     /// Appends a part to a prompt.
@@ -65,10 +66,10 @@ impl Echo {
         let of_tokens = part
             .tokens
             .iter()
-            .map(|tokens| size::tokens_size(&tokens.tokens));
-        let size = size::text_size(&part.text) + of_tokens.sum::<usize>();
+            .map(|tokens| response_size::tokens_size(&tokens.tokens));
+        let size = response_size::text_size(&part.text) + of_tokens.sum::<usize>();
         self.size += size.saturating_mul(self.choices_per_prompt);
-        size::check_echo(self.size)?;
+        response_size::check_echo(self.size)?;
         let prompt = Arc::make_mut(&mut self.prompts[to_index(prompt)].prompt);
         prompt.size += size;
         prompt.text.push_str(&part.text);
@@ -80,7 +81,7 @@ impl Echo {
 
     /// Returns the prompt of a choice on the first call for the choice, and then `None`. The prompt is complete,
     /// because the engine sends the whole prompt before the first token of its choices.
-    pub(super) fn start_choice(&mut self, choice: u32) -> Option<Arc<Prompt>> {
+    pub(super) fn start_choice(&mut self, choice: u32) -> Option<Arc<PromptEcho>> {
         let choice = to_index(choice);
         if std::mem::replace(&mut self.started[choice], true) {
             return None;

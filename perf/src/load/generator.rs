@@ -15,7 +15,7 @@ use super::consumer::Consumer;
 use super::{Load, Target, channel, http};
 use crate::device::Device;
 use crate::fault::Fault;
-use crate::figures::Figures;
+use crate::load_stats::LoadStats;
 use crate::stream::{self, Format, Protocol, Stream};
 
 /// Size of the read buffer that all streams share, in bytes.
@@ -27,23 +27,23 @@ pub(crate) struct ConnectionPlan {
     /// Number of concurrent streams.
     pub(crate) streams: u32,
     /// Number of gRPC streams that share a connection.
-    pub(crate) sharing: u32,
+    pub(crate) streams_per_connection: u32,
 }
 
 impl ConnectionPlan {
-    pub(crate) fn of(streams: u32) -> Self {
+    pub(crate) fn for_streams(streams: u32) -> Self {
         Self {
             streams,
-            sharing: 64,
+            streams_per_connection: 64,
         }
     }
 }
 
 /// Open connections, and the tasks of this thread that use them.
-pub(crate) struct Session {
+pub(crate) struct LoadGenerator {
     tasks: LocalSet,
     pool: Rc<Pool>,
-    figures: Rc<RefCell<Figures>>,
+    stats: Rc<RefCell<LoadStats>>,
 }
 
 /// State that all streams of a load share.
@@ -51,7 +51,7 @@ pub(super) struct SharedLoad {
     pub(super) load: Load,
     /// Bytes of the request that is written to an HTTP connection or a raw socket.
     pub(super) request: Bytes,
-    pub(super) figures: Rc<RefCell<Figures>>,
+    pub(super) stats: Rc<RefCell<LoadStats>>,
     /// Bytes of the last read. Its reader consumes them before any other task runs.
     pub(super) buffer: RefCell<Vec<u8>>,
 }
@@ -68,36 +68,41 @@ enum Connection {
     Grpc(stream::Connection),
 }
 
-impl Session {
+impl LoadGenerator {
     /// Opens the connections one by one, so that the server sees no connection storm.
-    pub(crate) async fn open(target: &Target, sockets: ConnectionPlan) -> Result<Self, Fault> {
+    pub(crate) async fn open(
+        target: &Target,
+        connection_plan: ConnectionPlan,
+    ) -> Result<Self, Fault> {
         let tasks = LocalSet::new();
-        let idle = tasks.run_until(open_connections(target, sockets)).await?;
+        let idle = tasks
+            .run_until(open_connections(target, connection_plan))
+            .await?;
         Ok(Self {
             tasks,
             pool: Rc::new(Pool {
                 target: target.clone(),
                 idle: RefCell::new(idle),
             }),
-            figures: Rc::new(RefCell::new(Figures::new())),
+            stats: Rc::new(RefCell::new(LoadStats::new())),
         })
     }
 
-    pub(crate) async fn run(&self, load: &Load) -> Figures {
-        self.figures.replace(Figures::new());
+    pub(crate) async fn run(&self, load: &Load) -> LoadStats {
+        self.stats.replace(LoadStats::new());
         let ran = self.tasks.run_until(self.run_streams(load)).await;
-        let mut figures = self.take_figures();
+        let mut stats = self.take_stats();
         if let Err(fault) = ran {
-            figures.record_fault(fault.to_string());
+            stats.record_fault(fault.to_string());
         }
-        figures
+        stats
     }
 
     /// Takes the figures of the running [`Self::run`] so far. They are not part of the result of `run`.
-    pub(crate) fn take_figures(&self) -> Figures {
-        let mut figures = self.figures.replace(Figures::new());
-        figures.finish();
-        figures
+    pub(crate) fn take_stats(&self) -> LoadStats {
+        let mut stats = self.stats.replace(LoadStats::new());
+        stats.finish();
+        stats
     }
 
     async fn run_streams(&self, load: &Load) -> Result<(), Fault> {
@@ -109,7 +114,7 @@ impl Session {
                 }
                 Target::Device(_) => Bytes::new(),
             },
-            figures: Rc::clone(&self.figures),
+            stats: Rc::clone(&self.stats),
             buffer: RefCell::new(vec![0; READ_BUFFER_BYTES]),
         });
         let mut streams = JoinSet::new();
@@ -129,7 +134,7 @@ impl Pool {
     /// Makes a stream's requests one after the other. The first request is due at `due_ns`. Each further request is
     /// due once the previous response has ended and a connection is open.
     async fn run_stream(&self, due_ns: u64, shared: &SharedLoad) {
-        shared.figures.borrow_mut().record_start(due_ns);
+        shared.stats.borrow_mut().record_start(due_ns);
         let mut first_due_ns = Some(due_ns);
         let mut kept = self.idle.borrow_mut().pop_front();
         for _ in 0..shared.load.requests {
@@ -155,7 +160,7 @@ impl Pool {
                 seconds: shared.load.timeout.unwrap_or_default().as_secs(),
             };
             let ended = ended.map_err(hangs).flatten();
-            consumer.record_end(ended, &mut shared.figures.borrow_mut());
+            consumer.record_end(ended, &mut shared.stats.borrow_mut());
         }
         self.idle.borrow_mut().extend(kept);
     }
@@ -190,10 +195,10 @@ impl Connection {
         };
         let completion = shared.load.completion_request();
         let mut stream = Stream::open(connection, Format::Grpc, &completion).await?;
-        let figures = &shared.figures;
-        figures.borrow_mut().answered += 1;
+        let stats = &shared.stats;
+        stats.borrow_mut().answered += 1;
         let reading = stream.read_to_end(|event, received_ns| {
-            consumer.consume_event(event, received_ns, &mut figures.borrow_mut())
+            consumer.consume_event(event, received_ns, &mut stats.borrow_mut())
         });
         reading.await?.complete(consumer.token_count())
     }
@@ -201,12 +206,16 @@ impl Connection {
 
 async fn open_connections(
     target: &Target,
-    sockets: ConnectionPlan,
+    connection_plan: ConnectionPlan,
 ) -> Result<VecDeque<Connection>, Fault> {
     let mut connections = VecDeque::new();
-    for stream in 0..sockets.streams {
+    for stream in 0..connection_plan.streams {
         let shared = match connections.back() {
-            Some(Connection::Grpc(last)) if stream % sockets.sharing != 0 => last.share(),
+            Some(Connection::Grpc(last))
+                if stream % connection_plan.streams_per_connection != 0 =>
+            {
+                last.share()
+            }
             _ => None,
         };
         connections.push_back(match shared {
