@@ -120,7 +120,7 @@ impl Header {
         let mut values = HashMap::new();
         for _ in 0..value_count {
             let key = input.read_short_string("a metadata key")?;
-            let value = input.value(&key)?;
+            let value = input.read_value(&key)?;
             if values.insert(key.clone(), value).is_some() {
                 return Err(format!("`{key}` is in the file twice"));
             }
@@ -138,7 +138,7 @@ impl Header {
         Ok(header)
     }
 
-    fn read_value(&self, key: &str) -> Option<&Value> {
+    fn value(&self, key: &str) -> Option<&Value> {
         self.values.get(key)
     }
 
