@@ -8,8 +8,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
-use axum::middleware::Next;
 use axum::response::Response;
 use http_body::{Body as _, Frame, SizeHint};
 use tracing::field::Empty;
@@ -28,10 +26,9 @@ const TARGET: &str = "tokenway::access";
 
 /// Runs a request in its span, and logs it when it ends.
 pub(super) async fn log_request(
-    State(layers): State<Layers>,
-    context: RequestContext,
-    request: Request,
-    next: Next,
+    layers: &Layers,
+    context: &RequestContext,
+    handled: impl Future<Output = Response>,
 ) -> Response {
     // `logging` enables this target in every log filter, so every line about the request has the request's id.
     let span = tracing::error_span!(
@@ -44,13 +41,13 @@ pub(super) async fn log_request(
     // If the client disconnects, the handler is dropped before `end`, so that the handler can still report to the
     // context.
     let mut end = RequestEnd {
-        context,
+        context: context.clone(),
         is_logged: layers.settings.access_log,
         status: None,
         bytes: 0,
         is_over: false,
     };
-    let response = next.run(request).instrument(span.clone()).await;
+    let response = handled.instrument(span.clone()).await;
     end.report_response(&response);
     response.map(|body| {
         let body = LoggedBody { body, span, end };

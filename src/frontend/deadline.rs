@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue};
-use axum::middleware::Next;
 use axum::response::Response;
 use tokio::time::{Instant, timeout_at};
 
@@ -25,9 +23,8 @@ const COMPLETION_GRACE: Duration = Duration::from_secs(2);
 /// Rejects a request whose id or timeout is invalid. Ends a request that is not answered before its deadline. A
 /// stream that has started checks its own deadline.
 pub(super) async fn enforce_deadline(
-    context: RequestContext,
-    request: Request,
-    next: Next,
+    context: &RequestContext,
+    handled: impl Future<Output = Response>,
 ) -> Response {
     let api = context.api();
     if let Err(error) = context.check() {
@@ -36,10 +33,10 @@ pub(super) async fn enforce_deadline(
     let deadline = match context.route().kind {
         RouteKind::Completion => context.deadline() + COMPLETION_GRACE,
         RouteKind::Unary => context.deadline(),
-        RouteKind::Probe | RouteKind::Unmatched => return next.run(request).await,
+        RouteKind::Probe | RouteKind::Unmatched => return handled.await,
     };
-    let handled = timeout_at(deadline, next.run(request)).await;
-    handled.unwrap_or_else(|_| {
+    let in_time = timeout_at(deadline, handled).await;
+    in_time.unwrap_or_else(|_| {
         let message = "The request's deadline passed.";
         response::error_response(api, Error::new(ErrorKind::DeadlineExceeded, message))
     })

@@ -2,8 +2,6 @@
 
 use std::panic::AssertUnwindSafe;
 
-use axum::extract::Request;
-use axum::middleware::Next;
 use axum::response::Response;
 use futures_util::FutureExt;
 
@@ -13,13 +11,12 @@ use crate::error::Error;
 
 /// Responds with `internal_error` if the handler panics.
 pub(super) async fn catch_panics(
-    context: RequestContext,
-    request: Request,
-    next: Next,
+    context: &RequestContext,
+    handled: impl Future<Output = Response>,
 ) -> Response {
     // `AssertUnwindSafe` is sound here: the handler's state is dropped after a panic.
-    let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    handled.unwrap_or_else(|_| {
+    let caught = AssertUnwindSafe(handled).catch_unwind().await;
+    caught.unwrap_or_else(|_| {
         // The panic hook has logged the panic itself.
         tracing::error!("the handler of a request panicked");
         response::error_response(context.api(), Error::internal())

@@ -16,12 +16,8 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::http::header::{HOST, HeaderName, ORIGIN};
 use axum::http::{HeaderMap, HeaderValue, Method, Uri};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
-use tower::{Layer, ServiceExt};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-use super::error_response::ErrorResponse;
 pub use super::host::{AllowedHost, AllowedOrigin};
 use super::host::{Authority, Host, Origin};
 use crate::error::{Error, ErrorKind};
@@ -149,7 +145,7 @@ impl OriginPolicy {
     }
 }
 
-/// Checks the requests of browsers, and adds CORS headers to the responses.
+/// Checks the requests of browsers, and has the CORS headers for the responses.
 #[derive(Clone)]
 pub(crate) struct BrowserCheck {
     policy: Arc<OriginPolicy>,
@@ -165,19 +161,17 @@ impl BrowserCheck {
         }
     }
 
-    /// Rejects a request whose host name or origin is not allowed. CORS headers are added to every other response, also
-    /// to errors, so that a page of an allowed origin can read them.
-    pub(crate) async fn run(&self, request: Request, next: Next) -> Response {
-        if let Err(error) = self.policy.check(request.uri(), request.headers()) {
-            return ErrorResponse::from(error).into_response();
-        }
-        match &self.cors {
-            None => next.run(request).await,
-            Some(cors) => match cors.layer(next).oneshot(request).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            },
-        }
+    /// Checks the host name and the origin of a request.
+    ///
+    /// # Errors
+    /// The host name or the origin is not allowed.
+    pub(crate) fn check(&self, request: &Request) -> Result<(), Error> {
+        self.policy.check(request.uri(), request.headers())
+    }
+
+    /// Returns the layer that adds CORS headers. `None` if no origins are configured.
+    pub(crate) fn cors(&self) -> Option<&CorsLayer> {
+        self.cors.as_ref()
     }
 }
 
