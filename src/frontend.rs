@@ -63,7 +63,8 @@ fn with_layers(routes: Router, layers: Layers) -> Router {
 /// Runs a request through the layers, from the outermost to [`run_inner_layers`].
 ///
 /// Each layer is a function that gets the rest of the chain as a future. As tower services, the layers would be boxed
-/// and cloned for every request, which took a third of the time of a short request.
+/// and cloned for every request, which took a fifth of the CPU time of a short request. Two futures are boxed here, because
+/// an `async fn` with a future as its argument takes twice that future's size.
 async fn run_layers(State(layers): State<Layers>, mut request: Request, next: Next) -> Response {
     // Creates the request's context, with the client's request id or a random one.
     let context = match request_id::create_context(&layers, &mut request) {
@@ -71,9 +72,11 @@ async fn run_layers(State(layers): State<Layers>, mut request: Request, next: Ne
         Err(error) => return response::error_response(layers.api, error),
     };
     // Checks host and origin, and adds CORS headers to every response of the layers below (HTTP API only).
-    let handled = browser::check_browser(layers.browser_check.as_ref(), request, |request| {
-        run_inner_layers(&context, request, next)
-    });
+    let handled = Box::pin(browser::check_browser(
+        layers.browser_check.as_ref(),
+        request,
+        |request| run_inner_layers(&context, request, next),
+    ));
     // Runs the layers and the response body in a tracing span with the request id. Logs the request when it ends.
     let mut response = access_log::log_request(&layers, &context, handled).await;
     // Returns the request id in the response.
@@ -87,7 +90,7 @@ async fn run_inner_layers(context: &RequestContext, request: Request, next: Next
 
     in_flight::count_in_flight(context);
     // Rejects an invalid id or timeout, and ends a request whose deadline passes before it is answered.
-    let handled = deadline::enforce_deadline(context, next.run(request));
+    let handled = deadline::enforce_deadline(context, Box::pin(next.run(request)));
     // Answers `internal_error` if the handler panics.
     let mut response = panics::catch_panics(context, handled).await;
     if context.api() == Api::Grpc {
