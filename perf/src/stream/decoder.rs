@@ -378,7 +378,7 @@ mod tests {
         let (events, missing) = decode(4).unwrap();
         assert_eq!(events[0], "Started");
         assert_eq!(events[1], "token_0 Some(0) None");
-        let stamped = "token_3 Some(3) Some(Stamp";
+        let stamped = "token_3 Some(3) Some(TokenTimestamps";
         assert!(events[4].starts_with(stamped), "{events:?}");
         assert_eq!(events[5..], ["Finished", "Done"]);
         assert_eq!(missing, None);
