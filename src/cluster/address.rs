@@ -8,7 +8,7 @@ use std::str::FromStr;
 use http::Uri;
 use tonic::transport::Endpoint;
 
-/// Port of an `http_router` address that names none.
+/// Port of an `http` address that names none.
 const HTTP_PORT: u16 = 80;
 
 /// Address of a remote engine's gRPC API: `http://host:port` or `unix:/path`. Addresses are equal if they have the

@@ -31,7 +31,7 @@ impl Failure {
         Self::new(error, status)
     }
 
-    /// Wraps the status from [`super::via::GatewayId::loop_detected`], whose metadata names the gateway.
+    /// Wraps the status from [`super::via::GatewayId::loop_detected_status`], whose metadata names the gateway.
     pub(super) fn loop_detected(status: Status) -> Self {
         Self {
             error: Error::from(&status),

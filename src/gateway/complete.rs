@@ -264,7 +264,7 @@ async fn until_deadline<T>(
     }
 }
 
-/// Prepares to repeat the prompts. Returns `None` unless the request sets `prepare_echo`.
+/// Prepares to repeat the prompts. Returns `None` unless the request sets `echo`.
 ///
 /// # Errors The response would be too large.
 fn echo<O>(
@@ -287,7 +287,7 @@ struct StartedCompletion<D: Dialect> {
     body: ParsedBody<D::StreamOptions>,
     stream: CompletionStream,
     facts: ResponseFacts,
-    /// The prompts to repeat, if the request sets `prepare_echo`.
+    /// The prompts to repeat, if the request sets `echo`.
     echo: Option<EchoedPrompts>,
     context: RequestContext,
 }

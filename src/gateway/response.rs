@@ -69,7 +69,7 @@ pub(super) struct ModelList {
 pub(super) struct Model {
     /// Name of the model, as used in requests.
     id: String,
-    /// `loaded_model`.
+    /// `model`.
     object: &'static str,
     /// Time when the server started to serve the model, in seconds since the Unix epoch.
     created: i64,

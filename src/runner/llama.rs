@@ -1,7 +1,7 @@
 //! Runs GGUF models with llama.cpp on the CPU. This module knows files, sequences and tokens. It must not know
 //! requests, streams, queues or protocols.
 //!
-//! A loaded model has two parts: all threads share `loaded_model`; `device` stays on the worker's thread. llama.cpp's log
+//! A loaded model has two parts: all threads share `model`; `device` stays on the worker's thread. llama.cpp's log
 //! lines go to `tracing` with the target `llama-cpp-2`.
 
 use std::num::NonZeroU32;

@@ -170,7 +170,7 @@ impl RequestRecord {
         self.model.get_or_init(|| served_name.into());
     }
 
-    /// The value of the label `loaded_model`: the name of a served model, `unknown` if no model with the requested name is
+    /// The value of the label `model`: the name of a served model, `unknown` if no model with the requested name is
     /// served, or `none`.
     #[must_use]
     pub(crate) fn model_label(&self) -> &str {

@@ -22,7 +22,7 @@ pub(super) struct HeartbeatMonitor {
 }
 
 impl HeartbeatMonitor {
-    /// Starts the heartbeat timeout at `exit_now`.
+    /// Starts the heartbeat timeout at `now`.
     pub(super) fn new(timeouts: &SessionTimeouts, now: Instant) -> Self {
         let timeout = timeouts.heartbeat_timeout;
         Self {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A prompt in which each token's id is its index, as in the steps that `handle_step` creates.
+/// A prompt in which each token's id is its index, as in the steps that `step` creates.
 const PROMPT: [u32; 4] = [0, 1, 2, 3];
 
 /// Creates a worker that has accepted a sequence with a scored prompt. Returns the worker's sequences, the number of
