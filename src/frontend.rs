@@ -62,8 +62,8 @@ fn with_layers(routes: Router, layers: Layers) -> Router {
 
 /// Runs a request through the layers, from the outermost to [`run_inner_layers`].
 ///
-/// Each layer is a function that gets the rest of the chain as a future. As tower services, the layers would be boxed
-/// and cloned for every request, which took a fifth of the CPU time of a short request. Two futures are boxed here, because
+/// Each layer is a function that gets the rest of the chain as a future. As tower services, the layers were boxed and
+/// cloned for every request, which took a fifth of the CPU time of a short request. Two futures are boxed here, because
 /// an `async fn` with a future as its argument takes twice that future's size.
 async fn run_layers(State(layers): State<Layers>, mut request: Request, next: Next) -> Response {
     // Creates the request's context, with the client's request id or a random one.
