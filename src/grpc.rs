@@ -1,6 +1,8 @@
 //! The gRPC service `tokenway.v1.Inference`: requests in, events out. It must not know HTTP or how tokens are
 //! generated.
 
+use std::sync::Arc;
+
 use tonic::{Request, Response, Status};
 
 use crate::context::RequestContext;
@@ -44,14 +46,14 @@ pub(crate) const RPCS: [(&str, RouteKind); 5] = [
 #[derive(Clone)]
 pub(crate) struct InferenceService {
     models: Models,
-    scheduler: Scheduler,
+    scheduler: Arc<Scheduler>,
     telemetry: Telemetry,
 }
 
 impl InferenceService {
     /// Creates the service.
     #[must_use]
-    pub(crate) fn new(models: Models, scheduler: Scheduler, telemetry: Telemetry) -> Self {
+    pub(crate) fn new(models: Models, scheduler: Arc<Scheduler>, telemetry: Telemetry) -> Self {
         Self {
             models,
             scheduler,

@@ -40,8 +40,7 @@ const TOKEN_CREDIT: usize = 256;
 /// Maximum number of submissions in the channel to the scheduler's task. The task handles each in microseconds.
 const SUBMISSION_CAPACITY: usize = 1024;
 
-/// A handle that submits requests. Clones share the same scheduler.
-#[derive(Clone)]
+/// A handle that submits requests to the scheduler's task.
 pub(crate) struct Scheduler {
     models: Models,
     submissions: mpsc::Sender<SchedulerMessage>,
@@ -92,12 +91,14 @@ impl Admitted {
 
 impl Scheduler {
     /// Creates a scheduler and its task. The task ends after [`Self::stop`].
-    pub(crate) fn new(parts: SchedulerParts) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn new(
+        parts: SchedulerParts,
+    ) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
         let (submissions, receiver) = mpsc::channel(SUBMISSION_CAPACITY);
         let abandoned = Arc::new(Notify::new());
         let (readiness_sender, readiness) = watch::channel(Readiness::Loading(0.0));
         let (workers_sender, workers) = watch::channel(WorkerCounts::new());
-        let scheduler = Self {
+        let scheduler = Arc::new(Self {
             models: parts.models.clone(),
             submissions,
             abandoned: Arc::clone(&abandoned),
@@ -110,7 +111,7 @@ impl Scheduler {
             resumptions: parts.telemetry.resumptions.clone(),
             tokens_replayed: parts.telemetry.tokens_replayed.clone(),
             resumption_gap_seconds: parts.telemetry.resumption_gap_seconds.clone(),
-        };
+        });
         let stopping = scheduler.stopping.clone();
         let signals = task::Signals {
             abandoned,
@@ -162,7 +163,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// Returns the reason for a rejection.
-    pub(crate) async fn submit(&self, request: NewRequest) -> Result<Admitted, Error> {
+    pub(crate) async fn submit(self: &Arc<Self>, request: NewRequest) -> Result<Admitted, Error> {
         let NewRequest {
             model,
             priority,
@@ -175,7 +176,7 @@ impl Scheduler {
         }
         let resumer = match self.models.get(model).loaded_model()?.facts().resumption {
             Resumption::Exact | Resumption::Contiguous => choices.first().map(|first| Resumer {
-                scheduler: self.clone(),
+                scheduler: Arc::clone(self),
                 model,
                 priority,
                 sequence: first.clone(),
@@ -183,15 +184,22 @@ impl Scheduler {
             }),
             Resumption::No => None,
         };
-        let choices = choices.into_iter();
-        let (choices, token_channels) = choices
-            .map(|sequence| self.assignment(sequence, deadline))
-            .unzip();
+        // Most requests have one choice. `unzip` would reserve room for four, for as long as the request is queued.
+        let mut assignments = Vec::with_capacity(choices.len());
+        let mut token_channels = Vec::with_capacity(choices.len());
+        for sequence in choices {
+            let (assignment, token_channel) = self.assignment(sequence, deadline);
+            assignments.push(assignment);
+            token_channels.push(token_channel);
+        }
         let (admitted, admission) = oneshot::channel();
         let submission = SchedulerMessage {
             model,
             priority,
-            work: SubmittedWork::New { choices, admitted },
+            work: SubmittedWork::New {
+                choices: assignments,
+                admitted,
+            },
         };
         self.submissions
             .send(submission)

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use support::http::{BodyEnd, Request, expected_error, http_error, post};
 use support::{Setup, TestServer, full_speed};
 
-/// Logprob of each token that the test runner emits: its probability is 1/2. `LOGPROB_OF_QUARTER` is the logprob of the token
-/// with the next id.
+/// The test runner emits each token with probability 1/2, and reports the token with the following id as its first
+/// alternative, with probability 1/4. These are the logprobs of the two.
 #[expect(
     clippy::approx_constant,
     reason = "the value is -ln 2 as an f32 prints it"

@@ -244,7 +244,7 @@ impl LoadStats {
     }
 
     /// Records that the load ends now.
-    pub(crate) fn finish(&mut self) {
+    pub(crate) fn record_end(&mut self) {
         self.elapsed_ns = self.last_token_ns.saturating_sub(self.started_ns);
         let wall = Duration::from_nanos(monotonic_ns().saturating_sub(self.started_ns));
         let cpu = thread_cpu_time().saturating_sub(self.started_cpu);
@@ -349,7 +349,7 @@ mod tests {
             progress.record_token(&mut stats, started_ns + after_ns, None);
         }
         stats.record_request(&progress);
-        stats.finish();
+        stats.record_end();
         let times = &stats.times;
         assert_eq!((times.ttft.max(), times.tpot.max()), (500, 200));
         let gaps = &times.gaps;

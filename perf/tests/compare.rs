@@ -209,7 +209,7 @@ fn servers_take_turns_and_an_open_connection_is_used_again() {
 }
 
 #[test]
-fn a_failed_request_does_not_end_its_stream() {
+fn the_remaining_requests_are_sent_after_one_fails() {
     let count = Mutex::new(0);
     let server = PlantedServer::start(move |_, response| {
         let mut count = count.lock().expect("no panic");

@@ -107,7 +107,8 @@ impl FromStr for EngineAddress {
     }
 }
 
-/// Parses an address. The error is the end of the sentence "this is not a valid engine address".
+/// Parses an address. The error is appended to "… is not a valid engine address": it is empty, or a colon and the
+/// reason.
 fn parse_target(text: &str) -> Result<Target, &'static str> {
     if let Some(path) = text.strip_prefix("unix:") {
         let path = Path::new(path.strip_prefix("//").unwrap_or(path));

@@ -26,7 +26,7 @@ const NAMED_TYPES: [(&str, StreamFormat); 4] = [
 
 impl StreamFormat {
     /// Returns the media type of this format, followed by the media ranges that contain it, the most specific first.
-    fn media_type(self) -> [&'static str; 3] {
+    fn matching_ranges(self) -> [&'static str; 3] {
         match self {
             Self::Ndjson => ["application/x-ndjson", "application/*", "*/*"],
             Self::Sse => ["text/event-stream", "text/*", "*/*"],
@@ -55,7 +55,7 @@ pub(super) fn negotiate(headers: &HeaderMap, default: StreamFormat) -> Result<St
     let named = NAMED_TYPES.map(|(name, format)| (quality_of(name), format));
     // The default may occur twice. That has no effect, because only a higher quality replaces a candidate.
     let by_range = [default, StreamFormat::Ndjson, StreamFormat::Sse].map(|format| {
-        let quality = format.media_type().into_iter().find_map(quality_of);
+        let quality = format.matching_ranges().into_iter().find_map(quality_of);
         (quality, format)
     });
     let (mut best, mut best_quality) = (None, 0.0);

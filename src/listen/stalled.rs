@@ -4,9 +4,12 @@
 //! its peer has stalled. The executor that runs the stream's task can.
 
 use std::cell::Cell;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::rt::Executor;
+use pin_project_lite::pin_project;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
@@ -42,17 +45,38 @@ where
     }
 }
 
-async fn run_unless_stalled<S: Future>(stream: S, write_timeout: Duration) {
-    let run = async {
-        tokio::select! {
-            biased;
-            _ = stream => {}
-            () = wait_until_stalled(write_timeout) => {
-                tracing::debug!("resetting a stream: its peer read nothing within the write timeout");
-            }
-        }
+/// Runs a stream until it ends or has stalled. This is not an `async fn`, because that would keep the stream twice, in
+/// every stream's task.
+fn run_unless_stalled<S: Future>(stream: S, write_timeout: Duration) -> impl Future<Output = ()> {
+    let run = UnlessStalled {
+        stream,
+        stalled: wait_until_stalled(write_timeout),
     };
-    WAITING_FOR_PEER_SINCE.scope(Cell::new(None), run).await;
+    WAITING_FOR_PEER_SINCE.scope(Cell::new(None), run)
+}
+
+pin_project! {
+    /// A stream that is dropped when `stalled` completes.
+    struct UnlessStalled<S, T> {
+        #[pin]
+        stream: S,
+        #[pin]
+        stalled: T,
+    }
+}
+
+impl<S: Future, T: Future<Output = ()>> Future for UnlessStalled<S, T> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.stream.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        ready!(this.stalled.poll(cx));
+        tracing::debug!("resetting a stream: its peer read nothing within the write timeout");
+        Poll::Ready(())
+    }
 }
 
 /// Completes once the current stream has waited for its peer for `write_timeout`.

@@ -9,7 +9,7 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 /// Codec for the public API, which has many streams of small messages. With larger buffers, the buffers would make up
 /// most of a stream's memory.
-pub(super) type SmallBufferCodec<Encode, Decode> = BufferCodec<Encode, Decode, 256>;
+pub(super) type SmallBufferCodec<Encode, Decode> = BufferCodec<Encode, Decode, 64>;
 
 /// Codec for the worker protocol, which has one stream per worker. Its messages carry the tokens of all the worker's
 /// sequences.

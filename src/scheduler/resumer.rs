@@ -6,6 +6,7 @@
 //! `scheduler` and this file use each other: an admitted request holds a [`Resumer`], which submits to the scheduler.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::time::{Instant, sleep};
 
@@ -39,7 +40,7 @@ const MIN_PROGRESS_TOKENS: u32 = 16;
 
 /// Resumes the choices of one request on other workers.
 pub(crate) struct Resumer {
-    pub(super) scheduler: Scheduler,
+    pub(super) scheduler: Arc<Scheduler>,
     pub(super) model: ModelId,
     pub(super) priority: i32,
     /// Sequence of choice 0 as it was first submitted. The sequences of all resumed choices are copies of it.

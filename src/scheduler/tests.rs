@@ -12,7 +12,7 @@ use crate::worker::thread::{SpawnOptions, SpawnedWorker, spawn};
 use crate::worker::token_channel::{Failure, Output};
 
 /// Starts a scheduler with a queue limit of two, and a worker with one slot whose sequence never ends.
-async fn start_scheduler() -> (Scheduler, DeviceThread) {
+async fn start_scheduler() -> (Arc<Scheduler>, DeviceThread) {
     let telemetry = Telemetry::new();
     let (sender, events) = mpsc::channel(16);
     let options = TestRunnerOptions {
@@ -53,7 +53,7 @@ async fn start_scheduler() -> (Scheduler, DeviceThread) {
     (scheduler, thread)
 }
 
-async fn submit(scheduler: &Scheduler) -> Result<Admitted, ErrorKind> {
+async fn submit(scheduler: &Arc<Scheduler>) -> Result<Admitted, ErrorKind> {
     let deadline = Instant::now() + Duration::from_secs(3_600);
     let request = NewRequest {
         model: scheduler.models.entries()[0].id,

@@ -1,5 +1,7 @@
 //! The source of tokens behind a server's two APIs: an engine in this process, or a cluster of remote engines.
 
+use std::sync::Arc;
+
 use tokio_util::sync::CancellationToken;
 
 use super::engine::Engine;
@@ -45,7 +47,7 @@ impl Backend {
             Source::Engine(engine) => {
                 let engine = Engine::start(engine, worker_socket, telemetry, lifecycle.critical);
                 let engine = engine.map_err(StartError::Thread)?;
-                let scheduler = engine.scheduler.clone();
+                let scheduler = Arc::clone(&engine.scheduler);
                 let health = ServerHealth::for_engine(&scheduler);
                 let service = grpc::InferenceService::new(
                     engine.models.clone(),

@@ -103,7 +103,7 @@ pub struct ModelParts {
 /// A running engine. Dropping it stops its workers and joins their threads.
 pub(super) struct Engine {
     pub(super) models: Models,
-    pub(super) scheduler: Scheduler,
+    pub(super) scheduler: Arc<Scheduler>,
     /// The gRPC service to which worker processes connect.
     pub(super) attach_service: AttachService,
     threads: Vec<DeviceThread>,

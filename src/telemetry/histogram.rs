@@ -83,9 +83,10 @@ pub(super) const DURATION_BOUNDS: [Bound; 20] = [
     (960 * SECOND, "960"),
 ];
 
-/// The counts of a histogram: one per bound, and one for the values above all bounds.
+/// The counts of a histogram.
 pub(super) struct Buckets {
     bounds: &'static [Bound],
+    /// One count per bound, and one for the values above all bounds. Empty until the first value.
     counts: Vec<u64>,
     sum_ns: u64,
 }
@@ -94,7 +95,7 @@ impl Buckets {
     pub(super) fn new(bounds: &'static [Bound]) -> Self {
         Self {
             bounds,
-            counts: vec![0; bounds.len() + 1],
+            counts: Vec::new(),
             sum_ns: 0,
         }
     }
@@ -102,16 +103,27 @@ impl Buckets {
     /// Counts a value `count` times.
     pub(super) fn add(&mut self, value_ns: u64, count: u64) {
         let bucket = self.bounds.partition_point(|(bound, _)| *bound < value_ns);
+        self.reserve_counts();
         self.counts[bucket] += count;
         self.sum_ns = self.sum_ns.saturating_add(value_ns.saturating_mul(count));
     }
 
     /// Adds the counts of another histogram with the same bounds.
     pub(super) fn merge(&mut self, other: &Self) {
+        if other.counts.is_empty() {
+            return;
+        }
+        self.reserve_counts();
         for (count, more) in self.counts.iter_mut().zip(&other.counts) {
             *count += more;
         }
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+    }
+
+    fn reserve_counts(&mut self) {
+        if self.counts.is_empty() {
+            self.counts = vec![0; self.bounds.len() + 1];
+        }
     }
 
     pub(super) fn clear(&mut self) {
@@ -135,7 +147,8 @@ impl Buckets {
     pub(super) fn write(&self, name: &str, labels: &str, out: &mut String) -> fmt::Result {
         let bounds = self.bounds.iter().map(|(_, seconds)| *seconds);
         let mut count = 0;
-        for (bucket, bound) in self.counts.iter().zip(bounds.chain(["+Inf"])) {
+        let counts = self.counts.iter().chain(std::iter::repeat(&0));
+        for (bound, bucket) in bounds.chain(["+Inf"]).zip(counts) {
             count += bucket;
             writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}")?;
         }
@@ -159,6 +172,16 @@ mod tests {
                 assert_eq!(shown.as_nanos(), u128::from(*bound), "{seconds}");
             }
         }
+    }
+
+    #[test]
+    fn a_histogram_without_values_has_every_bucket_at_zero() {
+        let mut text = String::new();
+        let written = Buckets::new(&TOKEN_GAP_BOUNDS).write("m", "a=\"b\"", &mut text);
+        written.expect("writing to a `String` cannot fail");
+        let is_zero = |line: &str| line.ends_with(" 0") || line.ends_with(" 0.000000000");
+        assert!(text.lines().all(is_zero), "{text}");
+        assert_eq!(text.matches("m_bucket").count(), TOKEN_GAP_BOUNDS.len() + 1);
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub fn token_channel(
         has_crashed: AtomicBool::new(false),
         worker: OnceLock::new(),
         queue,
-        stream: OnceLock::new(),
+        request_gauge: OnceLock::new(),
     });
     let sender = TokenSender(TokenDestination::Local(LocalChannel {
         outputs,
@@ -75,7 +75,7 @@ struct ChannelState {
     worker: OnceLock<WorkerWaker>,
     queue: Arc<Notify>,
     /// The metrics counter of the request whose stream reads the channel.
-    stream: OnceLock<RequestGauge>,
+    request_gauge: OnceLock<RequestGauge>,
 }
 
 /// The worker's end of a token channel.
@@ -228,9 +228,9 @@ impl LocalChannel {
 
     fn end(self, output: Output) {
         if let Output::Failed(Failure::SlowReader) = output
-            && let Some(stream) = self.shared.stream.get()
+            && let Some(request_gauge) = self.shared.request_gauge.get()
         {
-            stream.linger();
+            request_gauge.linger();
         }
         // Sending fails if the reader is gone. The end is then of no use.
         let _ = self.outputs.try_send(output);
@@ -262,15 +262,15 @@ impl TokenReceiver {
 
     /// Sets the metrics counter of the request that reads this channel. If the sequence ends with `SlowReader`, the
     /// sender marks the request as lingering, because its client may not read the error for a long time.
-    pub(crate) fn set_request_gauge(&self, stream: RequestGauge) {
-        // The request of a channel never changes.
-        let _ = self.shared.stream.set(stream);
+    pub(crate) fn set_request_gauge(&self, request_gauge: RequestGauge) {
+        // One request reads a channel for its whole life, so a gauge that is already set is the right one.
+        let _ = self.shared.request_gauge.set(request_gauge);
     }
 
     /// Takes the metrics counter from the channel that this channel replaces after a resumption.
     pub(crate) fn inherit_request_gauge(&self, lost: &Self) {
-        if let Some(stream) = lost.shared.stream.get() {
-            self.set_request_gauge(stream.clone());
+        if let Some(request_gauge) = lost.shared.request_gauge.get() {
+            self.set_request_gauge(request_gauge.clone());
         }
     }
 

@@ -11,8 +11,8 @@ from runners import Gate, ScriptedRunner
 from tokenway_worker import Cancelled, DeviceLost, Emit, Request, Token, answers, wire
 
 
-def ask(attachment: Attachment, number: int, **about: Any) -> Any:
-    attachment.say(question={"question": number, **about})
+def ask(attachment: Attachment, number: int, **operation: Any) -> Any:
+    attachment.say(question={"question": number, **operation})
     answer = attachment.receive("answer")
     assert answer.question == number
     return answer

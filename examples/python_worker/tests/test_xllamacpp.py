@@ -41,10 +41,10 @@ class Asking:
         self._attachment = attachment
         self._last = 0
 
-    def ask(self, **about: Any) -> Any:
+    def ask(self, **operation: Any) -> Any:
         """Makes a tokenizer call and returns its answer."""
         self._last += 1
-        self._attachment.say(question={"question": self._last, **about})
+        self._attachment.say(question={"question": self._last, **operation})
         return self._attachment.receive("answer")
 
     def submit(self, **fields: Any) -> int:

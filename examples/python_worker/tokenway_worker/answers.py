@@ -71,7 +71,7 @@ class Answers:
         if not self._device.is_loaded:
             # A call of another stream has found the device lost; this stream does not know it yet.
             raise DeviceLost("the model is not loaded")
-        match question.about:
+        match question.operation:
             case wire.Tokenize(text, begins):
                 return wire.answer_ids(number, runner.tokenize(text, begins))
             case wire.Detokenize(ids):

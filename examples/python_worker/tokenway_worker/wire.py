@@ -136,10 +136,10 @@ class Infill:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A tokenizer call. `about` is None if its kind is unknown to this worker."""
+    """A tokenizer call. `operation` is None if its kind is unknown to this worker."""
 
     number: int
-    about: Tokenize | Detokenize | RenderChat | Infill | None
+    operation: Tokenize | Detokenize | RenderChat | Infill | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def parse(response: Any) -> EngineMessage | None:
         case "cancel":
             return Cancel(tuple(said.sequences))
         case "question":
-            return Question(said.question, _about(said))
+            return Question(said.question, _operation(said))
         case "drain":
             return Drain()
     return None
@@ -202,8 +202,8 @@ def _request(submit: Any) -> Request:
     )
 
 
-def _about(question: Any) -> Tokenize | Detokenize | RenderChat | Infill | None:
-    kind = question.WhichOneof("about")
+def _operation(question: Any) -> Tokenize | Detokenize | RenderChat | Infill | None:
+    kind = question.WhichOneof("operation")
     asked: Any = getattr(question, kind) if kind else None
     match kind:
         case "tokenize":

@@ -101,7 +101,7 @@ impl LoadGenerator {
     /// Takes the figures of the running [`Self::run`] so far. They are not part of the result of `run`.
     pub(crate) fn take_stats(&self) -> LoadStats {
         let mut stats = self.stats.replace(LoadStats::new());
-        stats.finish();
+        stats.record_end();
         stats
     }
 

@@ -15,7 +15,7 @@ use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
 use crate::proto::worker::attach_request::Message as WorkerMessage;
 use crate::proto::worker::attach_response::Message as EngineMessage;
-use crate::proto::worker::question::About;
+use crate::proto::worker::question::Operation;
 use crate::request::{ChatMessage, MAX_TIMEOUT};
 use crate::runner::{BosPolicy, Model};
 use crate::worker::outbox::{Outbox, RemoteChannel, RemoteReader};
@@ -188,7 +188,10 @@ impl EngineConnection {
 
     /// Answers a tokenizer call on a blocking thread.
     fn answer_call(&self, question: proto::Question, open_calls: &mut JoinSet<()>) {
-        let proto::Question { question, about } = question;
+        let proto::Question {
+            question,
+            operation,
+        } = question;
         let model = self
             .state()
             .loaded
@@ -197,9 +200,10 @@ impl EngineConnection {
         let outbox = Arc::clone(&self.outbox);
         let is_full = open_calls.len() >= MAX_OPEN_CALLS;
         open_calls.spawn(async move {
-            let answer = match (model, about) {
-                (Some(model), Some(about)) if !is_full => {
-                    let answer = tokio::task::spawn_blocking(move || call_model(&*model, about));
+            let answer = match (model, operation) {
+                (Some(model), Some(operation)) if !is_full => {
+                    let answer =
+                        tokio::task::spawn_blocking(move || call_model(&*model, operation));
                     answer
                         .await
                         .unwrap_or_else(|_| failed_answer("the tokenizer panicked"))
@@ -218,9 +222,9 @@ impl EngineConnection {
     }
 }
 
-pub(super) fn call_model(model: &dyn Model, about: About) -> Answer {
-    let answered = match about {
-        About::Tokenize(proto::Tokenize { text, begins }) => {
+pub(super) fn call_model(model: &dyn Model, operation: Operation) -> Answer {
+    let answered = match operation {
+        Operation::Tokenize(proto::Tokenize { text, begins }) => {
             let bos = if begins {
                 BosPolicy::Add
             } else {
@@ -229,15 +233,15 @@ pub(super) fn call_model(model: &dyn Model, about: About) -> Answer {
             let ids = model.tokenize(&text, bos);
             ids.map(|ids| Answer::Ids(v1::TokenIds { ids }))
         }
-        About::Infill(proto::Infill { prefix, suffix }) => {
+        Operation::Infill(proto::Infill { prefix, suffix }) => {
             let ids = model.tokenize_infill(&prefix, &suffix);
             ids.map(|ids| Answer::Ids(v1::TokenIds { ids }))
         }
-        About::Detokenize(proto::Detokenize { ids }) => {
+        Operation::Detokenize(proto::Detokenize { ids }) => {
             let pieces = model.token_bytes(&ids);
             pieces.map(|token_bytes| Answer::Pieces(wire::pieces_message(&token_bytes)))
         }
-        About::RenderChat(proto::RenderChat { messages }) => {
+        Operation::RenderChat(proto::RenderChat { messages }) => {
             let message = |message: v1::ChatMessage| ChatMessage {
                 role: message.role,
                 content: message.content,

@@ -105,9 +105,10 @@ impl Worker {
                 }
             }
             EngineMessage::Question(proto::Question {
-                about: Some(about), ..
+                operation: Some(operation),
+                ..
             }) => {
-                let answer = MODEL.with(|model| call_model(&***model, about));
+                let answer = MODEL.with(|model| call_model(&***model, operation));
                 let answer = Some(answer);
                 proto::Answer {
                     question: 1,

@@ -15,7 +15,7 @@ use super::tokenizer_calls::TokenizerCalls;
 use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
 use crate::proto::worker::attach_request::Message as WorkerMessage;
-use crate::proto::worker::question::About;
+use crate::proto::worker::question::Operation;
 use crate::request::FinishReason;
 use crate::runner::Sequence;
 use crate::tokens::MIN_LOGPROB;
@@ -78,13 +78,13 @@ impl Worker {
         let mut calls = TokenizerCalls::new(VOCABULARY_SIZE, 0, Duration::from_secs(30));
         let ids = vec![0; DETOKENIZED_IDS];
         let answers = [
-            About::Tokenize(proto::Tokenize::default()),
-            About::Detokenize(proto::Detokenize { ids }),
-            About::RenderChat(proto::RenderChat::default()),
+            Operation::Tokenize(proto::Tokenize::default()),
+            Operation::Detokenize(proto::Detokenize { ids }),
+            Operation::RenderChat(proto::RenderChat::default()),
         ];
-        let answers = answers.map(|about| {
+        let answers = answers.map(|operation| {
             let (answer, receiver) = oneshot::channel();
-            calls.open(TokenizerCall { about, answer });
+            calls.open(TokenizerCall { operation, answer });
             receiver
         });
         Self {

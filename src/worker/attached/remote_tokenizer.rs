@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::proto::v1;
 use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
-use crate::proto::worker::question::About;
+use crate::proto::worker::question::Operation;
 use crate::request::{ChatMessage, TokenId};
 use crate::runner::{BosPolicy, Model, ModelError, ModelFacts, TokenBytes};
 use crate::worker::{WorkerId, wire};
@@ -22,7 +22,7 @@ const QUEUE_CAPACITY: usize = 64;
 
 /// A tokenizer call to a worker, and the channel for its answer.
 pub(super) struct TokenizerCall {
-    pub(super) about: About,
+    pub(super) operation: Operation,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
@@ -45,12 +45,16 @@ impl RemoteTokenizers {
         self.worker_queues().retain(|(known, _)| *known != worker);
     }
 
-    /// Calls one worker after the other until one answers, with a timeout of `per_worker` for each.
-    async fn call(&self, about: &About, per_worker: Duration) -> Result<Answer, ModelError> {
+    /// Calls one worker after the other until one answers, each with a timeout of `timeout_per_worker`.
+    async fn call_any_worker(
+        &self,
+        operation: &Operation,
+        timeout_per_worker: Duration,
+    ) -> Result<Answer, ModelError> {
         let message = "No worker of this model answered the tokenizer call.";
         let mut last_error = ModelError::Unavailable(message.to_owned());
         for queue in self.rotated_queues() {
-            match timeout(per_worker, call_worker(&queue, about.clone())).await {
+            match timeout(timeout_per_worker, call_worker(&queue, operation.clone())).await {
                 Ok(Some(Answer::Failure(failure))) => match wire::model_error(Some(failure)) {
                     invalid @ ModelError::Invalid(_) => return Err(invalid),
                     // The error may be specific to this worker, so try the next one.
@@ -83,9 +87,9 @@ impl RemoteTokenizers {
 }
 
 /// Sends a call to one worker and waits for the answer. Returns `None` if the worker has disconnected.
-async fn call_worker(queue: &mpsc::Sender<TokenizerCall>, about: About) -> Option<Answer> {
+async fn call_worker(queue: &mpsc::Sender<TokenizerCall>, operation: Operation) -> Option<Answer> {
     let (answer, receiver) = oneshot::channel();
-    queue.send(TokenizerCall { about, answer }).await.ok()?;
+    queue.send(TokenizerCall { operation, answer }).await.ok()?;
     receiver.await.ok()
 }
 
@@ -100,12 +104,15 @@ pub(super) struct RemoteModel {
 impl RemoteModel {
     /// Blocks until a worker has answered the call. Never runs on an async thread, because `tokenizes_inline` is
     /// false.
-    fn call(&self, about: &About) -> Result<Answer, ModelError> {
-        Handle::current().block_on(self.tokenizers.call(about, self.call_timeout))
+    fn call(&self, operation: &Operation) -> Result<Answer, ModelError> {
+        Handle::current().block_on(
+            self.tokenizers
+                .call_any_worker(operation, self.call_timeout),
+        )
     }
 
-    fn ids(&self, about: &About) -> Result<Vec<TokenId>, ModelError> {
-        match self.call(about)? {
+    fn ids(&self, operation: &Operation) -> Result<Vec<TokenId>, ModelError> {
+        match self.call(operation)? {
             Answer::Ids(v1::TokenIds { ids }) => Ok(ids),
             Answer::Pieces(_) | Answer::Text(_) | Answer::Failure(_) => Err(mismatched_answer()),
         }
@@ -118,22 +125,22 @@ impl Model for RemoteModel {
     }
 
     fn tokenize(&self, text: &str, bos: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
-        self.ids(&About::Tokenize(proto::Tokenize {
+        self.ids(&Operation::Tokenize(proto::Tokenize {
             text: text.to_owned(),
             begins: bos == BosPolicy::Add,
         }))
     }
 
     fn tokenize_infill(&self, prefix: &str, suffix: &str) -> Result<Vec<TokenId>, ModelError> {
-        self.ids(&About::Infill(proto::Infill {
+        self.ids(&Operation::Infill(proto::Infill {
             prefix: prefix.to_owned(),
             suffix: suffix.to_owned(),
         }))
     }
 
     fn token_bytes(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
-        let about = About::Detokenize(proto::Detokenize { ids: ids.to_vec() });
-        match self.call(&about)? {
+        let operation = Operation::Detokenize(proto::Detokenize { ids: ids.to_vec() });
+        match self.call(&operation)? {
             Answer::Pieces(pieces) => {
                 wire::token_bytes(&pieces, ids.len()).ok_or_else(mismatched_answer)
             }
@@ -148,7 +155,7 @@ impl Model for RemoteModel {
             name: message.name.clone().unwrap_or_default(),
         };
         let messages = messages.iter().map(message).collect();
-        match self.call(&About::RenderChat(proto::RenderChat { messages }))? {
+        match self.call(&Operation::RenderChat(proto::RenderChat { messages }))? {
             Answer::Text(text) => Ok(text),
             Answer::Ids(_) | Answer::Pieces(_) | Answer::Failure(_) => Err(mismatched_answer()),
         }
@@ -171,8 +178,8 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(10);
 
-    fn about() -> About {
-        About::Tokenize(proto::Tokenize::default())
+    fn operation() -> Operation {
+        Operation::Tokenize(proto::Tokenize::default())
     }
 
     fn text(of: &str) -> Answer {
@@ -191,14 +198,14 @@ mod tests {
         let mut one = tokenizers.add(WorkerId(1));
         let mut two = tokenizers.add(WorkerId(2));
         for _ in 0..2 {
-            let about = about();
+            let operation = operation();
             let (answered, ()) = tokio::join!(
-                tokenizers.call(&about, TIMEOUT),
+                tokenizers.call_any_worker(&operation, TIMEOUT),
                 answer(&mut one, text("one"))
             );
             assert_eq!(answered, Ok(text("one")));
             let (answered, ()) = tokio::join!(
-                tokenizers.call(&about, TIMEOUT),
+                tokenizers.call_any_worker(&operation, TIMEOUT),
                 answer(&mut two, text("two"))
             );
             assert_eq!(answered, Ok(text("two")));
@@ -212,9 +219,9 @@ mod tests {
         let _silent = tokenizers.add(WorkerId(2));
         let mut answering = tokenizers.add(WorkerId(3));
         drop(leaving);
-        let about = about();
+        let operation = operation();
         let (answered, ()) = tokio::join!(
-            tokenizers.call(&about, TIMEOUT),
+            tokenizers.call_any_worker(&operation, TIMEOUT),
             answer(&mut answering, text("three"))
         );
         assert_eq!(answered, Ok(text("three")));

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::remote_tokenizer::TokenizerCall;
 use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
-use crate::proto::worker::question::About;
+use crate::proto::worker::question::Operation;
 use crate::worker::wire::{self, Violation};
 
 /// Maximum number of open calls per worker.
@@ -81,17 +81,17 @@ impl TokenizerCalls {
 
     /// Opens a call. Returns the message to send to the worker.
     pub(super) fn open(&mut self, request: TokenizerCall) -> proto::Question {
-        let TokenizerCall { about, answer } = request;
+        let TokenizerCall { operation, answer } = request;
         self.last_number += 1;
         let call = OpenCall {
-            expected: ExpectedAnswer::of(&about),
+            expected: ExpectedAnswer::of(&operation),
             sent: Instant::now(),
             answer,
         };
         self.open.insert(self.last_number, call);
         proto::Question {
             question: self.last_number,
-            about: Some(about),
+            operation: Some(operation),
         }
     }
 
@@ -122,11 +122,11 @@ impl TokenizerCalls {
 }
 
 impl ExpectedAnswer {
-    fn of(about: &About) -> Self {
-        match about {
-            About::Tokenize(_) | About::Infill(_) => Self::Ids,
-            About::Detokenize(detokenize) => Self::Pieces(detokenize.ids.len()),
-            About::RenderChat(_) => Self::Text,
+    fn of(operation: &Operation) -> Self {
+        match operation {
+            Operation::Tokenize(_) | Operation::Infill(_) => Self::Ids,
+            Operation::Detokenize(detokenize) => Self::Pieces(detokenize.ids.len()),
+            Operation::RenderChat(_) => Self::Text,
         }
     }
 
@@ -153,12 +153,12 @@ mod tests {
         TokenizerCalls::new(100, 0, UNRESPONSIVE_TIMEOUT)
     }
 
-    fn tokenize() -> About {
-        About::Tokenize(proto::Tokenize::default())
+    fn tokenize() -> Operation {
+        Operation::Tokenize(proto::Tokenize::default())
     }
 
-    fn detokenize(ids: &[u32]) -> About {
-        About::Detokenize(proto::Detokenize { ids: ids.to_vec() })
+    fn detokenize(ids: &[u32]) -> Operation {
+        Operation::Detokenize(proto::Detokenize { ids: ids.to_vec() })
     }
 
     fn ids(ids: &[u32]) -> Option<Answer> {
@@ -177,10 +177,13 @@ mod tests {
     }
 
     /// Opens a call and answers it. Returns the answer that the caller receives, or the violation.
-    fn call_and_answer(about: About, answer: Option<Answer>) -> Result<Option<Answer>, Violation> {
+    fn call_and_answer(
+        operation: Operation,
+        answer: Option<Answer>,
+    ) -> Result<Option<Answer>, Violation> {
         let (mut calls, (sender, mut receiver)) = (calls(), oneshot::channel());
         let request = TokenizerCall {
-            about,
+            operation,
             answer: sender,
         };
         let question = calls.open(request).question;
@@ -190,10 +193,10 @@ mod tests {
 
     #[test]
     fn a_matching_answer_reaches_the_caller() {
-        let render = || About::RenderChat(proto::RenderChat::default());
-        let infill = || About::Infill(proto::Infill::default());
+        let render = || Operation::RenderChat(proto::RenderChat::default());
+        let infill = || Operation::Infill(proto::Infill::default());
         let failure = || Some(Answer::Failure(proto::Failure::default()));
-        for (about, answer) in [
+        for (operation, answer) in [
             (tokenize(), ids(&[0, 99])),
             (tokenize(), ids(&[])),
             (tokenize(), failure()),
@@ -203,14 +206,14 @@ mod tests {
             (render(), text()),
             (render(), failure()),
         ] {
-            assert_eq!(call_and_answer(about, answer.clone()).unwrap(), answer);
+            assert_eq!(call_and_answer(operation, answer.clone()).unwrap(), answer);
         }
     }
 
     #[test]
     fn a_mismatched_answer_is_a_violation() {
-        let render = || About::RenderChat(proto::RenderChat::default());
-        for (about, answer) in [
+        let render = || Operation::RenderChat(proto::RenderChat::default());
+        for (operation, answer) in [
             (tokenize(), None),
             (tokenize(), text()),
             (tokenize(), pieces(b"", &[])),
@@ -222,8 +225,8 @@ mod tests {
             (detokenize(&[5]), pieces(b"ab", &[3])),
             (render(), ids(&[])),
         ] {
-            let case = format!("{about:?} {answer:?}");
-            assert!(call_and_answer(about, answer).is_err(), "{case}");
+            let case = format!("{operation:?} {answer:?}");
+            assert!(call_and_answer(operation, answer).is_err(), "{case}");
         }
     }
 
@@ -231,8 +234,8 @@ mod tests {
     fn an_answer_without_a_waiting_caller_is_ignored() {
         let mut calls = calls();
         let (answer, _) = oneshot::channel();
-        let about = tokenize();
-        let question = calls.open(TokenizerCall { about, answer }).question;
+        let operation = tokenize();
+        let question = calls.open(TokenizerCall { operation, answer }).question;
         for question in [question, question, 77] {
             let answer = text();
             let ignored = calls.close(proto::Answer { question, answer });
@@ -244,9 +247,9 @@ mod tests {
     fn an_answer_for_an_earlier_generation_matches_no_call_of_the_next() {
         let open = |calls: &mut TokenizerCalls| {
             let (answer, receiver) = oneshot::channel();
-            let about = tokenize();
+            let operation = tokenize();
             (
-                calls.open(TokenizerCall { about, answer }).question,
+                calls.open(TokenizerCall { operation, answer }).question,
                 receiver,
             )
         };
@@ -269,8 +272,8 @@ mod tests {
         for _ in 0..MAX_OPEN_CALLS {
             assert!(calls.has_room());
             let (answer, _) = oneshot::channel();
-            let about = tokenize();
-            calls.open(TokenizerCall { about, answer });
+            let operation = tokenize();
+            calls.open(TokenizerCall { operation, answer });
             advance(Duration::from_secs(1)).await;
         }
         assert!(!calls.has_room());

@@ -14,7 +14,7 @@ pub(super) struct TargetSpec {
     pub(super) name: String,
     pub(super) value: TargetValue,
     pub(super) key: CellKey,
-    /// Cell with which the value is compared. `None` if the value is judged by itself.
+    /// Cell with which the value is compared. `None` if the value is not compared with another.
     pub(super) beside: Option<CellKey>,
     pub(super) limit: f64,
 }
@@ -127,7 +127,7 @@ fn scale_targets() -> Vec<TargetSpec> {
     all
 }
 
-/// Returns a target for a value of a path that is judged by itself.
+/// Returns a target for a value of a path that is not compared with another value.
 fn absolute_target(name: String, key: CellKey, value: TargetValue) -> TargetSpec {
     TargetSpec {
         name,
