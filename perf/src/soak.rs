@@ -158,11 +158,9 @@ async fn start_own_server(options: &Options) -> anyhow::Result<ServerProcess> {
 
 impl Options {
     fn peer_timeout(&self) -> Duration {
-        let is_own = self.http.is_none();
-        let default = if is_own {
-            OWN_PEER_TIMEOUT
-        } else {
-            DEFAULT_PEER_TIMEOUT
+        let default = match self.http {
+            None => OWN_PEER_TIMEOUT,
+            Some(_) => DEFAULT_PEER_TIMEOUT,
         };
         self.peer_timeout_ms.unwrap_or(default)
     }

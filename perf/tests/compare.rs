@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
-use support::planted::{PlantedServer, token_record};
+use support::planted::{PlantedServer, Response, token_record};
 use support::{assert_self_contained, comparison::compare, path_text, split_words};
 
 mod support;
@@ -96,42 +96,24 @@ fn a_stream_without_its_end_is_a_fault() {
     let in_event = "event: error\ndata: gone\n\n";
     let no_last_chunk = without_last_chunk(&chunked_response(&ndjson_body(), 9));
     let refusal = b"HTTP/1.1 503 Busy\r\ncontent-length: 5\r\n\r\nlater".to_vec();
-    let ended = |reason: &str| format!("the stream ended {reason}");
-    let no_reason = ended("after 4 tokens without a finish_reason");
-    let no_end = "without the end of its last record";
-    for (response, reason) in [
-        (
-            response_of_length(&no_done),
-            ended("after 4 tokens without [DONE]"),
-        ),
-        (
-            response_of_length(&cut_event),
-            ended(&format!("after 4 tokens {no_end}")),
-        ),
-        (
-            response_of_length(&unfinished(&sse_body())),
-            no_reason.clone(),
-        ),
-        (response_until_close(&unfinished(&ndjson_body())), no_reason),
-        (
-            response_until_close(&cut_line),
-            ended(&format!("after 3 tokens {no_end}")),
-        ),
-        (
-            response_of_length(""),
-            ended("after 0 tokens without a finish_reason"),
-        ),
-        (no_last_chunk, ended("after 4 tokens without its end")),
-        (
-            response_of_length(&after_error),
-            ended("with an error after 4 tokens: no"),
-        ),
-        (
-            response_of_length(in_event),
-            ended("with an error after 0 tokens: gone"),
-        ),
-        (refusal, "the server refused: 503 Busy: later".to_owned()),
-    ] {
+    let no_end = |tokens| format!("after {tokens} tokens without the end of its last record");
+    let no_reason = |tokens| format!("after {tokens} tokens without a finish_reason");
+    let with_error = |error: &str| format!("with an error after {error}");
+    let (sized, closed) = (response_of_length, response_until_close);
+    let cases = [
+        (sized(&no_done), "after 4 tokens without [DONE]".to_owned()),
+        (sized(&cut_event), no_end(4)),
+        (sized(&unfinished(&sse_body())), no_reason(4)),
+        (closed(&unfinished(&ndjson_body())), no_reason(4)),
+        (closed(&cut_line), no_end(3)),
+        (sized(""), no_reason(0)),
+        (no_last_chunk, "after 4 tokens without its end".to_owned()),
+        (sized(&after_error), with_error("4 tokens: no")),
+        (sized(in_event), with_error("0 tokens: gone")),
+    ];
+    let ended = cases.map(|(response, reason)| (response, format!("the stream ended {reason}")));
+    let refused = (refusal, "the server refused: 503 Busy: later".to_owned());
+    for (response, reason) in ended.into_iter().chain([refused]) {
         let url = PlantedServer::answering(response).url();
         let comparison = compare(&["--http", &url]);
         comparison.assert_failed(&reason);
@@ -141,11 +123,8 @@ fn a_stream_without_its_end_is_a_fault() {
 
 #[test]
 fn a_stream_that_hangs_is_reported_after_its_time_limit() {
-    let server = PlantedServer::start(|_, response| {
-        response.write_head();
-        response.write_record(&token_record(0, false, None));
-        response.wait_for_close();
-    });
+    let records = vec![token_record(0, false, None)];
+    let server = PlantedServer::sending(records, Response::wait_for_close);
     let comparison = compare(&["--http", &server.url(), "--timeout-ms", "1000"]);
     comparison.assert_failed("the stream hangs: 1 tokens arrived within 1 s");
 }

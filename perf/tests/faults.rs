@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use support::grpc::{PlantedGrpcServer, StreamEnd};
-use support::planted::{PlantedServer, token_record};
+use support::planted::{PlantedServer, Response, token_record};
 use support::{RunOutput, WRONG_ORDERS, perf_command, run, split_words};
 
 mod support;
@@ -17,6 +17,11 @@ fn run_streaming(arguments: &str) -> RunOutput {
 
 fn stream_over_http(server: &PlantedServer) -> RunOutput {
     run_streaming(&format!("--http {}", server.url()))
+}
+
+fn unfinished_tokens(count: u32) -> Vec<String> {
+    let records = (0..count).map(|index| token_record(index, false, None));
+    records.collect()
 }
 
 fn stream_over_grpc(indices: &'static [u32], end: StreamEnd) -> RunOutput {
@@ -62,13 +67,8 @@ fn tokens_in_a_wrong_order_are_classified() {
 
 #[test]
 fn a_body_without_its_last_chunk_is_broken() {
-    let server = PlantedServer::start(|_, response| {
-        response.write_head();
-        for index in 0..4 {
-            response.write_record(&token_record(index, index == 3, None));
-        }
-        response.close();
-    });
+    let records = (0..4).map(|index| token_record(index, index == 3, None));
+    let server = PlantedServer::sending(records.collect(), Response::close);
     let ran = stream_over_http(&server);
     assert_eq!((ran.code, ran.err.lines().count()), (Some(1), 1), "{ran}");
     let reason = "error: HTTP: the stream broke after 4 tokens: ";
@@ -77,13 +77,7 @@ fn a_body_without_its_last_chunk_is_broken() {
 
 #[test]
 fn a_body_without_a_finish_reason_is_cut_off() {
-    let server = PlantedServer::start(|_, response| {
-        response.write_head();
-        for index in 0..4 {
-            response.write_record(&token_record(index, false, None));
-        }
-        response.write_last_chunk();
-    });
+    let server = PlantedServer::sending(unfinished_tokens(4), Response::write_last_chunk);
     let reason = "HTTP: the stream ended after 4 tokens without a finish_reason";
     stream_over_http(&server).assert_failed(reason);
 }
@@ -96,14 +90,9 @@ fn a_stream_of_events_without_its_summary_is_cut_off() {
 
 #[test]
 fn an_error_in_the_stream_is_reported_with_its_place_on_both_apis() {
-    let server = PlantedServer::start(|_, response| {
-        response.write_head();
-        for index in 0..2 {
-            response.write_record(&token_record(index, false, None));
-        }
-        response.write_record("{\"error\":{\"message\":\"planted\",\"code\":\"worker_lost\"}}");
-        response.close();
-    });
+    let mut records = unfinished_tokens(2);
+    records.push(json!({"error": {"message": "planted", "code": "worker_lost"}}).to_string());
+    let server = PlantedServer::sending(records, Response::close);
     let reason = "the stream ended with an error after 2 tokens:";
     stream_over_http(&server).assert_failed(&format!("HTTP: {reason} planted (worker_lost)"));
     let ran = stream_over_grpc(&[0, 1], StreamEnd::Error);
@@ -122,11 +111,8 @@ fn a_response_in_another_format_is_refused() {
 
 #[test]
 fn a_token_of_another_model_is_refused() {
-    let server = PlantedServer::start(|_, response| {
-        response.write_head();
-        response.write_record("{\"choices\":[{\"text\":\" Paris\",\"finish_reason\":null}]}");
-        response.write_last_chunk();
-    });
+    let record = json!({"choices": [{"text": " Paris", "finish_reason": null}]}).to_string();
+    let server = PlantedServer::sending(vec![record], Response::write_last_chunk);
     let reason = "HTTP: expected a token of the test runner, got \" Paris\"";
     stream_over_http(&server).assert_failed(reason);
 }

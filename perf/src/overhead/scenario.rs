@@ -183,7 +183,7 @@ impl RunSize {
         crowd: 50,
         window: Duration::from_millis(500),
     };
-    /// Size for five rounds of all paths, three of them with thousands of streams, in under 15 minutes.
+    /// Size for five rounds of all paths, three of them with thousands of streams, in about 20 minutes.
     pub(super) const WHOLE: Self = Self {
         full_tokens: 4_000_000,
         paced_tokens: 80,

@@ -150,20 +150,13 @@ impl BoxedEventStream {
         let mut tokens = TokenBatch::default();
         tokens.reserve(self.outputs.len(), self.outputs.len() * TEXT_BYTES);
         for output in self.outputs.drain(..) {
+            for token in output.completion_tokens() {
+                push_token(&mut tokens, token, self.stamps);
+            }
             match output {
                 Output::Accepted => return Event::Started(v1::Started::default()),
-                Output::Token(token) => push_token(&mut tokens, &token, self.stamps),
-                Output::Tokens(made) => {
-                    for token in &made {
-                        push_token(&mut tokens, token, self.stamps);
-                    }
-                }
-                Output::Finished(token, _) => {
-                    if let Some(token) = token {
-                        push_token(&mut tokens, &token, self.stamps);
-                    }
-                    self.has_finished = true;
-                }
+                Output::Token(_) | Output::Tokens(_) => {}
+                Output::Finished(..) => self.has_finished = true,
                 // No request here includes the prompt.
                 Output::Prompt(_) | Output::Failed(_) => self.tokens = None,
             }
@@ -209,14 +202,11 @@ impl Stream for BoxedEventStream {
 }
 
 fn push_token(tokens: &mut TokenBatch, token: &Token, stamps: bool) {
-    let timestamps = if stamps {
-        Timestamps {
-            due_ns: token.due_ns,
-            emitted_ns: token.emitted_ns,
-        }
-    } else {
-        Timestamps::default()
-    };
+    let mut timestamps = Timestamps::default();
+    if stamps {
+        timestamps.due_ns = token.due_ns;
+        timestamps.emitted_ns = token.emitted_ns;
+    }
     tokens.push(TextToken {
         id: token.id,
         text: &String::from_utf8_lossy(&token.bytes),

@@ -53,22 +53,16 @@ impl LineStream {
     fn write_lines(&mut self) -> BytesMut {
         let mut out = BytesMut::with_capacity(self.outputs.len() * LINE_BYTES);
         for output in self.outputs.drain(..) {
-            match output {
-                Output::Accepted => {}
-                Output::Token(token) => write_line(&mut out, &token, "null", self.stamps),
-                Output::Tokens(made) => {
-                    for token in &made {
-                        write_line(&mut out, token, "null", self.stamps);
-                    }
-                }
-                Output::Finished(token, _) => {
-                    if let Some(token) = token {
-                        write_line(&mut out, &token, "\"length\"", self.stamps);
-                    }
-                    self.tokens = None;
-                }
-                // No request here includes the prompt.
-                Output::Prompt(_) | Output::Failed(_) => self.tokens = None,
+            let is_end = !matches!(
+                output,
+                Output::Accepted | Output::Token(_) | Output::Tokens(_)
+            );
+            let finish_reason = if is_end { "\"length\"" } else { "null" };
+            for token in output.completion_tokens() {
+                write_line(&mut out, token, finish_reason, self.stamps);
+            }
+            if is_end {
+                self.tokens = None;
             }
         }
         out

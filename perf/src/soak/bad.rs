@@ -10,7 +10,6 @@ use prost::Message;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
-use serde_json::Value;
 use socket2::SockRef;
 use tokenway::error::{Error, ErrorKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,15 +77,11 @@ pub(super) async fn send_bad_request(server: &Server, random: &mut StdRng) -> Re
         .body(Bytes::from_static(body))
         .expect("the request is valid");
     let mut connection = Connection::open(&server.http, random_protocol(random)).await?;
-    let response = connection.send(request).await?;
-    let status = response.status();
-    let body = response.collect().await?.to_bytes();
-    let parsed: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let (status, body, parsed) = connection.send_for_json(request).await?;
     let row = kind.mapping();
     if status == row.http && parsed["error"]["code"] == row.code {
         return Ok(row.code);
     }
-    let body = String::from_utf8_lossy(&body);
     Err(Fault::unexpected(
         format!("{} {}", row.http, row.code),
         format!("{status}: {body}"),
@@ -196,12 +191,11 @@ pub(super) async fn send_nothing(server: &Server, random: &mut StdRng) -> Result
 async fn wait_for_close(mut stream: TcpStream, peer_timeout: Duration) -> Result<End, Fault> {
     let mut answer = Vec::new();
     // The server's longest timeout is the timeout of bodies: three peer timeouts.
-    let closed = timeout(
-        peer_timeout * 4 + TIMEOUT_GRACE,
-        stream.read_to_end(&mut answer),
-    )
-    .await;
-    if closed.is_err() {
+    let limit = peer_timeout * 4 + TIMEOUT_GRACE;
+    if timeout(limit, stream.read_to_end(&mut answer))
+        .await
+        .is_err()
+    {
         return Err(Fault::unexpected("an end of the connection", "nothing"));
     }
     match answer.strip_prefix(b"HTTP/1.1 ") {

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use http_body_util::BodyExt;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use serde_json::Value;
 use tokenway::error::ErrorKind;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -65,10 +63,7 @@ pub(super) async fn request_unary(server: &Server, random: &mut StdRng) -> Resul
         ..CompletionRequest::of_tokens(tokens)
     };
     let request = http_request(&server.http, "application/json", &completion);
-    let response = connection.send(request).await?;
-    let status = response.status();
-    let body = response.collect().await?.to_bytes();
-    let parsed: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let (status, body, parsed) = connection.send_for_json(request).await?;
     let text: String = (0..tokens).map(|index| format!("token_{index}")).collect();
     let is_right = parsed["choices"][0]["text"] == text
         && parsed["usage"]["completion_tokens"] == tokens
@@ -76,7 +71,6 @@ pub(super) async fn request_unary(server: &Server, random: &mut StdRng) -> Resul
     if is_right {
         return Ok("whole");
     }
-    let body = String::from_utf8_lossy(&body);
     Err(Fault::unexpected(
         format!("{tokens} tokens"),
         format!("{status}: {body}"),
@@ -190,20 +184,12 @@ async fn read_for_a_while(
 }
 
 fn leaving_end(stream: Option<&CheckedStream>) -> End {
-    if stream.is_some() {
-        "left in the middle"
-    } else {
-        "left before the answer"
-    }
+    stream.map_or("left before the answer", |_| "left in the middle")
 }
 
 fn random_lengths(random: &mut StdRng) -> Vec<u32> {
     let streams = random.random_range(1..=4);
-    let length = |_| {
-        *STREAM_LENGTHS
-            .choose(random)
-            .expect("the list is not empty")
-    };
+    let length = |_| STREAM_LENGTHS[random.random_range(0..STREAM_LENGTHS.len())];
     (0..streams).map(length).collect()
 }
 

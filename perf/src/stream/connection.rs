@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::Value;
 use socket2::{SockRef, Socket};
 use tokenway::runner::monotonic_ns;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -156,6 +157,22 @@ impl Connection {
                 Ok(sender.send_request(request).await?)
             }
         }
+    }
+
+    /// Sends a request. Returns the status and the body of its response, and the body as JSON if it is that.
+    pub(crate) async fn send_for_json(
+        &mut self,
+        request: Request<Bytes>,
+    ) -> Result<(StatusCode, String, Value), Fault> {
+        let response = self.send(request).await?;
+        let status = response.status();
+        let body = response.collect().await?.to_bytes();
+        let text = String::from_utf8_lossy(&body).into_owned();
+        Ok((
+            status,
+            text,
+            serde_json::from_slice(&body).unwrap_or_default(),
+        ))
     }
 
     pub(crate) fn end_sending(&self) {

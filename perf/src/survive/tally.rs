@@ -118,9 +118,7 @@ impl Tally {
         let counts = self.0.borrow();
         let Counts { seed, workers, .. } = *counts;
         let Counts { kills, stops, .. } = *counts;
-        let Counts {
-            streams, tokens, ..
-        } = *counts;
+        let (streams, tokens) = (counts.streams, counts.tokens);
         let count = |name| counts.metrics.sum(name).unwrap_or(0);
         let resumptions = count("tokenway_resumptions_total");
         let replayed = count("tokenway_tokens_replayed_total");

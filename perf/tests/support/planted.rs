@@ -52,13 +52,20 @@ impl PlantedServer {
 
     /// Starts a server that answers every request with the tokens of these indices as NDJSON, without timestamps.
     pub(crate) fn streaming(indices: &'static [u32]) -> Self {
+        let last = indices.len() - 1;
+        let records = indices.iter().enumerate();
+        let records = records.map(|(place, index)| token_record(*index, place == last, None));
+        Self::sending(records.collect(), Response::write_last_chunk)
+    }
+
+    /// Starts a server that answers every request with these records and then ends the response with `end`.
+    pub(crate) fn sending(records: Vec<String>, end: fn(&mut Response)) -> Self {
         Self::start(move |_, response| {
             response.write_head();
-            for (place, index) in indices.iter().enumerate() {
-                let is_last = place + 1 == indices.len();
-                response.write_record(&token_record(*index, is_last, None));
+            for record in &records {
+                response.write_record(record);
             }
-            response.write_last_chunk();
+            end(response);
         })
     }
 
