@@ -34,7 +34,8 @@ pub(super) struct ModelSettings {
     #[command(flatten)]
     #[serde(flatten)]
     runner: RunnerSettings,
-    /// Number of workers that the engine starts. Each loads the model [default: 1, or 0 for --runner attached]
+    /// Number of workers that the engine starts. Each loads the model. Not allowed with --runner attached
+    /// [default: 1, or none with --runner attached]
     #[arg(
         long,
         env = "TOKENWAY_WORKERS",

@@ -100,8 +100,9 @@ pub(super) struct WorkerSettings {
         default_value = "2"
     )]
     heartbeat_timeout: Seconds<MIN_HEARTBEAT_TIMEOUT>,
-    /// Maximum time in seconds of one device call. A worker process whose call takes longer counts as lost. If
-    /// the worker has declared a longer heartbeat timeout, that time applies. 0: no limit
+    /// Maximum time in seconds of one device call. A worker process whose call takes longer counts as lost. A
+    /// worker thread gets no new sequences until the call returns. If a worker has declared a longer heartbeat
+    /// timeout, that time applies. 0: no limit
     #[arg(
         long,
         env = "TOKENWAY_STEP_LIMIT",
@@ -109,9 +110,10 @@ pub(super) struct WorkerSettings {
         default_value = "30"
     )]
     step_limit: Seconds,
-    /// Maximum number of times in a row that a completion is resumed on another worker without a new token in
-    /// between. A completion that generates fewer than 16 tokens on each worker is resumed at most 8 times, or
-    /// this many times if that is more
+    /// Maximum number of times in a row that a completion is resumed without a new token in between. Losses
+    /// before the worker accepted the completion do not count, except crashes. A completion also ends after 2
+    /// crashes in a row, after 8 crashes in all, and after 8 resumptions (or this many, if that is more) in which
+    /// no worker generated 16 tokens
     #[arg(
         long,
         env = "TOKENWAY_MAX_RESUMPTIONS",
@@ -178,7 +180,8 @@ pub(super) struct AttachSettings {
     /// the worker's default name
     #[arg(long, env = "TOKENWAY_DEVICE", value_name = "N", default_value_t = 0)]
     device: u16,
-    /// Name of this worker in the engine's logs, up to 64 bytes [default: its device, process id and host]
+    /// Name of this worker in the engine's log, up to 64 printable ASCII characters [default: its device,
+    /// process id and host]
     #[arg(long, env = "TOKENWAY_WORKER_NAME", value_name = "NAME")]
     name: Option<String>,
     /// Secret that an engine gives to a worker process that it starts
