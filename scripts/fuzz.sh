@@ -37,6 +37,6 @@ for target in "${failed[@]}"; do
     input=$(sed -n 's/.*Test unit written to //p' "target/fuzz/runs/$target/log" | tail -n 1)
     echo "$target failed. The log is target/fuzz/runs/$target/log. To run the input again:" >&2
     echo "    target/fuzz/$host/fuzz/$target $input" >&2
-    echo "Mend the code, and keep the input: cp $input fuzz/corpus/$target/" >&2
+    echo "Fix the code, and keep the input: cp $input fuzz/corpus/$target/" >&2
 done
 ((${#failed[@]} == 0))

@@ -134,7 +134,7 @@ pub enum WorkerEvent {
     SuspectCleared {
         /// Id of the worker.
         worker: WorkerId,
-        /// Generation of the worker in which the suspect runs.
+        /// Generation of the worker in which the crash suspect runs.
         generation: Generation,
     },
     /// The worker crashed and lost all its sequences. It loads its model again.

@@ -160,7 +160,7 @@ async fn streams_survive_a_killed_python_worker() {
     }
 }
 
-/// Returns an echo worker whose device holds Python's interpreter lock for this long after each token.
+/// Returns an echo worker whose device holds Python's GIL for this long after each token.
 fn lock_holding_worker(socket: &str, holds: Duration) -> Program {
     let folder = env!("CARGO_MANIFEST_DIR");
     echo_worker(socket)

@@ -49,7 +49,7 @@ struct WorkerLoad {
     used: usize,
     /// True while a device call exceeds the step limit. The worker gets no jobs until the call returns.
     is_stuck: bool,
-    /// True while the worker runs a crash suspect. A worker never runs two suspects, so that a crash identifies its
+    /// True while the worker runs a crash suspect. A worker never runs two of them, so that a crash identifies its
     /// cause.
     has_suspect: bool,
     /// The sum of `max_tokens` of the worker's jobs.
@@ -265,8 +265,8 @@ impl<J: QueuedChoice> Plan<J> {
         self.queues.as_slice().iter().map(ModelQueue::queued).sum()
     }
 
-    /// Assigns waiting jobs to free slots, in order. A suspect may have to wait for a worker without a suspect; such
-    /// a suspect does not block the jobs after it.
+    /// Assigns waiting jobs to free slots, in order. A crash suspect may have to wait for a worker without one. It does
+    /// not block the jobs after it.
     fn place_waiting(&mut self, model: ModelId) -> Vec<Placement<J>> {
         let mut placements = Vec::new();
         let mut after = None;

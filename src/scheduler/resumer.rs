@@ -20,8 +20,8 @@ use crate::worker::token_channel::TokenReceiver;
 
 /// A choice fails after this many crashes in a row without a token in between.
 ///
-/// After the first crash the choice is a suspect, and a worker runs at most one suspect. After a second crash, the
-/// choice is therefore the likely cause.
+/// After the first crash the choice is a crash suspect, and a worker runs at most one crash suspect. After a second
+/// crash, the choice is therefore the likely cause.
 const MAX_CONSECUTIVE_CRASHES: u32 = 2;
 
 /// A choice fails after this many crashes, even if it received tokens in between.

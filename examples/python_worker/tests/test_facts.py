@@ -1,4 +1,4 @@
-"""Declaration of the parameters that a runner honours."""
+"""Declaration of the parameters that a runner supports."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class Runner(ABC):
         raise Invalid("This model has no chat template.")
 
     def infill(self, prefix: str, suffix: str) -> Sequence[int]:
-        """The fill-in-the-middle prompt. Called only if `suffix` is honoured."""
+        """The fill-in-the-middle prompt. Called only if `suffix` is supported."""
         raise Invalid("This model has no fill-in-the-middle tokens.")
 
     def close(self) -> None:  # noqa: B027
@@ -164,7 +164,7 @@ class ModelFacts:
 
     @property
     def unsupported(self) -> tuple[str, ...]:
-        """Names of `ALL_PARAMETERS` that are not honoured."""
+        """Names of `ALL_PARAMETERS` that are not supported."""
         return tuple(name for name in ALL_PARAMETERS if name not in self.honours)
 
 

@@ -1,7 +1,7 @@
 //! The timeouts of one remote worker. They are the engine's settings, extended by the heartbeat timeout that the
 //! worker declares in its `hello`.
 //!
-//! A Python worker may hold the interpreter lock during a device call and then sends nothing. Therefore no timeout
+//! A Python worker may hold the GIL during a device call and then sends nothing. Therefore no timeout
 //! ends a worker before its declared heartbeat timeout has passed.
 
 use std::time::Duration;

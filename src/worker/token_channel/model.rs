@@ -1,4 +1,4 @@
-//! Model checks of the credit with shuttle: every order in which a worker and a reader can run.
+//! Concurrency checks of the credit with shuttle: every order in which a worker and a reader can run.
 //!
 //! tokio's channel is trusted, and shuttle's stands in for it. The worker waits as in `worker/thread.rs`, and is woken
 //! as in `WorkerWaker`. shuttle takes every atomic as sequentially consistent, which those of the credit are.
