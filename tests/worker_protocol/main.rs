@@ -23,7 +23,7 @@ use tokenway::proto::worker::answer::Answer;
 use tokenway::proto::worker::attach_request::Message as Sent;
 use tokenway::proto::worker::attach_response::Message;
 use tokenway::proto::worker::device_worker_client::DeviceWorkerClient;
-use tokenway::proto::worker::question::About;
+use tokenway::proto::worker::question::Operation;
 use tokenway::server::Isolation;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -262,13 +262,13 @@ impl Worker {
         submit
     }
 
-    async fn next_call(&mut self) -> (u64, About) {
+    async fn next_call(&mut self) -> (u64, Operation) {
         let Message::Question(call) = self.receive().await.expect("the stream continues") else {
             panic!("expected a tokenizer call");
         };
         (
             call.question,
-            call.about.expect("the call has a known type"),
+            call.operation.expect("the call has a known type"),
         )
     }
 

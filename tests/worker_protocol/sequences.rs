@@ -75,12 +75,12 @@ async fn worker_messages_become_the_clients_tokens() {
         let stream = client.complete(grpc::request("hi", 3)).await;
         grpc::collect(stream.expect("the request is admitted").into_inner()).await
     });
-    let (question, about) = worker.next_call().await;
+    let (question, operation) = worker.next_call().await;
     let tokenize = proto::Tokenize {
         text: "hi".to_owned(),
         begins: true,
     };
-    assert_eq!(about, About::Tokenize(tokenize));
+    assert_eq!(operation, Operation::Tokenize(tokenize));
     let ids = vec![7, 8];
     worker
         .answer_tokenizer_call(question, Answer::Ids(v1::TokenIds { ids }))
@@ -192,8 +192,11 @@ async fn a_workers_rejection_reaches_the_client() {
         assert_eq!((actual_status, &*actual_code), (status, code));
     }
     let response = post_json("/v1/completions", json!({"prompt": [5], "max_tokens": 2}));
-    let (question, about) = worker.next_call().await;
-    assert_eq!(about, About::Detokenize(proto::Detokenize { ids: vec![5] }));
+    let (question, operation) = worker.next_call().await;
+    assert_eq!(
+        operation,
+        Operation::Detokenize(proto::Detokenize { ids: vec![5] })
+    );
     let pieces = proto::Pieces {
         bytes: b"x".to_vec(),
         lengths: vec![1],
