@@ -128,6 +128,7 @@ fn finish_reason_name(reason: FinishReason) -> &'static str {
         FinishReason::Unspecified => "none",
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
+        FinishReason::ContentFilter => "content filter",
     }
 }
 

@@ -26,6 +26,7 @@ mod failure;
 pub(crate) mod fuzzing;
 mod local;
 mod membership;
+mod openai;
 mod remote;
 #[cfg(test)]
 pub(crate) mod scripted;
@@ -36,6 +37,7 @@ mod upstream;
 mod via;
 
 pub use address::EngineAddress;
+use address::EngineProtocol;
 pub(crate) use address::{check_listen_address, check_no_duplicates, without_secrets};
 pub use context::CallContext;
 pub use events::CheckedEvents;
@@ -43,6 +45,7 @@ pub use failure::Failure;
 use local::LocalUpstream;
 pub use membership::Membership;
 use membership::{Members, Upstreams};
+use openai::OpenAiUpstream;
 use remote::Connector;
 use selection::{another_engine_may_accept, has_name, more_informative, name_with_aliases};
 pub use upstream::{Availability, BoxedEventStream};
@@ -87,7 +90,18 @@ impl Cluster {
             stop: stop.clone(),
         };
         let connect = move |address: &EngineAddress| -> Arc<dyn Upstream> {
-            Arc::new(connector.connect(address))
+            match address.protocol() {
+                EngineProtocol::Tokenway => Arc::new(connector.connect(address)),
+                EngineProtocol::OpenAi(base_url) => {
+                    let (critical, stop) = (&connector.critical, &connector.stop);
+                    Arc::new(OpenAiUpstream::connect(
+                        address,
+                        base_url.clone(),
+                        critical,
+                        stop,
+                    ))
+                }
+            }
         };
         let (upstreams, following) = follow_membership(membership, connect);
         let stop = stop.clone();

@@ -93,6 +93,7 @@ impl InferenceService {
             model: model.name.to_string(),
             prompt_tokens: prompt.token_count(),
             seed: request.options.seed.cast_signed(),
+            text_only: false,
         };
         let record = context.record();
         admitted.set_request_gauge(record.request_gauge());

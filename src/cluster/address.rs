@@ -1,4 +1,7 @@
 //! Addresses of remote engines. They are compared in normalized form.
+//!
+//! The scheme of an address names the protocol: `http://` and `unix:` are Tokenway's gRPC API, and `openai+http://` is
+//! an OpenAI-compatible HTTP API.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,13 +13,33 @@ use tonic::transport::Endpoint;
 
 /// Port of an `http` address that names none.
 const HTTP_PORT: u16 = 80;
+/// Port of an `https` address that names none.
+const HTTPS_PORT: u16 = 443;
+/// Start of the address of an OpenAI-compatible API. The rest is the base URL of the API.
+const OPENAI_PREFIX: &str = "openai+";
+/// Path of an OpenAI-compatible API whose address has none.
+const OPENAI_PATH: &str = "/v1";
 
-/// Address of a remote engine's gRPC API: `http://host:port` or `unix:/path`. Addresses are equal if they have the
-/// same host and port, or the same path, even if they are written differently.
+/// The forms of an address, for error messages.
+const FORMS: &str = "use http://host:port or unix:/path for a Tokenway engine, \
+                     openai+http://host:port/v1 for an OpenAI-compatible one";
+
+/// Address of a remote engine. Addresses are equal if they have the same host and port, or the same socket, even if
+/// they are written differently.
 #[derive(Clone, Debug)]
 pub struct EngineAddress {
     text: String,
+    protocol: EngineProtocol,
     target: Target,
+}
+
+/// The protocol of a remote engine.
+#[derive(Clone, Debug)]
+pub(super) enum EngineProtocol {
+    /// Tokenway's gRPC API.
+    Tokenway,
+    /// An OpenAI-compatible HTTP API at this base URL, such as `http://host:8000/v1`.
+    OpenAi(Uri),
 }
 
 /// Normalized address.
@@ -34,7 +57,12 @@ enum Host {
 }
 
 impl EngineAddress {
-    /// Returns the endpoint of this address, without options.
+    /// Returns the protocol of the engine.
+    pub(super) fn protocol(&self) -> &EngineProtocol {
+        &self.protocol
+    }
+
+    /// Returns the endpoint of the address of a Tokenway engine, without options.
     pub(super) fn endpoint(&self) -> Endpoint {
         Endpoint::from_shared(self.text.clone())
             .expect("an engine address is checked when it is parsed")
@@ -92,23 +120,52 @@ impl FromStr for EngineAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let target = parse_target(text).and_then(|target| {
-            let endpoint = Endpoint::from_shared(text.to_owned());
-            endpoint.map(|_| target).map_err(|_| "")
-        });
-        let target = target.map_err(|problem| {
+        let parsed = match text.strip_prefix(OPENAI_PREFIX) {
+            Some(url) => parse_openai_url(url),
+            None => parse_target(text).and_then(|target| {
+                let endpoint = Endpoint::from_shared(text.to_owned());
+                let protocol = EngineProtocol::Tokenway;
+                endpoint.map(|_| (protocol, target)).map_err(|_| "")
+            }),
+        };
+        let (protocol, target) = parsed.map_err(|problem| {
             let shown = without_secrets(text);
-            format!(
-                "'{shown}' is not a valid engine address{problem}; use http://host:port or unix:/path"
-            )
+            format!("'{shown}' is not a valid engine address{problem}; {FORMS}")
         })?;
-        let text = text.to_owned();
-        Ok(Self { text, target })
+        Ok(Self {
+            text: text.to_owned(),
+            protocol,
+            target,
+        })
     }
 }
 
-/// Parses an address. The error is appended to "… is not a valid engine address": it is empty, or a colon and the
-/// reason.
+/// Parses the base URL of an OpenAI-compatible API. The error is that of [`parse_target`].
+fn parse_openai_url(url: &str) -> Result<(EngineProtocol, Target), &'static str> {
+    let (scheme, rest, default_port) =
+        match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+            (Some(rest), _) => ("http", rest, HTTP_PORT),
+            (None, Some(rest)) => ("https", rest, HTTPS_PORT),
+            (None, None) => return Err(""),
+        };
+    let (authority, path) = match rest.split_once('/') {
+        Some((authority, path)) => (authority, path.trim_matches('/')),
+        None => (rest, ""),
+    };
+    let target = parse_authority(authority, default_port)?;
+    let path = match path {
+        "" => OPENAI_PATH.to_owned(),
+        path => format!("/{path}"),
+    };
+    if path.contains(['?', '#']) {
+        return Err(": it must not have a query string or a fragment");
+    }
+    let url = format!("{scheme}://{authority}{path}");
+    Ok((EngineProtocol::OpenAi(url.parse().map_err(|_| "")?), target))
+}
+
+/// Parses the address of a Tokenway engine. The error is appended to "… is not a valid engine address": it is empty,
+/// or a colon and the reason.
 fn parse_target(text: &str) -> Result<Target, &'static str> {
     if let Some(path) = text.strip_prefix("unix:") {
         let path = Path::new(path.strip_prefix("//").unwrap_or(path));
@@ -116,22 +173,26 @@ fn parse_target(text: &str) -> Result<Target, &'static str> {
         return target.ok_or(": the path must be absolute");
     }
     let rest = text.strip_prefix("http://").ok_or("")?;
-    // tonic ignores the user name, the path, the query string and the fragment of an address. gRPC itself defines the
-    // path of each call.
-    if rest.contains('@') {
+    parse_authority(rest.trim_end_matches('/'), HTTP_PORT)
+}
+
+/// Parses the host and the port of an address. The error is that of [`parse_target`].
+fn parse_authority(authority: &str, default_port: u16) -> Result<Target, &'static str> {
+    // The clients would ignore a user name, a path, a query string and a fragment. gRPC itself defines the path of each
+    // call.
+    if authority.contains('@') {
         return Err(": it must not have a user name or a password");
     }
-    if rest.contains(['?', '#']) {
+    if authority.contains(['?', '#']) {
         return Err(": it must not have a query string or a fragment");
     }
-    let authority = rest.trim_end_matches('/');
     if authority.contains('/') {
         return Err(": it must not have a path");
     }
-    let uri: Uri = text.parse().map_err(|_| "")?;
+    let uri: Uri = format!("http://{authority}").parse().map_err(|_| "")?;
     let host = uri.host().ok_or("")?;
     let port = match authority.strip_prefix(host).unwrap_or_default() {
-        "" => HTTP_PORT,
+        "" => default_port,
         _ => uri
             .port_u16()
             .ok_or(": the port must be a number from 0 to 65535")?,
@@ -148,9 +209,15 @@ pub(crate) fn without_secrets(address: &str) -> String {
     if !address.contains(['@', '?', '#']) {
         return address.to_owned();
     }
-    let scheme = ["http://", "https://", "unix:"]
-        .into_iter()
-        .find(|scheme| address.starts_with(scheme));
+    let scheme = [
+        "http://",
+        "https://",
+        "unix:",
+        "openai+http://",
+        "openai+https://",
+    ]
+    .into_iter()
+    .find(|scheme| address.starts_with(scheme));
     format!("{}…", scheme.unwrap_or_default())
 }
 
@@ -288,6 +355,39 @@ mod tests {
             assert!(!error.contains("secret"), "{error}");
         }
         assert!("http://a:65535/".parse::<EngineAddress>().is_ok());
+    }
+
+    #[test]
+    fn the_base_url_of_an_openai_compatible_engine_ends_in_v1_unless_it_has_a_path() {
+        for (text, expected) in [
+            ("openai+http://a:1", "http://a:1/v1"),
+            ("openai+http://a:1/", "http://a:1/v1"),
+            ("openai+https://a/v1/", "https://a/v1"),
+            ("openai+http://[::1]:1/api/v3", "http://[::1]:1/api/v3"),
+        ] {
+            let EngineProtocol::OpenAi(url) = engine(text).protocol else {
+                panic!("{text} is not OpenAI-compatible");
+            };
+            assert_eq!(url.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn an_invalid_openai_address_is_rejected_without_its_secrets() {
+        for text in [
+            "openai+ftp://a",
+            "openai+a:1",
+            "openai+http://",
+            "openai+http://k:secret@a/v1",
+            "openai+http://a/v1?key=secret",
+            "openai+http://a:x/v1",
+        ] {
+            let error = text.parse::<EngineAddress>().expect_err(text);
+            assert!(
+                !error.contains("secret") && error.contains("openai+http://host"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -61,8 +61,9 @@ pub(super) struct EngineCommandSettings {
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Engines")]
 pub(super) struct GatewaySettings {
-    /// Address of an engine's gRPC API, `http://host:port` or `unix:/path`. Separate several engines with
-    /// commas, or repeat the flag. Required, here or in the settings file
+    /// Address of an engine: `http://host:port` or `unix:/path` for the gRPC API of a Tokenway engine,
+    /// `openai+http://host:port/v1` (or `openai+https://…`) for an OpenAI-compatible server. Separate several engines
+    /// with commas, or repeat the flag. Required, here or in the settings file
     #[arg(
         long,
         env = "TOKENWAY_ENGINE",
@@ -113,8 +114,9 @@ impl ServerCommand for GatewaySettings {
     ) -> Result<ServerParts, ConfigError> {
         if self.engine.is_empty() {
             let name = settings.name("engine");
-            let problem =
-                format!("{name} is required for a gateway: give http://host:port or unix:/path");
+            let problem = format!(
+                "{name} is required for a gateway: give http://host:port, unix:/path or openai+http://host:port/v1"
+            );
             return Err(settings.error("engine", problem));
         }
         let engines = self.engine.into_iter().map(|engine| engine.value);

@@ -11,13 +11,13 @@ use tokio::time::{Instant, sleep_until};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
+use super::dialect::FinishReason;
 use super::timings;
 use crate::cluster::CheckedEvents;
 use crate::error::{Error, ErrorKind};
 use crate::poll_on_wake::PollOnWake;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
-use crate::request::FinishReason;
 
 /// The engine streams of a request, one per prompt.
 pub(super) struct MergedStreams {
@@ -183,6 +183,7 @@ pub(super) fn finish_reason(tokens: &v1::Tokens) -> Option<FinishReason> {
         v1::FinishReason::Unspecified => None,
         v1::FinishReason::Stop => Some(FinishReason::Stop),
         v1::FinishReason::Length => Some(FinishReason::Length),
+        v1::FinishReason::ContentFilter => Some(FinishReason::ContentFilter),
     }
 }
 

@@ -19,7 +19,7 @@ use super::fields::Fields;
 use crate::delivery::DeliverySummary;
 use crate::error::Error;
 use crate::proto::v1;
-use crate::request::{FinishReason, RequestId};
+use crate::request::RequestId;
 use crate::tokens::TokenBatch;
 
 /// An HTTP API for completions.
@@ -122,6 +122,17 @@ pub(super) struct ResponseFacts {
     pub(super) created: u64,
     /// Name of the model. Empty if no worker has started the request.
     pub(super) model: String,
+}
+
+/// The reason why a choice ended successfully.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended the text, or a stop string or stop token matched.
+    Stop,
+    /// The choice reached `max_tokens`.
+    Length,
+    /// The engine's content filter ended the choice.
+    ContentFilter,
 }
 
 /// Tokens of one choice.

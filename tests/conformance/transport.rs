@@ -208,6 +208,7 @@ fn convert_choice(row: &Row, choice: &grpc::Choice) -> Choice {
             v1::FinishReason::Unspecified => None,
             v1::FinishReason::Stop => Some("stop".to_owned()),
             v1::FinishReason::Length => Some("length".to_owned()),
+            v1::FinishReason::ContentFilter => Some("content_filter".to_owned()),
         },
         logprobs: choice.tokens.iter().filter_map(logprob_of(row)).collect(),
     }

@@ -35,6 +35,7 @@ pub mod http;
 pub mod http2;
 pub mod log;
 pub mod metrics;
+pub mod openai_engine;
 pub mod program;
 
 use metrics::MetricsSnapshot;

@@ -63,6 +63,12 @@ pub fn lm_eval(script: &str) -> Program {
     python_of("TOKENWAY_TEST_LM_EVAL_PYTHON", ".venv-lm-eval", script)
 }
 
+/// Returns llama.cpp's own server with this model file. Its first line of output is its URL.
+pub fn llama_cpp_server(model: &Path) -> Program {
+    let script = "tests/support/llama_cpp_server.py";
+    python_of("TOKENWAY_TEST_WORKER_PYTHON", ".venv-python-worker", script).arg(model)
+}
+
 /// Returns the program that runs the example Python worker (`examples/python_worker`).
 pub fn python_worker() -> Program {
     python_module("tokenway_worker")

@@ -13,11 +13,10 @@ use super::timings;
 use super::usage::{Usage, finish_reason_name};
 use crate::error::Error;
 use crate::gateway::accept::StreamFormat;
-use crate::gateway::dialect::{RecordWriter, StreamEnd, StreamRequest};
+use crate::gateway::dialect::{FinishReason, RecordWriter, StreamEnd, StreamRequest};
 use crate::gateway::echoed_prompts::PromptEcho;
 use crate::gateway::error_response::ErrorObject;
 use crate::proto::v1;
-use crate::request::FinishReason;
 use crate::tokens::TextToken;
 
 mod json;

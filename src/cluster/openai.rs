@@ -1,0 +1,206 @@
+//! An OpenAI-compatible server as an upstream, such as vLLM, llama.cpp's server, SGLang or Ollama.
+//!
+//! Requests become `/completions` or `/chat/completions`, which the engine streams. This module must not know how an
+//! upstream is chosen.
+
+use http::Request as HttpRequest;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http_body_util::Full;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Status};
+
+use super::address::EngineAddress;
+use super::selection::has_name;
+use super::upstream::{BoxedEventStream, Health, OpenStreams, Upstream};
+use crate::context::RequestContext;
+use crate::critical::CriticalTasks;
+use crate::error::{Error, ErrorKind};
+use crate::proto::v1;
+use crate::request::{MAX_CHOICES, Parameter};
+
+mod chunk;
+mod client;
+mod events;
+mod flavor;
+mod json_text;
+mod rejection;
+mod request_body;
+mod server_sent_events;
+mod watch_models;
+
+use client::EngineClient;
+use events::{EngineEvents, RequestFacts};
+use flavor::Flavor;
+use request_body::EngineRequest;
+use watch_models::ModelWatch;
+
+/// An OpenAI-compatible engine.
+pub(super) struct OpenAiUpstream {
+    client: EngineClient,
+    health: watch::Receiver<Health>,
+    flavor: watch::Receiver<Flavor>,
+    load: OpenStreams,
+    /// Ends the watch when the engine is dropped. Running streams continue.
+    _watch: DropGuard,
+}
+
+impl OpenAiUpstream {
+    /// Creates the upstream and starts to watch the engine. The engine may be started later. `stop` is cancelled when
+    /// the server stops.
+    pub(super) fn connect(
+        address: &EngineAddress,
+        base_url: http::Uri,
+        critical: &CriticalTasks,
+        stop: &CancellationToken,
+    ) -> Self {
+        let client = EngineClient::new(base_url);
+        let (health_sender, health) = watch::channel(Health::default());
+        let (facts, flavor) = watch::channel(Flavor::default());
+        let watching = ModelWatch {
+            engine: address.to_string(),
+            client: client.clone(),
+            health: health_sender,
+            facts,
+        }
+        .run();
+        let stop = stop.child_token();
+        let watch = stop.clone().drop_guard();
+        critical.spawn("engine watch", async move {
+            stop.run_until_cancelled_owned(watching).await;
+        });
+        Self {
+            client,
+            health,
+            flavor,
+            load: OpenStreams::default(),
+            _watch: watch,
+        }
+    }
+
+    fn flavor(&self) -> Flavor {
+        *self.flavor.borrow()
+    }
+
+    /// Returns the model with this name or alias, or the only model if the name is empty. `None` if the engine has not
+    /// listed its models yet.
+    fn find_model(&self, name: &str) -> Result<Option<v1::Model>, Error> {
+        let health = self.health.borrow();
+        let mut models = health.models.iter();
+        let found = match (name, &health.models[..]) {
+            (_, []) => return Ok(None),
+            ("", [only]) => Some(only),
+            ("", _) => {
+                let message = "`model` is required: the engine has several models.";
+                return Err(Error::new(ErrorKind::MissingParameter, message).with_param("model"));
+            }
+            _ => models.find(|model| has_name(model, name)),
+        };
+        match found {
+            Some(model) => Ok(Some(model.clone())),
+            None => {
+                let message = format!("There is no model '{name}'.");
+                Err(Error::new(ErrorKind::ModelNotFound, message).with_param("model"))
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Upstream for OpenAiUpstream {
+    async fn complete(
+        &self,
+        request: Request<v1::CompletionRequest>,
+    ) -> Result<BoxedEventStream, Status> {
+        let open_stream = self.load.track_stream();
+        let context = RequestContext::from_extensions(request.extensions())?;
+        let message = request.into_inner();
+        let model = self.find_model(&message.model)?;
+        let model = model.map_or(message.model.clone(), |model| model.name);
+        // The seed is sent even if the client sets none, so that the request can be repeated.
+        let seed = message.seed.unwrap_or_else(|| rand::random::<u32>().into());
+        let flavor = self.flavor();
+        let engine_request = EngineRequest::new(&message, &model, seed, flavor)?;
+        let request = HttpRequest::post(self.client.uri(engine_request.path))
+            .header(CONTENT_TYPE, "application/json")
+            .header(ACCEPT, "text/event-stream")
+            .header("x-request-id", &*context.id().0)
+            .body(Full::from(engine_request.body));
+        let request = request.map_err(|_| Error::internal())?;
+        let response = self.client.send(request).await.map_err(|error| {
+            tracing::debug!(%error, "cannot reach an engine");
+            Error::new(ErrorKind::UpstreamError, "The engine cannot be reached.")
+        })?;
+        if !response.status().is_success() {
+            return Err(rejection::read_rejection(response).await.into());
+        }
+        let facts = RequestFacts {
+            request_id: context.id().0.to_string(),
+            model,
+            choices: message.n.unwrap_or(1).min(MAX_CHOICES),
+            seed,
+            has_token_ids: flavor.reports_token_ids(),
+            arrived: Instant::now(),
+        };
+        Ok(Box::pin(EngineEvents::new(
+            response.into_body(),
+            facts,
+            open_stream,
+        )))
+    }
+
+    async fn list_models(
+        &self,
+        _request: Request<v1::ListModelsRequest>,
+    ) -> Result<v1::ListModelsResponse, Status> {
+        let health = self.health.borrow();
+        if !health.is_up() {
+            return Err(Error::new(ErrorKind::NoWorker, "The engine cannot be reached.").into());
+        }
+        Ok(v1::ListModelsResponse {
+            models: health.models.clone(),
+        })
+    }
+
+    async fn get_model(
+        &self,
+        request: Request<v1::GetModelRequest>,
+    ) -> Result<v1::GetModelResponse, Status> {
+        match self.find_model(&request.get_ref().model)? {
+            Some(model) => Ok(v1::GetModelResponse { model: Some(model) }),
+            None => Err(Error::new(ErrorKind::NoWorker, "The engine cannot be reached.").into()),
+        }
+    }
+
+    async fn tokenize(
+        &self,
+        _request: Request<v1::TokenizeRequest>,
+    ) -> Result<v1::TokenizeResponse, Status> {
+        Err(no_tokenizer().into())
+    }
+
+    async fn detokenize(
+        &self,
+        _request: Request<v1::DetokenizeRequest>,
+    ) -> Result<v1::DetokenizeResponse, Status> {
+        Err(no_tokenizer().into())
+    }
+
+    fn health(&self) -> &watch::Receiver<Health> {
+        &self.health
+    }
+
+    fn load(&self) -> usize {
+        self.load.get()
+    }
+
+    fn unsupported(&self) -> &[Parameter] {
+        self.flavor().unsupported()
+    }
+}
+
+fn no_tokenizer() -> Error {
+    let message = "The model's engine has no tokenizer API.";
+    Error::new(ErrorKind::NotFound, message)
+}

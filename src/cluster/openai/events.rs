@@ -1,0 +1,535 @@
+//! Converts the streamed response of an OpenAI-compatible engine into completion events.
+//!
+//! The body is read only when an event is asked for, so a slow client slows the engine down. Dropping the stream closes
+//! the connection, which cancels the engine's work.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body as _, Incoming};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_stream::Stream;
+use tonic::Status;
+
+use super::chunk::{Chunk, ChunkChoice, ChunkUsage};
+use super::rejection;
+use super::server_sent_events::{EventSplitter, SentEvent};
+use crate::cluster::upstream::OpenStreamGuard;
+use crate::error::{Error, ErrorKind};
+use crate::proto::v1;
+use crate::proto::v1::completion_event::Event;
+use crate::tokens::{Timestamps, TokenBatch};
+
+/// Maximum wait for the usage after the last choice has ended. Some engines send no usage and no end marker, and keep
+/// the connection open.
+const USAGE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum wait for the end of the body after the last choice has ended, if nothing else is missing. Only a body that
+/// was read to its end lets the next request use its connection.
+const BODY_END_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// Maximum number of tokens of one event. More tokens that arrived together become further events.
+const MAX_BATCH: usize = 256;
+
+/// The events of one completion.
+pub(super) struct EngineEvents {
+    body: Incoming,
+    splitter: EventSplitter,
+    progress: Progress,
+    /// The error to return after the events that are ready.
+    failure: Option<Error>,
+    /// The time when all choices had ended, and the timer for the rest of the body.
+    end_timer: Option<(Instant, Pin<Box<Sleep>>)>,
+    ended: bool,
+    _open_stream: OpenStreamGuard,
+}
+
+/// Facts about a request that its events repeat.
+pub(super) struct RequestFacts {
+    pub(super) request_id: String,
+    /// Name of the model, if the engine does not report it.
+    pub(super) model: String,
+    pub(super) choices: u32,
+    pub(super) seed: i64,
+    /// True if the engine reports the ids of its tokens.
+    pub(super) has_token_ids: bool,
+    pub(super) arrived: Instant,
+}
+
+/// The part of the response that has been read. It is a pure struct.
+struct Progress {
+    facts: RequestFacts,
+    choices: Vec<ChoiceProgress>,
+    /// Events to return. Tokens of one choice that arrive together are one event.
+    ready: VecDeque<Event>,
+    has_started: bool,
+    first_token: Option<Instant>,
+    usage: Option<ChunkUsage>,
+    has_end_marker: bool,
+}
+
+#[derive(Clone, Default)]
+struct ChoiceProgress {
+    /// Index of the next token.
+    next_index: u32,
+    has_ended: bool,
+}
+
+impl EngineEvents {
+    pub(super) fn new(body: Incoming, facts: RequestFacts, open_stream: OpenStreamGuard) -> Self {
+        Self {
+            body,
+            splitter: EventSplitter::default(),
+            progress: Progress::new(facts),
+            failure: None,
+            end_timer: None,
+            ended: false,
+            _open_stream: open_stream,
+        }
+    }
+
+    /// Reads until there is an event to return. Returns false at the end of a whole response.
+    fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Error>> {
+        loop {
+            while self.failure.is_none()
+                && let Some(event) = self.splitter.next_event().transpose()
+            {
+                let event = event.map_err(|_| broken_stream());
+                let read = event.and_then(|event| self.progress.read(&event));
+                self.failure = read.err();
+            }
+            // The tokens before an error are returned before it.
+            if !self.progress.ready.is_empty() {
+                return Poll::Ready(Ok(true));
+            }
+            if let Some(error) = self.failure.take() {
+                return Poll::Ready(Err(error));
+            }
+            match self.poll_frame(cx) {
+                Poll::Ready(Some(frame)) => self.splitter.push(frame),
+                Poll::Ready(None) => return Poll::Ready(self.progress.check_end().map(|()| false)),
+                Poll::Pending if self.poll_end_timeout(cx) => return Poll::Ready(Ok(false)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Returns the next data of the body, or `None` at its end and if the connection breaks.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Poll::Ready(Some(data));
+                    }
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "the connection to an engine broke");
+                    return Poll::Ready(None);
+                }
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+
+    /// Returns true if all choices have ended and the rest of the body is no longer waited for.
+    fn poll_end_timeout(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.progress.all_choices_ended() {
+            return false;
+        }
+        let timeout = if self.progress.is_whole() {
+            BODY_END_TIMEOUT
+        } else {
+            USAGE_TIMEOUT
+        };
+        let (since, timer) = self.end_timer.get_or_insert_with(|| {
+            let now = Instant::now();
+            (now, Box::pin(sleep_until(now)))
+        });
+        timer.as_mut().reset(*since + timeout);
+        timer.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl Stream for EngineEvents {
+    type Item = Result<v1::CompletionEvent, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let event = match this.progress.ready.pop_front() {
+            Some(event) => Ok(event),
+            None => match ready!(this.poll_progress(cx)) {
+                Ok(true) => Ok(this.progress.ready.pop_front().expect("an event is ready")),
+                Ok(false) => Ok(Event::Summary(this.progress.summary())),
+                Err(error) => Err(Status::from(error)),
+            },
+        };
+        this.ended = matches!(event, Ok(Event::Summary(_)) | Err(_));
+        Poll::Ready(Some(
+            event.map(|event| v1::CompletionEvent { event: Some(event) }),
+        ))
+    }
+}
+
+impl Progress {
+    fn new(facts: RequestFacts) -> Self {
+        let choices = usize::try_from(facts.choices).unwrap_or(0);
+        Self {
+            choices: vec![ChoiceProgress::default(); choices],
+            facts,
+            ready: VecDeque::new(),
+            has_started: false,
+            first_token: None,
+            usage: None,
+            has_end_marker: false,
+        }
+    }
+
+    /// Reads an event of the engine.
+    ///
+    /// # Errors
+    /// The event reports an error, or it is malformed, so that text may be missing.
+    fn read(&mut self, event: &SentEvent) -> Result<(), Error> {
+        if event.data[..] == *b"[DONE]" {
+            self.has_end_marker = true;
+            return self.check_end();
+        }
+        let chunk: Result<Chunk<'_>, _> = serde_json::from_slice(&event.data);
+        let Ok(chunk) = chunk else {
+            return Err(if event.is_error {
+                rejection::error_in_stream(None)
+            } else {
+                broken_stream()
+            });
+        };
+        if event.is_error || chunk.error.is_some() {
+            return Err(rejection::error_in_stream(chunk.error));
+        }
+        self.start(&chunk);
+        if chunk.usage.is_some() {
+            self.usage = chunk.usage;
+        }
+        for choice in chunk.choices.iter().flatten() {
+            self.read_choice(choice)?;
+        }
+        Ok(())
+    }
+
+    /// Reports the start of the completion, once.
+    fn start(&mut self, chunk: &Chunk<'_>) {
+        if std::mem::replace(&mut self.has_started, true) {
+            return;
+        }
+        let model = chunk.model.map(|model| model.to_text());
+        let reported = model.filter(|model| !model.is_empty());
+        self.ready.push_back(Event::Started(v1::Started {
+            request_id: self.facts.request_id.clone(),
+            model: reported.unwrap_or_else(|| self.facts.model.clone()),
+            prompt_tokens: chunk.usage.map_or(0, |usage| usage.prompt_tokens),
+            seed: self.facts.seed,
+            text_only: !self.facts.has_token_ids,
+        }));
+    }
+
+    fn read_choice(&mut self, choice: &ChunkChoice<'_>) -> Result<(), Error> {
+        let index = usize::try_from(choice.index).ok();
+        let progress = index.and_then(|index| self.choices.get_mut(index));
+        let progress = progress
+            .filter(|progress| !progress.has_ended)
+            .ok_or_else(broken_stream)?;
+        let finish_reason = choice.finish_reason.map(finish_reason).transpose()?;
+        let new_tokens = match (choice.token_ids().len(), choice.text()) {
+            (0, None) => 0,
+            (0, Some(_)) => 1,
+            (ids, _) => ids,
+        };
+        if new_tokens == 0 && finish_reason.is_none() {
+            return Ok(());
+        }
+        let first_index = progress.next_index;
+        progress.next_index += u32::try_from(new_tokens).map_err(|_| broken_stream())?;
+        progress.has_ended = finish_reason.is_some();
+        if new_tokens > 0 {
+            self.first_token.get_or_insert_with(Instant::now);
+        }
+        let tokens = self.batch(choice.index, first_index);
+        push_tokens(&mut tokens.tokens, choice)?;
+        tokens.finish_reason = finish_reason.unwrap_or_default().into();
+        Ok(())
+    }
+
+    /// Returns the event to which the next tokens of this choice belong: the last event, if it has tokens of the same
+    /// choice and is not full, or a new one.
+    fn batch(&mut self, choice: u32, first_index: u32) -> &mut v1::Tokens {
+        let is_same = |event: &Event| match event {
+            Event::Tokens(tokens) => tokens.choice == choice && tokens.tokens.len() < MAX_BATCH,
+            Event::Started(_) | Event::Summary(_) | Event::Prompt(_) => false,
+        };
+        if !self.ready.back().is_some_and(is_same) {
+            self.ready.push_back(Event::Tokens(v1::Tokens {
+                choice,
+                first_index,
+                ..v1::Tokens::default()
+            }));
+        }
+        match self.ready.back_mut() {
+            Some(Event::Tokens(tokens)) => tokens,
+            Some(Event::Started(_) | Event::Summary(_) | Event::Prompt(_)) | None => {
+                unreachable!("the last event has tokens")
+            }
+        }
+    }
+
+    fn all_choices_ended(&self) -> bool {
+        self.has_started && self.choices.iter().all(|choice| choice.has_ended)
+    }
+
+    /// Returns true if the response is whole and nothing more is expected.
+    fn is_whole(&self) -> bool {
+        self.all_choices_ended() && (self.usage.is_some() || self.has_end_marker)
+    }
+
+    /// Checks that the response may end here.
+    ///
+    /// # Errors
+    /// A choice has not ended: the stream was cut.
+    fn check_end(&self) -> Result<(), Error> {
+        if self.all_choices_ended() {
+            return Ok(());
+        }
+        Err(broken_stream())
+    }
+
+    fn summary(&self) -> v1::Summary {
+        let usage = self.usage.unwrap_or_default();
+        let received = || self.choices.iter().map(|choice| choice.next_index).sum();
+        let since_arrival = |then: Instant| {
+            let elapsed = then
+                .saturating_duration_since(self.facts.arrived)
+                .as_nanos();
+            u64::try_from(elapsed).unwrap_or(u64::MAX)
+        };
+        v1::Summary {
+            usage: Some(v1::Usage {
+                prompt_tokens: usage.prompt_tokens,
+                completion_tokens: usage.completion_tokens.unwrap_or_else(received),
+            }),
+            timings: Some(v1::Timings {
+                first_token_ns: self.first_token.map_or(0, since_arrival),
+                total_ns: since_arrival(Instant::now()),
+                ..v1::Timings::default()
+            }),
+        }
+    }
+}
+
+/// Appends the tokens of a chunk. If the engine reports ids, the text belongs to the last of them. Otherwise the text
+/// is one delta.
+fn push_tokens(batch: &mut TokenBatch, choice: &ChunkChoice<'_>) -> Result<(), Error> {
+    let mut is_text = true;
+    let append = |text: &mut String| {
+        is_text = choice.text().is_none_or(|new| new.append_to(text));
+    };
+    match (choice.token_ids().split_last(), choice.text()) {
+        (None, None) => {}
+        (None, Some(_)) => batch.push_with(0, Timestamps::default(), append),
+        (Some((last, earlier)), _) => {
+            for id in earlier {
+                batch.push_with(*id, Timestamps::default(), |_| ());
+            }
+            batch.push_with(*last, Timestamps::default(), append);
+        }
+    }
+    if is_text {
+        Ok(())
+    } else {
+        Err(broken_stream())
+    }
+}
+
+/// Converts the engine's finish reason.
+///
+/// # Errors
+/// The reason is not one of a successful end. For example, vLLM sends `abort` for a request that it gave up.
+fn finish_reason(reason: super::json_text::JsonText<'_>) -> Result<v1::FinishReason, Error> {
+    // llama.cpp and vLLM send `stop` also for the end-of-sequence token.
+    for (name, known) in [
+        ("stop", v1::FinishReason::Stop),
+        ("length", v1::FinishReason::Length),
+        ("content_filter", v1::FinishReason::ContentFilter),
+    ] {
+        if reason.is(name) {
+            return Ok(known);
+        }
+    }
+    Err(Error::new(
+        ErrorKind::UpstreamError,
+        "The engine gave up the request.",
+    ))
+}
+
+fn broken_stream() -> Error {
+    Error::new(
+        ErrorKind::UpstreamError,
+        "The engine's stream broke off before its end.",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn progress(choices: u32) -> Progress {
+        Progress::new(RequestFacts {
+            request_id: "r".to_owned(),
+            model: "m".to_owned(),
+            choices,
+            seed: 7,
+            has_token_ids: false,
+            arrived: Instant::now(),
+        })
+    }
+
+    fn sent(data: &str) -> SentEvent {
+        SentEvent {
+            data: Bytes::copy_from_slice(data.as_bytes()),
+            is_error: false,
+        }
+    }
+
+    fn delta(index: u32, text: &str, finish_reason: Option<&str>) -> Value {
+        json!({"model": "engine-model", "choices": [
+            {"index": index, "text": text, "finish_reason": finish_reason},
+        ]})
+    }
+
+    fn read_all(progress: &mut Progress, chunks: &[Value]) -> Result<(), Error> {
+        chunks
+            .iter()
+            .try_for_each(|chunk| progress.read(&sent(&chunk.to_string())))
+    }
+
+    /// Returns (choice, first index, texts, ids) of each event with tokens.
+    fn batches(progress: &Progress) -> Vec<(u32, u32, Vec<String>, Vec<u32>)> {
+        let tokens = progress.ready.iter().filter_map(|event| match event {
+            Event::Tokens(tokens) => Some(tokens),
+            Event::Started(_) | Event::Summary(_) | Event::Prompt(_) => None,
+        });
+        tokens
+            .map(|batch| {
+                let texts = batch.tokens.iter().map(|token| token.text.to_owned());
+                let ids = batch.tokens.iter().map(|token| token.id);
+                (
+                    batch.choice,
+                    batch.first_index,
+                    texts.collect(),
+                    ids.collect(),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn deltas_that_arrive_together_are_one_event_per_run_of_a_choice() {
+        let mut progress = progress(2);
+        let chunks = [
+            delta(0, "a", None),
+            delta(0, "b", None),
+            delta(1, "x", None),
+            delta(0, "c", Some("stop")),
+        ];
+        read_all(&mut progress, &chunks).expect("the chunks are valid");
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let expected = [
+            (0, 0, owned(&["a", "b"]), vec![0, 0]),
+            (1, 0, owned(&["x"]), vec![0]),
+            (0, 2, owned(&["c"]), vec![0]),
+        ];
+        assert_eq!(batches(&progress), expected);
+    }
+
+    #[test]
+    fn the_start_names_the_model_that_the_engine_reports() {
+        let mut progress = progress(1);
+        read_all(&mut progress, &[delta(0, "a", None)]).expect("the chunk is valid");
+        let Some(Event::Started(started)) = progress.ready.front() else {
+            panic!("the first event is not the start");
+        };
+        assert_eq!((&*started.model, started.seed), ("engine-model", 7));
+    }
+
+    #[test]
+    fn a_chat_delta_without_content_is_no_token() {
+        let mut progress = progress(1);
+        let role =
+            json!({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]});
+        let text = json!({"choices": [{"index": 0, "delta": {"content": "hi"}}]});
+        let end = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]});
+        read_all(&mut progress, &[role, text, end]).expect("the chunks are valid");
+        assert_eq!(batches(&progress), [(0, 0, vec!["hi".to_owned()], vec![0])]);
+        assert!(progress.all_choices_ended());
+    }
+
+    #[test]
+    fn with_ids_each_token_is_one_token_and_the_last_has_the_text() {
+        let mut progress = progress(1);
+        let chunk = json!({"choices": [{"index": 0, "text": "ab", "token_ids": [5, 6]}]});
+        let unfinished = json!({"choices": [{"index": 0, "text": "", "token_ids": [7]}]});
+        read_all(&mut progress, &[chunk, unfinished]).expect("the chunks are valid");
+        let texts = ["", "ab", ""].map(str::to_owned).to_vec();
+        assert_eq!(batches(&progress), [(0, 0, texts, vec![5, 6, 7])]);
+    }
+
+    #[test]
+    fn a_usage_chunk_and_empty_choices_are_no_tokens() {
+        let mut progress = progress(1);
+        let usage = json!({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 9}});
+        read_all(&mut progress, &[delta(0, "a", Some("length")), usage]).expect("valid chunks");
+        assert!(progress.is_whole());
+        let usage = progress.summary().usage.expect("the engine reports usage");
+        assert_eq!((usage.prompt_tokens, usage.completion_tokens), (3, 9));
+    }
+
+    #[test]
+    fn the_end_marker_inside_a_text_ends_nothing() {
+        let mut progress = progress(1);
+        read_all(&mut progress, &[delta(0, "[DONE]", None)]).expect("the chunk is valid");
+        assert!(!progress.has_end_marker);
+    }
+
+    #[test]
+    fn a_stream_that_ends_before_its_choices_is_cut() {
+        let mut progress = progress(2);
+        read_all(&mut progress, &[delta(0, "a", Some("stop"))]).expect("the chunk is valid");
+        assert!(progress.check_end().is_err());
+        assert!(progress.read(&sent("[DONE]")).is_err());
+    }
+
+    #[test]
+    fn anything_that_could_hide_lost_text_is_an_upstream_error() {
+        for data in [
+            "{\"choices\":[{\"index\":0,\"te",
+            "{\"choices\":[{\"index\":1,\"text\":\"a\"}]}",
+            "{\"choices\":[{\"index\":0,\"text\":7}]}",
+            "{\"choices\":[{\"index\":0,\"text\":\"a\",\"finish_reason\":\"abort\"}]}",
+            "{\"error\":{\"message\":\"out of memory\"}}",
+        ] {
+            let error = progress(1).read(&sent(data)).expect_err(data);
+            assert_eq!(error.kind, ErrorKind::UpstreamError, "{data}");
+        }
+    }
+
+    #[test]
+    fn text_after_the_end_of_its_choice_is_an_upstream_error() {
+        let mut progress = progress(1);
+        let chunks = [delta(0, "a", Some("stop")), delta(0, "b", None)];
+        assert!(read_all(&mut progress, &chunks).is_err());
+    }
+}

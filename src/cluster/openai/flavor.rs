@@ -1,0 +1,79 @@
+//! The kinds of OpenAI-compatible servers that differ in what they support.
+
+use crate::request::Parameter;
+
+/// An OpenAI-compatible server, as its list of models identifies it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Flavor {
+    /// vLLM's HTTP server.
+    Vllm,
+    /// llama.cpp's server.
+    LlamaCpp,
+    /// Any other server. Only OpenAI's own fields are sent to it.
+    #[default]
+    Other,
+}
+
+/// Parameters that this gateway does not pass to any OpenAI-compatible engine.
+const NEVER: [Parameter; 2] = [Parameter::Logprobs, Parameter::EchoLogprobs];
+
+/// Parameters that OpenAI's own API does not have either.
+const ONLY_OPENAI: [Parameter; 8] = [
+    NEVER[0],
+    NEVER[1],
+    Parameter::TopK,
+    Parameter::MinP,
+    Parameter::RepetitionPenalty,
+    Parameter::MinTokens,
+    Parameter::IgnoreEos,
+    Parameter::StopTokenIds,
+];
+
+/// llama.cpp's server ignores these fields.
+const LLAMA_CPP: [Parameter; 6] = [
+    NEVER[0],
+    NEVER[1],
+    Parameter::RepetitionPenalty,
+    Parameter::MinTokens,
+    Parameter::StopTokenIds,
+    Parameter::Suffix,
+];
+
+impl Flavor {
+    /// Recognizes a server by the `owned_by` of its models.
+    pub(super) fn from_owner(owner: &str) -> Self {
+        match owner {
+            "vllm" => Self::Vllm,
+            "llamacpp" => Self::LlamaCpp,
+            _ => Self::Other,
+        }
+    }
+
+    /// Returns the name under which the list of models shows the server.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Vllm => "vllm",
+            Self::LlamaCpp => "llama.cpp",
+            Self::Other => "openai",
+        }
+    }
+
+    /// Returns true if the server reports the ids of its tokens when asked (`return_token_ids`).
+    pub(super) fn reports_token_ids(self) -> bool {
+        self == Self::Vllm
+    }
+
+    /// Returns true if the server can end the text after the matched stop string.
+    pub(super) fn includes_stop_string(self) -> bool {
+        self == Self::Vllm
+    }
+
+    /// Returns the parameters that are not passed to the server.
+    pub(super) fn unsupported(self) -> &'static [Parameter] {
+        match self {
+            Self::Vllm => &NEVER,
+            Self::LlamaCpp => &LLAMA_CPP,
+            Self::Other => &ONLY_OPENAI,
+        }
+    }
+}

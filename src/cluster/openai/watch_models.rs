@@ -1,0 +1,205 @@
+//! Watches an OpenAI-compatible engine through its list of models, which costs it no tokens.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full, Limited};
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::client::EngineClient;
+use super::flavor::Flavor;
+use crate::backoff::{Backoff, BackoffPolicy};
+use crate::cluster::upstream::{Availability, Health};
+use crate::proto::v1;
+
+/// Time between two checks of an engine that is up.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Maximum wait for the list of models.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum size of the list of models, in bytes.
+const MAX_LIST_BYTES: usize = 1024 * 1024;
+
+/// Delays between checks of an engine that is down. The maximum is short, because requests for the engine's models fail
+/// until the next check succeeds.
+const DOWN_BACKOFF: BackoffPolicy = BackoffPolicy {
+    first: Duration::from_millis(250),
+    max: Duration::from_secs(1),
+    jitter: 0.5,
+};
+
+/// What an engine reports about itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct EngineFacts {
+    pub(super) flavor: Flavor,
+    pub(super) models: Vec<v1::Model>,
+}
+
+/// The answer to `GET /models`, in the forms of OpenAI, vLLM and llama.cpp.
+#[derive(Deserialize)]
+struct ModelList {
+    data: Vec<ListedModel>,
+}
+
+#[derive(Deserialize)]
+struct ListedModel {
+    id: String,
+    #[serde(default)]
+    created: Option<i64>,
+    #[serde(default)]
+    owned_by: Option<String>,
+    /// Context length (vLLM).
+    #[serde(default)]
+    max_model_len: Option<u32>,
+    /// Facts about the model (llama.cpp).
+    #[serde(default)]
+    meta: Option<LlamaCppMeta>,
+}
+
+#[derive(Deserialize)]
+struct LlamaCppMeta {
+    /// Context length of a slot.
+    #[serde(default)]
+    n_ctx: Option<u32>,
+    /// Context length with which the model was trained. Older servers report only this.
+    #[serde(default)]
+    n_ctx_train: Option<u32>,
+}
+
+/// The task that keeps the health and the facts of an engine up to date.
+pub(super) struct ModelWatch {
+    /// Address of the engine, for the log.
+    pub(super) engine: String,
+    pub(super) client: EngineClient,
+    pub(super) health: watch::Sender<Health>,
+    pub(super) facts: watch::Sender<Flavor>,
+}
+
+impl ModelWatch {
+    /// Checks the engine until the task is cancelled.
+    pub(super) async fn run(self) {
+        let mut backoff = Backoff::new(DOWN_BACKOFF);
+        loop {
+            match self.read_facts().await {
+                Some(facts) => {
+                    backoff.reset();
+                    self.facts.send_if_modified(|flavor| {
+                        std::mem::replace(flavor, facts.flavor) != facts.flavor
+                    });
+                    self.publish(Availability::Up, Some(facts.models));
+                    sleep(CHECK_INTERVAL).await;
+                }
+                None => {
+                    self.publish(Availability::Down, None);
+                    sleep(backoff.next_delay()).await;
+                }
+            }
+        }
+    }
+
+    async fn read_facts(&self) -> Option<EngineFacts> {
+        let request = Request::get(self.client.uri("/models")).body(Full::new(Bytes::new()));
+        let asking = async {
+            let response = self.client.send(request.ok()?).await.ok()?;
+            if !response.status().is_success() {
+                return None;
+            }
+            let body = Limited::new(response.into_body(), MAX_LIST_BYTES);
+            facts_from(&body.collect().await.ok()?.to_bytes())
+        };
+        timeout(CHECK_TIMEOUT, asking).await.ok()?
+    }
+
+    /// Records the availability, and the models if they are known. Logs a change.
+    fn publish(&self, availability: Availability, models: Option<Vec<v1::Model>>) {
+        let mut earlier = availability;
+        self.health.send_if_modified(|health| {
+            earlier = std::mem::replace(&mut health.availability, availability);
+            let has_new_models = models
+                .as_ref()
+                .is_some_and(|models| *models != health.models);
+            if let Some(models) = models {
+                health.models = models;
+            }
+            has_new_models || earlier != availability
+        });
+        let engine = &self.engine;
+        match availability {
+            _ if earlier == availability => {}
+            Availability::Up => tracing::info!(engine, "an engine is up"),
+            Availability::Unknown | Availability::Down | Availability::Loop => {
+                tracing::warn!(engine, "an engine is down");
+            }
+        }
+    }
+}
+
+/// Reads a list of models. Returns `None` if it is not one.
+fn facts_from(body: &[u8]) -> Option<EngineFacts> {
+    let list: ModelList = serde_json::from_slice(body).ok()?;
+    let owner = list
+        .data
+        .first()
+        .and_then(|model| model.owned_by.as_deref());
+    let flavor = Flavor::from_owner(owner.unwrap_or_default());
+    let unsupported = flavor.unsupported().iter();
+    let unsupported: Vec<_> = unsupported
+        .map(|parameter| parameter.name().to_owned())
+        .collect();
+    let models = list.data.into_iter().map(|model| {
+        let meta = model.meta.as_ref();
+        let from_meta = meta.and_then(|meta| meta.n_ctx.or(meta.n_ctx_train));
+        v1::Model {
+            context_length: model.max_model_len.or(from_meta).unwrap_or(0),
+            created: model.created.unwrap_or(0),
+            runner: flavor.name().to_owned(),
+            unsupported: unsupported.clone(),
+            name: model.id,
+            ..v1::Model::default()
+        }
+    });
+    Some(EngineFacts {
+        flavor,
+        models: models.collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn facts(models: &serde_json::Value) -> EngineFacts {
+        let list = json!({"object": "list", "data": models});
+        facts_from(list.to_string().as_bytes()).expect("a list of models")
+    }
+
+    #[test]
+    fn the_list_of_models_tells_the_kind_of_server_and_the_context_length() {
+        let vllm =
+            facts(&json!([{"id": "a", "owned_by": "vllm", "created": 3, "max_model_len": 64}]));
+        assert_eq!(vllm.flavor, Flavor::Vllm);
+        assert_eq!(
+            (&*vllm.models[0].name, vllm.models[0].context_length),
+            ("a", 64)
+        );
+        let llama = json!([{"id": "b", "owned_by": "llamacpp", "meta": {"n_ctx_train": 2048}}]);
+        let llama = facts(&llama);
+        assert_eq!(
+            (llama.flavor, llama.models[0].context_length),
+            (Flavor::LlamaCpp, 2048)
+        );
+        let other = facts(&json!([{"id": "c", "owned_by": "me"}, {"id": "d"}]));
+        assert_eq!((other.flavor, other.models.len()), (Flavor::Other, 2));
+    }
+
+    #[test]
+    fn an_answer_that_is_no_list_of_models_is_not_one() {
+        for body in ["", "{}", "[]", "{\"data\":[{}]}"] {
+            assert!(facts_from(body.as_bytes()).is_none(), "{body}");
+        }
+    }
+}

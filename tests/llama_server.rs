@@ -1,0 +1,118 @@
+//! A gateway in front of llama.cpp's own server. Both run the same model file, so their greedy texts are compared.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::http::{BodyEnd, Request, completion, get, post, texts};
+use support::program::{RunningProgram, llama_cpp_server};
+use support::{Setup, TestServer, grpc, model_path};
+use tokenway::proto::v1;
+
+const PROMPT: &str = "The capital of France is";
+
+/// llama.cpp's server and a gateway in front of it.
+struct Pair {
+    _engine: RunningProgram,
+    /// Address of llama.cpp's server.
+    engine: String,
+    gateway: TestServer,
+}
+
+async fn start() -> Pair {
+    let mut running = llama_cpp_server(&model_path()).start();
+    let url = running.read_line().await;
+    let address = url.strip_prefix("http://").expect("a URL").to_owned();
+    let gateway = Setup::gateway_at(&[format!("openai+{url}")]).start().await;
+    gateway.ready().await.expect("the engine is up");
+    Pair {
+        _engine: running,
+        engine: address,
+        gateway,
+    }
+}
+
+fn greedy(max_tokens: u32, stream: bool) -> Value {
+    json!({"prompt": PROMPT, "max_tokens": max_tokens, "temperature": 0, "stream": stream})
+}
+
+/// Returns the JSON that llama.cpp's server answers to a request that is not streamed.
+async fn direct(pair: &Pair, request: Request) -> Value {
+    let mut response = request.send_to(&pair.engine).await;
+    let body = response.read_rest().await;
+    assert_eq!(response.status, 200, "{}", body.text);
+    body.json()
+}
+
+#[tokio::test]
+async fn a_completion_has_the_same_text_and_usage_as_directly_from_the_engine() {
+    let pair = start().await;
+    let expected = direct(&pair, completion(&greedy(16, false))).await;
+    let text = expected["choices"][0]["text"].as_str().expect("a text");
+    assert!(text.starts_with(" Paris"), "{text}");
+
+    let (_, body) = completion(&greedy(16, false)).fetch(&pair.gateway).await;
+    assert_eq!(body.json()["choices"][0]["text"], text);
+    for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+        assert_eq!(
+            body.json()["usage"][count],
+            expected["usage"][count],
+            "{count}"
+        );
+    }
+    let (_, body) = completion(&greedy(16, true)).fetch(&pair.gateway).await;
+    let lines = body.lines();
+    assert_eq!(
+        (texts(&lines, 0).concat(), body.end),
+        (text.to_owned(), BodyEnd::Clean)
+    );
+    let last = lines.last().expect("a line");
+    assert_eq!(last["choices"][0]["finish_reason"], "length");
+
+    let request = v1::CompletionRequest {
+        temperature: Some(0.0),
+        ..grpc::request(PROMPT, 16)
+    };
+    let over_grpc = grpc::collect(pair.gateway.stream(request).await).await;
+    assert_eq!(over_grpc.texts(0).concat(), text);
+    assert_eq!(over_grpc.usage().completion_tokens, 16);
+}
+
+#[tokio::test]
+async fn a_chat_uses_the_engines_own_template() {
+    let pair = start().await;
+    let messages = json!([{"role": "user", "content": "Name the capital of France."}]);
+    let chat = json!({"messages": messages, "max_tokens": 16, "temperature": 0}).to_string();
+    let expected = direct(&pair, post("/v1/chat/completions", chat.clone())).await;
+    let (_, body) = post("/v1/chat/completions", chat)
+        .fetch(&pair.gateway)
+        .await;
+    let message = |answer: &Value| answer["choices"][0]["message"]["content"].clone();
+    assert_eq!(message(&body.json()), message(&expected));
+    assert_eq!(
+        body.json()["usage"]["prompt_tokens"],
+        expected["usage"]["prompt_tokens"]
+    );
+}
+
+#[tokio::test]
+async fn the_engines_stop_strings_and_errors_reach_the_client() {
+    let pair = start().await;
+    let mut request = greedy(16, false);
+    request["stop"] = json!(["."]);
+    let (_, body) = completion(&request).fetch(&pair.gateway).await;
+    let choice = body.json()["choices"][0].clone();
+    assert_eq!(
+        (&choice["text"], &choice["finish_reason"]),
+        (&json!(" Paris"), &json!("stop"))
+    );
+
+    let request = json!({"prompt": "a b ".repeat(3_000), "max_tokens": 1});
+    let (response, body) = completion(&request).fetch(&pair.gateway).await;
+    assert_eq!(
+        (response.status, &*body.error().0),
+        (400, "context_length_exceeded")
+    );
+
+    let (_, models) = get("/v1/models").fetch(&pair.gateway).await;
+    assert_eq!(models.json()["data"][0]["max_model_len"], 1_024);
+}

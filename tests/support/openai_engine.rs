@@ -1,0 +1,257 @@
+//! An OpenAI-compatible engine that answers each completion as a script says. It is a raw HTTP/1.1 server, so that it
+//! can end a response at any byte.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// The models that the engine lists, unless a test sets others.
+const MODELS: &str =
+    r#"{"object":"list","data":[{"id":"m","object":"model","created":7,"owned_by":"test"}]}"#;
+
+/// One step of a response.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Sends the head of a streamed response.
+    Head,
+    /// Sends these bytes as one chunk.
+    Chunk(String),
+    /// Sends a whole response with this status, these headers and this JSON body.
+    Answer(u16, &'static str, Value),
+    /// Ends the body. The connection stays open.
+    End,
+    /// Closes the connection.
+    Fin,
+    /// Resets the connection.
+    Rst,
+    /// Waits until the gateway closes the connection.
+    WaitForClose,
+}
+
+/// Returns the step that sends this object as one event.
+pub fn event(data: &Value) -> Step {
+    Step::Chunk(format!("data: {data}\n\n"))
+}
+
+/// Returns a completion delta of choice 0.
+pub fn delta(text: &str, finish_reason: Option<&str>) -> Value {
+    json!({
+        "id": "cmpl-engine", "object": "text_completion", "created": 1, "model": "m",
+        "choices": [{"index": 0, "text": text, "logprobs": null, "finish_reason": finish_reason}],
+    })
+}
+
+/// Returns the steps of a whole response with these deltas, the last of which ends with `length`.
+pub fn whole(texts: &[&str]) -> Vec<Step> {
+    let mut steps = vec![Step::Head];
+    for (at, text) in texts.iter().enumerate() {
+        let is_last = at + 1 == texts.len();
+        steps.push(event(&delta(text, is_last.then_some("length"))));
+    }
+    let usage = json!({"prompt_tokens": 3, "completion_tokens": texts.len(), "total_tokens": 9});
+    steps.push(event(&json!({"choices": [], "model": "m", "usage": usage})));
+    steps.extend([Step::Chunk("data: [DONE]\n\n".to_owned()), Step::End]);
+    steps
+}
+
+/// A completion request that the engine received.
+#[derive(Clone, Debug)]
+pub struct Received {
+    pub path: String,
+    pub body: Value,
+    /// Number of the connection, from 0.
+    pub connection: usize,
+}
+
+/// An engine that runs until the test ends.
+pub struct OpenAiEngine {
+    address: String,
+    received: Arc<Mutex<Vec<Received>>>,
+    requests: watch::Receiver<usize>,
+    closed: watch::Receiver<usize>,
+}
+
+/// A script: returns the steps of the response to each completion request.
+type Script = Arc<dyn Fn(&Received) -> Vec<Step> + Send + Sync>;
+
+struct Engine {
+    models: String,
+    script: Script,
+    received: Arc<Mutex<Vec<Received>>>,
+    /// Number of completion requests so far.
+    requests: watch::Sender<usize>,
+    /// Number of responses during which the gateway closed the connection.
+    closed: watch::Sender<usize>,
+}
+
+impl OpenAiEngine {
+    /// Starts an engine that answers every completion with these steps.
+    pub async fn answering(steps: Vec<Step>) -> Self {
+        Self::start(move |_| steps.clone()).await
+    }
+
+    pub async fn start(script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static) -> Self {
+        Self::with_models(MODELS, script).await
+    }
+
+    /// Starts an engine that lists these models.
+    pub async fn with_models(
+        models: &str,
+        script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port is free");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let (request_sender, requests) = watch::channel(0);
+        let (closed_sender, closed) = watch::channel(0);
+        let engine = Arc::new(Engine {
+            models: models.to_owned(),
+            script: Arc::new(script),
+            received: Arc::clone(&received),
+            requests: request_sender,
+            closed: closed_sender,
+        });
+        tokio::spawn(async move {
+            let mut connections = 0;
+            while let Ok((socket, _)) = listener.accept().await {
+                tokio::spawn(Arc::clone(&engine).serve(socket, connections));
+                connections += 1;
+            }
+        });
+        Self {
+            address,
+            received,
+            requests,
+            closed,
+        }
+    }
+
+    /// Returns the address for `--engine`.
+    pub fn url(&self) -> String {
+        format!("openai+http://{}/v1", self.address)
+    }
+
+    /// Returns the completion requests so far.
+    pub fn received(&self) -> Vec<Received> {
+        self.received.lock().expect("no panic").clone()
+    }
+
+    /// Waits until the engine has received this many completion requests.
+    pub async fn wait_for_requests(&self, count: usize) {
+        wait_for_count(&self.requests, count).await;
+    }
+
+    /// Waits until the gateway has closed this many connections during a response.
+    pub async fn wait_for_closed(&self, count: usize) {
+        wait_for_count(&self.closed, count).await;
+    }
+}
+
+async fn wait_for_count(counter: &watch::Receiver<usize>, count: usize) {
+    let mut counter = counter.clone();
+    let waiting = counter.wait_for(|now| *now >= count);
+    let waited = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+    waited
+        .expect("the count is reached")
+        .expect("the engine runs");
+}
+
+impl Engine {
+    async fn serve(self: Arc<Self>, mut socket: TcpStream, connection: usize) {
+        socket.set_nodelay(true).expect("it is a socket");
+        let mut buffer = Vec::new();
+        while let Some((path, body)) = read_request(&mut socket, &mut buffer).await {
+            if path.ends_with("/models") {
+                write_answer(&mut socket, 200, "", &self.models).await;
+                continue;
+            }
+            let received = Received {
+                path,
+                body: serde_json::from_slice(&body).expect("the body is JSON"),
+                connection,
+            };
+            let steps = (self.script)(&received);
+            self.received.lock().expect("no panic").push(received);
+            self.requests.send_modify(|requests| *requests += 1);
+            for step in steps {
+                match step {
+                    Step::Head => write(&mut socket, HEAD.as_bytes()).await,
+                    Step::Chunk(text) => {
+                        let chunk = format!("{:x}\r\n{text}\r\n", text.len());
+                        write(&mut socket, chunk.as_bytes()).await;
+                    }
+                    Step::Answer(status, headers, body) => {
+                        write_answer(&mut socket, status, headers, &body.to_string()).await;
+                    }
+                    Step::End => write(&mut socket, b"0\r\n\r\n").await,
+                    Step::Fin => return,
+                    Step::Rst => {
+                        let linger = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+                        linger.expect("it is a socket");
+                        return;
+                    }
+                    Step::WaitForClose => {
+                        let mut rest = Vec::new();
+                        // A reset is an end, too.
+                        let _ = socket.read_to_end(&mut rest).await;
+                        assert!(
+                            rest.is_empty(),
+                            "the gateway sends nothing during a response"
+                        );
+                        self.closed.send_modify(|closed| *closed += 1);
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+const HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+
+async fn write(socket: &mut TcpStream, bytes: &[u8]) {
+    // The gateway may have closed the connection.
+    let _ = socket.write_all(bytes).await;
+}
+
+async fn write_answer(socket: &mut TcpStream, status: u16, headers: &str, body: &str) {
+    let length = body.len();
+    let head = format!("HTTP/1.1 {status} Scripted\r\ncontent-length: {length}\r\n{headers}\r\n");
+    write(socket, (head + body).as_bytes()).await;
+}
+
+/// Reads a request. Returns its path and its body, or `None` if the connection has ended.
+async fn read_request(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(String, Vec<u8>)> {
+    let head_end = loop {
+        if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if socket.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let head = String::from_utf8(buffer[..head_end].to_vec()).expect("a head is ASCII");
+    let lines = head.lines().map(str::to_ascii_lowercase);
+    let mut lengths = lines.filter_map(|line| {
+        let length = line.strip_prefix("content-length: ")?;
+        Some(length.parse::<usize>().expect("a length"))
+    });
+    let end = head_end + lengths.next().unwrap_or(0);
+    while buffer.len() < end {
+        if socket.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    }
+    let body = buffer[head_end..end].to_vec();
+    buffer.drain(..end);
+    let path = head.split(' ').nth(1).expect("a request line").to_owned();
+    Some((path, body))
+}
