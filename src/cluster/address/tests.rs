@@ -1,0 +1,150 @@
+//! Tests of addresses.
+
+use super::*;
+
+fn engine(text: &str) -> EngineAddress {
+    text.parse().expect("a valid address")
+}
+
+#[test]
+fn an_error_names_the_invalid_part_of_an_address_and_hides_secrets() {
+    for (text, shown, problem) in [
+        (
+            "http://user:secret@a:1",
+            "http://…",
+            "a user name or a password",
+        ),
+        ("http://secret@a:1", "http://…", "a user name or a password"),
+        (
+            "http://a:1?key=secret",
+            "http://…",
+            "a query string or a fragment",
+        ),
+        (
+            "http://a:1/#secret",
+            "http://…",
+            "a query string or a fragment",
+        ),
+        (
+            "https://user:secret@a:1",
+            "https://…",
+            "use http://host:port",
+        ),
+        ("user:secret@a:1", "'…", "use http://host:port"),
+        ("http://a:1/b", "http://a:1/b", "a path"),
+        ("http://a:65536", "http://a:65536", "from 0 to 65535"),
+        (
+            "http://[::1]:65536/",
+            "http://[::1]:65536/",
+            "from 0 to 65535",
+        ),
+        ("http://a:b", "http://a:b", "from 0 to 65535"),
+        ("unix:a", "unix:a", "absolute"),
+    ] {
+        let error = text.parse::<EngineAddress>().expect_err(text);
+        assert!(error.contains(shown) && error.contains(problem), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+    assert!("http://a:65535/".parse::<EngineAddress>().is_ok());
+}
+
+#[test]
+fn the_base_url_of_an_openai_compatible_engine_ends_in_v1_unless_it_has_a_path() {
+    for (text, expected) in [
+        ("openai+http://a:1", "http://a:1/v1"),
+        ("openai+http://a:1/", "http://a:1/v1"),
+        ("openai+https://a/v1/", "https://a/v1"),
+        ("openai+http://[::1]:1/api/v3", "http://[::1]:1/api/v3"),
+    ] {
+        let EngineProtocol::OpenAi(url) = engine(text).protocol else {
+            panic!("{text} is not OpenAI-compatible");
+        };
+        assert_eq!(url.to_string(), expected);
+    }
+}
+
+#[test]
+fn an_invalid_openai_address_is_rejected_without_its_secrets() {
+    for text in [
+        "openai+ftp://a",
+        "openai+a:1",
+        "openai+http://",
+        "openai+http://k:secret@a/v1",
+        "openai+http://a/v1?key=secret",
+        "openai+http://a:x/v1",
+    ] {
+        let error = text.parse::<EngineAddress>().expect_err(text);
+        assert!(
+            !error.contains("secret") && error.contains("openai+http://host"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn one_engine_written_in_two_ways_is_listed_twice() {
+    for (one, other) in [
+        ("http://a:1", "http://a:1/"),
+        ("http://a:1", "http://A:1"),
+        ("http://a", "http://a:80"),
+        ("http://[::1]:1", "http://[0:0::1]:1"),
+        ("unix:/a/b", "unix:///a//./b"),
+        ("http://127.0.0.1:1", "http://localhost:1"),
+        ("http://localhost:1", "http://127.0.0.1:1"),
+        ("http://[::1]:1", "http://localhost:1"),
+        ("http://0.0.0.0:1", "http://127.0.0.1:1"),
+    ] {
+        let error = check_no_duplicates(&[engine(one), engine("http://b:1"), engine(other)]);
+        let error = error.expect_err("the engine is listed twice");
+        let expected =
+            format!("--engine lists the same engine twice: {one} and {other}. Remove one of them.");
+        assert_eq!(error, expected);
+    }
+}
+
+#[test]
+fn different_engines_may_be_listed_together() {
+    let engines = [
+        "http://a:1",
+        "http://a:2",
+        "http://b:1",
+        "http://127.0.0.1:1",
+        "http://127.0.0.2:1",
+        "unix:/a",
+        "unix:/b",
+    ];
+    assert_eq!(check_no_duplicates(&engines.map(engine)), Ok(()));
+}
+
+#[test]
+fn an_engine_at_the_gateways_own_address_is_rejected() {
+    let check = |text, listen: &str| {
+        check_listen_address(&[engine("http://b:1"), engine(text)], "grpc-listen", listen)
+    };
+    for (text, listen) in [
+        ("http://127.0.0.1:50051", "127.0.0.1:50051"),
+        ("http://localhost:50051", "127.0.0.1:50051"),
+        ("http://127.0.0.1:50051", "localhost:50051"),
+        ("http://[::1]:50051", "localhost:50051"),
+        ("http://127.0.0.1:50051", "0.0.0.0:50051"),
+        ("http://localhost:50051", "[::]:50051"),
+        ("http://a.example:50051", "A.example:50051"),
+        ("unix:/run//t.sock", "unix:/run/t.sock"),
+    ] {
+        let error = check(text, listen).expect_err("the engine is the gateway");
+        assert!(error.contains(&format!("--engine {text} ")), "{error}");
+        assert!(
+            error.contains(&format!("--grpc-listen {listen}")),
+            "{error}"
+        );
+    }
+    for (text, listen) in [
+        ("http://127.0.0.1:50052", "127.0.0.1:50051"),
+        ("http://127.0.0.2:50051", "127.0.0.1:50051"),
+        ("http://10.0.0.1:50051", "0.0.0.0:50051"),
+        ("http://a.example:50051", "localhost:50051"),
+        ("unix:/run/a.sock", "unix:/run/b.sock"),
+    ] {
+        assert_eq!(check(text, listen), Ok(()), "{text} {listen}");
+    }
+}
