@@ -31,6 +31,7 @@ mod remote;
 #[cfg(test)]
 pub(crate) mod scripted;
 mod selection;
+mod spec;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -48,6 +49,7 @@ use membership::{Members, Upstreams};
 use openai::OpenAiUpstream;
 use remote::Connector;
 use selection::{another_engine_may_accept, has_name, more_informative, name_with_aliases};
+pub use spec::{ApiKey, ClusterSpec, EngineSpec, RoutePolicy, RouteSpec, TargetSpec};
 pub use upstream::{Availability, BoxedEventStream};
 pub(crate) use upstream::{Health, Upstream};
 use via::GatewayId;
@@ -89,17 +91,13 @@ impl Cluster {
             critical: critical.clone(),
             stop: stop.clone(),
         };
-        let connect = move |address: &EngineAddress| -> Arc<dyn Upstream> {
-            match address.protocol() {
-                EngineProtocol::Tokenway => Arc::new(connector.connect(address)),
+        let connect = move |engine: &EngineSpec| -> Arc<dyn Upstream> {
+            match engine.address.protocol() {
+                EngineProtocol::Tokenway => Arc::new(connector.connect(&engine.address)),
                 EngineProtocol::OpenAi(base_url) => {
                     let (critical, stop) = (&connector.critical, &connector.stop);
-                    Arc::new(OpenAiUpstream::connect(
-                        address,
-                        base_url.clone(),
-                        critical,
-                        stop,
-                    ))
+                    let base_url = base_url.clone();
+                    Arc::new(OpenAiUpstream::connect(engine, base_url, critical, stop))
                 }
             }
         };
@@ -416,7 +414,7 @@ impl Cluster {
 /// Applies the membership's current snapshot. Returns the upstreams, and a future that applies later snapshots.
 fn follow_membership(
     membership: Membership,
-    connect: impl Fn(&EngineAddress) -> Arc<dyn Upstream> + Send + 'static,
+    connect: impl Fn(&EngineSpec) -> Arc<dyn Upstream> + Send + 'static,
 ) -> (
     watch::Receiver<Upstreams>,
     impl Future<Output = ()> + Send + 'static,

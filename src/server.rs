@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, ClusterSpec};
 use crate::critical::{CriticalTasks, TaskPanicked};
 use crate::frontend::{self, LayerSettings};
 use crate::gateway::Gateway;
@@ -336,7 +336,7 @@ fn check_engines(
     source: &Source,
     listeners: [(&str, &Option<Listener>); 2],
 ) -> Result<(), StartError> {
-    let Source::Remote(engines) = source else {
+    let Source::Remote(ClusterSpec { engines, .. }) = source else {
         return Ok(());
     };
     cluster::check_no_duplicates(engines).map_err(StartError::Engine)?;

@@ -10,7 +10,7 @@ use serde_json::json;
 use support::http::{Request, completion};
 use support::program::engine_process;
 use support::{Setup, TestServer, full_speed, grpc, silent_at, with_interval};
-use tokenway::cluster::{CallContext, Cluster, EngineAddress, Membership};
+use tokenway::cluster::{CallContext, Cluster, ClusterSpec, Membership};
 use tokenway::context::{Arrival, RequestContext};
 use tokenway::critical::CriticalTasks;
 use tokenway::delivery::FlushHandle;
@@ -267,10 +267,13 @@ async fn an_engine_that_leaves_the_membership_finishes_its_streams() {
         .await;
     let joining = Setup::runner("joined", Arc::new(TestRunnerLoader::new(full_speed())), 8);
     let joining = joining.start().await;
-    let address = |server: &TestServer| server.grpc_url().parse().expect("an address");
-    let (snapshots, membership) = tokio::sync::mpsc::channel::<Vec<EngineAddress>>(1);
+    let only = |server: &TestServer| {
+        let address = server.grpc_url().parse().expect("an address");
+        [address].into_iter().collect()
+    };
+    let (snapshots, membership) = tokio::sync::mpsc::channel::<ClusterSpec>(1);
     snapshots
-        .send(vec![address(&leaving)])
+        .send(only(&leaving))
         .await
         .expect("it is followed");
     let (critical, stop) = (CriticalTasks::default(), CancellationToken::new());
@@ -283,12 +286,12 @@ async fn an_engine_that_leaves_the_membership_finishes_its_streams() {
         .expect("it is admitted");
     assert!(matches!(stream.next().await, Some(Ok(Event::Started(_)))));
     snapshots
-        .send(vec![address(&joining)])
+        .send(only(&joining))
         .await
         .expect("it is followed");
     // The cluster takes a snapshot from the channel only after it has applied the previous one.
     snapshots
-        .send(vec![address(&joining)])
+        .send(only(&joining))
         .await
         .expect("it is followed");
     drop(snapshots.reserve().await.expect("it is followed"));

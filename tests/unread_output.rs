@@ -40,7 +40,11 @@ async fn start_engine_and_gateway(
     let program = program.env("TOKENWAY_LOG", "trace");
     let engine = start(program.env("TEST_RUNNER_FREQUENCY_MS", "5"));
     let mut setup = Setup::test_runner(full_speed());
-    setup.parts.source = Source::Remote(vec![socket.parse().expect("an engine's address")]);
+    setup.parts.source = Source::Remote(
+        [socket.parse().expect("an engine's address")]
+            .into_iter()
+            .collect(),
+    );
     setup.parts.grpc = None;
     let gateway = setup.start_loading().await;
     gateway.ready().await.expect("the engine is up");

@@ -11,6 +11,8 @@ use std::str::FromStr;
 use http::Uri;
 use tonic::transport::Endpoint;
 
+use super::spec::EngineSpec;
+
 #[cfg(test)]
 mod tests;
 
@@ -276,10 +278,16 @@ fn is_unusual_loopback(ip: IpAddr) -> bool {
 ///
 /// # Errors
 /// Returns a message that names the setting and both entries.
-pub(crate) fn check_no_duplicates(engines: &[EngineAddress]) -> Result<(), String> {
-    for (at, engine) in engines.iter().enumerate() {
-        let earlier = &engines[..at];
-        if let Some(first) = earlier.iter().find(|it| it.reaches_same_server(engine)) {
+pub(crate) fn check_no_duplicates(engines: &[EngineSpec]) -> Result<(), String> {
+    for (
+        at,
+        EngineSpec {
+            address: engine, ..
+        },
+    ) in engines.iter().enumerate()
+    {
+        let mut earlier = engines[..at].iter().map(|engine| &engine.address);
+        if let Some(first) = earlier.find(|it| it.reaches_same_server(engine)) {
             return Err(format!(
                 "--engine lists the same engine twice: {first} and {engine}. Remove one of them."
             ));
@@ -294,12 +302,13 @@ pub(crate) fn check_no_duplicates(engines: &[EngineAddress]) -> Result<(), Strin
 /// # Errors
 /// Returns a message that names both settings and both entries.
 pub(crate) fn check_listen_address(
-    engines: &[EngineAddress],
+    engines: &[EngineSpec],
     setting: &str,
     address: &str,
 ) -> Result<(), String> {
     match engines
         .iter()
+        .map(|engine| &engine.address)
         .find(|engine| engine.matches_listener(address))
     {
         None => Ok(()),

@@ -4,6 +4,7 @@ use prost::Message;
 
 use super::address::{EngineAddress, check_listen_address, check_no_duplicates};
 use super::events::CheckedEvents;
+use super::spec::{ClusterSpec, EngineSpec};
 use crate::error::Error;
 use crate::listen::Address;
 use crate::proto::v1;
@@ -17,11 +18,18 @@ pub(crate) fn addresses(data: &[u8]) {
     };
     let mut lines = text.split('\n');
     let engines = lines.next().unwrap_or_default().split(',');
-    let engines: Vec<EngineAddress> = engines.filter_map(|text| text.parse().ok()).collect();
-    for engine in &engines {
+    let engines: ClusterSpec = engines.filter_map(|text| text.parse().ok()).collect();
+    let engines = engines.engines;
+    for EngineSpec {
+        address: engine, ..
+    } in &engines
+    {
         let _ = engine.endpoint();
         assert_eq!(engine.to_string().parse().as_ref(), Ok(engine));
-        let twice = [engine.clone(), engine.clone()];
+        let twice = [
+            EngineSpec::at(engine.clone()),
+            EngineSpec::at(engine.clone()),
+        ];
         assert!(
             check_no_duplicates(&twice).is_err(),
             "{engine} equals itself"
@@ -35,7 +43,7 @@ pub(crate) fn addresses(data: &[u8]) {
         if let Address::Unix(_) = &listen
             && let Ok(engine) = printed.parse::<EngineAddress>()
         {
-            let own = check_listen_address(&[engine], "grpc-listen", &printed);
+            let own = check_listen_address(&[EngineSpec::at(engine)], "grpc-listen", &printed);
             assert!(own.is_err(), "{printed} is the gateway itself");
         }
     }

@@ -6,29 +6,26 @@ use std::sync::Arc;
 
 use tokio_stream::Stream;
 
-use super::address::EngineAddress;
+use super::spec::{ClusterSpec, EngineSpec};
 use super::upstream::Upstream;
-
-/// All engines of a cluster at one moment.
-pub(crate) type Snapshot = Vec<EngineAddress>;
 
 /// A stream of snapshots of the cluster's engines. The cluster connects to engines that a snapshot adds, and sends no
 /// more requests to engines that a snapshot leaves out. When the stream ends, the last snapshot stays in force.
-pub struct Membership(Pin<Box<dyn Stream<Item = Snapshot> + Send>>);
+pub struct Membership(Pin<Box<dyn Stream<Item = ClusterSpec> + Send>>);
 
 impl Membership {
-    /// Creates the membership of a fixed list of engines.
+    /// Creates a membership that never changes.
     #[must_use]
-    pub fn fixed(engines: Snapshot) -> Self {
-        Self::new(tokio_stream::once(engines))
+    pub fn fixed(cluster: ClusterSpec) -> Self {
+        Self::new(tokio_stream::once(cluster))
     }
 
     /// Creates a membership from a stream of snapshots.
-    pub fn new(snapshots: impl Stream<Item = Snapshot> + Send + 'static) -> Self {
+    pub fn new(snapshots: impl Stream<Item = ClusterSpec> + Send + 'static) -> Self {
         Self(Box::pin(snapshots))
     }
 
-    pub(super) fn into_stream(self) -> Pin<Box<dyn Stream<Item = Snapshot> + Send>> {
+    pub(super) fn into_stream(self) -> Pin<Box<dyn Stream<Item = ClusterSpec> + Send>> {
         self.0
     }
 }
@@ -39,10 +36,10 @@ pub(super) type Upstreams = Arc<[Arc<dyn Upstream>]>;
 /// The current members of a cluster. It is a pure struct; the cluster's task applies snapshots to it.
 pub(super) struct Members<C> {
     connect: C,
-    members: Vec<(EngineAddress, Arc<dyn Upstream>)>,
+    members: Vec<(EngineSpec, Arc<dyn Upstream>)>,
 }
 
-impl<C: Fn(&EngineAddress) -> Arc<dyn Upstream>> Members<C> {
+impl<C: Fn(&EngineSpec) -> Arc<dyn Upstream>> Members<C> {
     /// Creates an empty list of members. `connect` creates the upstream of a new member.
     pub(super) fn new(connect: C) -> Self {
         Self {
@@ -53,24 +50,28 @@ impl<C: Fn(&EngineAddress) -> Arc<dyn Upstream>> Members<C> {
 
     /// Applies a snapshot: keeps the members that are in it, adds new ones, and drops the others. A dropped upstream
     /// still finishes its streams.
-    pub(super) fn apply(&mut self, snapshot: Snapshot) -> Upstreams {
+    pub(super) fn apply(&mut self, snapshot: ClusterSpec) -> Upstreams {
         let mut before = std::mem::take(&mut self.members);
-        for address in snapshot {
-            if self.members.iter().any(|(member, _)| *member == address) {
+        for engine in snapshot.engines {
+            if self
+                .members
+                .iter()
+                .any(|(it, _)| it.is_same_server(&engine))
+            {
                 continue;
             }
-            let kept = before.iter().position(|(member, _)| *member == address);
+            let kept = before.iter().position(|(it, _)| it.is_same_server(&engine));
             let member = if let Some(at) = kept {
-                before.swap_remove(at)
+                (engine, before.swap_remove(at).1)
             } else {
-                tracing::debug!(engine = address.as_str(), "an engine joins the cluster");
-                let upstream = (self.connect)(&address);
-                (address, upstream)
+                tracing::debug!(engine = &*engine.name, "an engine joins the cluster");
+                let upstream = (self.connect)(&engine);
+                (engine, upstream)
             };
             self.members.push(member);
         }
-        for (address, _) in before {
-            tracing::info!(engine = address.as_str(), "an engine leaves the cluster");
+        for (engine, _) in before {
+            tracing::info!(engine = &*engine.name, "an engine leaves the cluster");
         }
         let upstreams = self.members.iter().map(|(_, member)| Arc::clone(member));
         upstreams.collect()

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Status};
 
-use super::address::EngineAddress;
 use super::selection::has_name;
+use super::spec::EngineSpec;
 use super::upstream::{BoxedEventStream, Health, OpenStreams, Upstream};
 use crate::context::RequestContext;
 use crate::critical::CriticalTasks;
@@ -50,16 +50,16 @@ impl OpenAiUpstream {
     /// Creates the upstream and starts to watch the engine. The engine may be started later. `stop` is cancelled when
     /// the server stops.
     pub(super) fn connect(
-        address: &EngineAddress,
+        engine: &EngineSpec,
         base_url: http::Uri,
         critical: &CriticalTasks,
         stop: &CancellationToken,
     ) -> Self {
-        let client = EngineClient::new(base_url);
+        let client = EngineClient::new(base_url, engine.api_key.as_ref());
         let (health_sender, health) = watch::channel(Health::default());
         let (facts, flavor) = watch::channel(Flavor::default());
         let watching = ModelWatch {
-            engine: address.to_string(),
+            engine: engine.name.to_string(),
             client: client.clone(),
             health: health_sender,
             facts,

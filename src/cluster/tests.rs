@@ -227,8 +227,8 @@ async fn a_model_whose_only_engine_is_down_answers_no_worker() {
 async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
     let (events, engine) = forwarding_engine(1);
     let leaving = std::sync::Mutex::new(Some(engine));
-    let connect = move |address: &EngineAddress| {
-        let engine = if address.as_str() == "http://leaving:1" {
+    let connect = move |engine: &EngineSpec| {
+        let engine = if engine.address.as_str() == "http://leaving:1" {
             let engine = leaving.lock().expect("the lock is not poisoned").take();
             engine.expect("the engine joins once")
         } else {
@@ -236,10 +236,15 @@ async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
         };
         remote_engine(engine, Health::always_up())
     };
-    let engine = |name: &str| -> EngineAddress { name.parse().expect("a valid address") };
+    let engines = |names: &[&str]| -> ClusterSpec {
+        let addresses = names
+            .iter()
+            .map(|name| name.parse().expect("a valid address"));
+        addresses.collect()
+    };
     let (snapshots, membership) = mpsc::channel(1);
     snapshots
-        .send(vec![engine("http://leaving:1")])
+        .send(engines(&["http://leaving:1"]))
         .await
         .unwrap();
     let membership = Membership::new(ReceiverStream::new(membership));
@@ -254,7 +259,7 @@ async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
     let mut stream = complete(&cluster).await.unwrap();
     assert_eq!(started_by(&mut stream).await, "leaving");
 
-    let both = vec![engine("http://joined:1"), engine("http://leaving:1/")];
+    let both = engines(&["http://joined:1", "http://leaving:1/"]);
     snapshots.send(both).await.unwrap();
     changes.changed().await.unwrap();
     let mut second = complete(&cluster).await.unwrap();
@@ -262,10 +267,7 @@ async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
     let mut third = complete(&cluster).await.unwrap();
     assert_eq!(started_by(&mut third).await, "joined");
 
-    snapshots
-        .send(vec![engine("http://joined:1")])
-        .await
-        .unwrap();
+    snapshots.send(engines(&["http://joined:1"])).await.unwrap();
     changes.changed().await.unwrap();
     let mut fourth = complete(&cluster).await.unwrap();
     // The new engine has more streams than the engine that has left.

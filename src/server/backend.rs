@@ -62,13 +62,10 @@ impl Backend {
                     health,
                 })
             }
-            Source::Remote(engines) => {
+            Source::Remote(spec) => {
                 let stop = CancellationToken::new();
-                let cluster = Cluster::remote(
-                    Membership::fixed(engines.clone()),
-                    lifecycle.critical,
-                    &stop,
-                );
+                let cluster =
+                    Cluster::remote(Membership::fixed(spec.clone()), lifecycle.critical, &stop);
                 let health = ServerHealth::for_cluster(cluster.clone(), stop);
                 let open = health.clone();
                 let proxy = Proxy::new(ProxyParts {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::engine::EngineParts;
-use crate::cluster::{EngineAddress, check_listen_address, check_no_duplicates};
+use crate::cluster::{ClusterSpec, check_listen_address, check_no_duplicates};
 use crate::gateway::{OriginPolicy, StreamFormat, UnknownFieldPolicy};
 use crate::listen::{Address, Limits};
 
@@ -53,7 +53,7 @@ impl ServerParts {
     /// # Errors
     /// Returns a message that names the setting and both entries.
     pub(crate) fn check_engines(&self) -> Result<(), String> {
-        let Source::Remote(engines) = &self.source else {
+        let Source::Remote(ClusterSpec { engines, .. }) = &self.source else {
             return Ok(());
         };
         check_no_duplicates(engines)?;
@@ -73,7 +73,7 @@ pub enum Source {
     /// An engine in this process.
     Engine(EngineParts),
     /// Remote engines.
-    Remote(Vec<EngineAddress>),
+    Remote(ClusterSpec),
 }
 
 /// Settings of the HTTP API.

@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use super::{EngineParts, HttpFrontend, ModelParts, Server, ServerParts, Source, StartError};
-use crate::cluster::EngineAddress;
+use crate::cluster::ClusterSpec;
 use crate::critical::TaskPanicked;
 use crate::gateway;
 use crate::listen::Address;
@@ -67,8 +67,8 @@ pub async fn serve_until_signalled(
         out.write_line(format_args!("hosts    {HOSTS_NOTE}"));
     }
     match &source {
-        Source::Remote(engines) => {
-            let engines = comma_separated(engines);
+        Source::Remote(spec) => {
+            let engines = engine_names(spec);
             out.write_line(format_args!("waiting  for an engine: {engines}"));
         }
         Source::Engine(engine) => print_worker_addresses(&server, engine, out),
@@ -133,14 +133,14 @@ async fn drain_server(mut server: Server, signals: &mut Signals) -> Result<(), R
 /// engines.
 fn ready_lines(source: &Source) -> Vec<String> {
     match source {
-        Source::Remote(engines) => vec![format!("in front of {}", comma_separated(engines))],
+        Source::Remote(spec) => vec![format!("in front of {}", engine_names(spec))],
         Source::Engine(engine) => engine.models.iter().map(ready_line).collect(),
     }
 }
 
-fn comma_separated(engines: &[EngineAddress]) -> String {
-    let engines: Vec<_> = engines.iter().map(ToString::to_string).collect();
-    engines.join(", ")
+fn engine_names(spec: &ClusterSpec) -> String {
+    let names: Vec<_> = spec.engines.iter().map(|engine| &*engine.name).collect();
+    names.join(", ")
 }
 
 fn ready_line(model: &ModelParts) -> String {

@@ -6,6 +6,10 @@ fn engine(text: &str) -> EngineAddress {
     text.parse().expect("a valid address")
 }
 
+fn listed(text: &str) -> EngineSpec {
+    EngineSpec::at(engine(text))
+}
+
 #[test]
 fn an_error_names_the_invalid_part_of_an_address_and_hides_secrets() {
     for (text, shown, problem) in [
@@ -94,7 +98,7 @@ fn one_engine_written_in_two_ways_is_listed_twice() {
         ("http://[::1]:1", "http://localhost:1"),
         ("http://0.0.0.0:1", "http://127.0.0.1:1"),
     ] {
-        let error = check_no_duplicates(&[engine(one), engine("http://b:1"), engine(other)]);
+        let error = check_no_duplicates(&[listed(one), listed("http://b:1"), listed(other)]);
         let error = error.expect_err("the engine is listed twice");
         let expected =
             format!("--engine lists the same engine twice: {one} and {other}. Remove one of them.");
@@ -113,13 +117,13 @@ fn different_engines_may_be_listed_together() {
         "unix:/a",
         "unix:/b",
     ];
-    assert_eq!(check_no_duplicates(&engines.map(engine)), Ok(()));
+    assert_eq!(check_no_duplicates(&engines.map(listed)), Ok(()));
 }
 
 #[test]
 fn an_engine_at_the_gateways_own_address_is_rejected() {
     let check = |text, listen: &str| {
-        check_listen_address(&[engine("http://b:1"), engine(text)], "grpc-listen", listen)
+        check_listen_address(&[listed("http://b:1"), listed(text)], "grpc-listen", listen)
     };
     for (text, listen) in [
         ("http://127.0.0.1:50051", "127.0.0.1:50051"),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{AUTHORIZATION, HeaderValue};
 use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use http_body_util::Full;
@@ -17,6 +18,8 @@ use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::cluster::spec::ApiKey;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time after which an idle connection is closed. It is shorter than the idle timeouts of common servers, so that a
@@ -32,11 +35,13 @@ const MAX_IDLE_CONNECTIONS: usize = 256;
 pub(super) struct EngineClient {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     base_url: Uri,
+    /// The `Authorization` header of every request. `None` for an engine without a key.
+    authorization: Option<HeaderValue>,
 }
 
 impl EngineClient {
     /// Creates a client for the API at this URL, such as `http://127.0.0.1:8000/v1`. Connects when it is first used.
-    pub(super) fn new(base_url: Uri) -> Self {
+    pub(super) fn new(base_url: Uri, api_key: Option<&ApiKey>) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -51,7 +56,11 @@ impl EngineClient {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
             .build(connector);
-        Self { client, base_url }
+        Self {
+            client,
+            base_url,
+            authorization: api_key.map(ApiKey::authorization),
+        }
     }
 
     /// Returns the URL of a path below the base URL, such as `/models`.
@@ -69,8 +78,12 @@ impl EngineClient {
     /// without announcing it, so a request on a connection of the pool may fail.
     pub(super) async fn send(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, Error> {
+        if let Some(authorization) = &self.authorization {
+            let headers = request.headers_mut();
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
         for _ in 1..MAX_SENDS {
             match self.client.request(request.clone()).await {
                 Err(error) if !error.is_connect() => {

@@ -50,7 +50,11 @@ fn each_command_opens_its_own_apis() {
     let Source::Remote(engines) = gateway.source else {
         panic!("the source is a local engine")
     };
-    let engines: Vec<_> = engines.iter().map(ToString::to_string).collect();
+    let engines: Vec<_> = engines
+        .engines
+        .iter()
+        .map(|it| it.address.to_string())
+        .collect();
     assert_eq!(engines, ["http://a:1", "unix:/b", "http://c:2"]);
 }
 
@@ -71,8 +75,8 @@ fn one_file_serves_every_command() {
     let Source::Remote(engines) = server_parts(&["gateway", "--config", &path]).source else {
         panic!("the source is a local engine")
     };
-    assert_eq!(engines.len(), 1);
-    assert_eq!(engines[0].to_string(), "http://a:1");
+    assert_eq!(engines.engines.len(), 1);
+    assert_eq!(engines.engines[0].address.to_string(), "http://a:1");
     assert_eq!(
         engine(&server_parts(&["--config", &path])).models[0].slots,
         3
