@@ -59,7 +59,7 @@ impl Proxy {
         let parts = &self.parts;
         (parts.check_accepting)()?;
         let message = request.into_inner();
-        let events = self.until_stopped(parts.cluster.complete(&message, &call));
+        let events = self.until_stopped(parts.cluster.complete(message, &call));
         Ok(ForwardedEvents::new(
             events.await?,
             call.request,

@@ -19,6 +19,7 @@ use self::latency::TokenLatency;
 use crate::error::ErrorKind;
 use crate::output;
 
+mod engines;
 mod histogram;
 mod latency;
 mod request;
@@ -173,6 +174,7 @@ impl Telemetry {
             .build_recorder();
         let handle = recorder.handle();
         describe(&recorder);
+        engines::describe(&recorder);
         let counter =
             |name| recorder.register_counter(&Key::from_static_name(name), &RECORDER_METADATA);
         let gauge =

@@ -278,10 +278,10 @@ async fn an_engine_that_leaves_the_membership_finishes_its_streams() {
         .expect("it is followed");
     let (critical, stop) = (CriticalTasks::default(), CancellationToken::new());
     let membership = Membership::new(ReceiverStream::new(membership));
-    let cluster = Cluster::remote(membership, &critical, &stop);
+    let cluster = Cluster::remote(membership, &Telemetry::new(), &critical, &stop);
     let context = CallContext::new(&request_context());
     let mut stream = cluster
-        .complete(&grpc::request("a", 500), &context)
+        .complete(grpc::request("a", 500), &context)
         .await
         .expect("it is admitted");
     assert!(matches!(stream.next().await, Some(Ok(Event::Started(_)))));

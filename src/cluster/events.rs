@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use tokio_stream::Stream;
 
 use super::failure::Failure;
+use super::resilient_events::ResilientEvents;
 use super::upstream::BoxedEventStream;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
@@ -14,8 +15,18 @@ use crate::proto::v1::completion_event::Event;
 use crate::request::MAX_CHOICES;
 
 /// Events of one completion. The stream ends after the summary or after one error.
-pub struct CheckedEvents {
-    source: BoxedEventStream,
+pub struct CheckedEvents(Source);
+
+enum Source {
+    /// The events of one upstream, which are checked.
+    Checked(BoxedEventStream, UpstreamChecks),
+    /// The events of remote engines. They are checked where the streams of two engines are joined.
+    Resilient(Box<ResilientEvents>),
+}
+
+/// Checks of one upstream's events. The tokens of a resumed choice must continue after the tokens that the client
+/// already has.
+pub(super) struct UpstreamChecks {
     /// Expected index of the next token, for each choice.
     next_indices: Vec<u32>,
     /// Expected index of the next prompt token.
@@ -24,9 +35,43 @@ pub struct CheckedEvents {
 }
 
 impl CheckedEvents {
-    /// Checks an upstream's events for this request. The tokens of a resumed choice must continue after the tokens
-    /// that the client already has.
-    pub(super) fn new(source: BoxedEventStream, request: &v1::CompletionRequest) -> Self {
+    /// Checks an upstream's events.
+    pub(super) fn checked(events: BoxedEventStream, checks: UpstreamChecks) -> Self {
+        Self(Source::Checked(events, checks))
+    }
+
+    /// Wraps the events of remote engines.
+    pub(super) fn resilient(events: ResilientEvents) -> Self {
+        Self(Source::Resilient(Box::new(events)))
+    }
+
+    /// Polls for the next event. Returns `None` after the summary or an error.
+    pub(crate) fn poll_event(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Event, Failure>>> {
+        match &mut self.0 {
+            Source::Resilient(events) => events.poll_event(cx),
+            Source::Checked(_, checks) if checks.ended => Poll::Ready(None),
+            Source::Checked(events, checks) => {
+                let event = match ready!(events.as_mut().poll_next(cx)) {
+                    Some(Ok(event)) => checks.check(event).map_err(Failure::from),
+                    Some(Err(status)) => Err(Failure::in_stream(&status)),
+                    None => {
+                        let message = "The engine's stream ended without a summary.";
+                        Err(upstream_error(message).into())
+                    }
+                };
+                checks.ended |= event.is_err();
+                Poll::Ready(Some(event))
+            }
+        }
+    }
+}
+
+impl UpstreamChecks {
+    /// Creates the checks of the events for this request.
+    pub(super) fn new(request: &v1::CompletionRequest) -> Self {
         // An engine rejects a larger `n`, so the limit only bounds the memory here.
         let choices = request.n.unwrap_or(1).min(MAX_CHOICES);
         let mut next_indices = vec![0; usize::try_from(choices).unwrap_or(0)];
@@ -37,28 +82,10 @@ impl CheckedEvents {
             }
         }
         Self {
-            source,
             next_indices,
             next_prompt_index: 0,
             ended: false,
         }
-    }
-
-    /// Polls for the next event. Returns `None` after the summary or an error.
-    pub(crate) fn poll_event(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Event, Failure>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let event = match ready!(self.source.as_mut().poll_next(cx)) {
-            Some(Ok(event)) => self.check(event).map_err(Failure::from),
-            Some(Err(status)) => Err(Failure::in_stream(&status)),
-            None => Err(upstream_error("The engine's stream ended without a summary.").into()),
-        };
-        self.ended |= event.is_err();
-        Poll::Ready(Some(event))
     }
 
     /// Checks that tokens belong to a requested choice and continue it without a gap.
@@ -148,10 +175,13 @@ mod tests {
         request: &v1::CompletionRequest,
         engine: Vec<Result<v1::CompletionEvent, Status>>,
     ) -> Vec<Result<Event, ErrorKind>> {
-        CheckedEvents::new(Box::pin(tokio_stream::iter(engine)), request)
-            .map(|event| event.map_err(|error| error.kind))
-            .collect()
-            .await
+        CheckedEvents::checked(
+            Box::pin(tokio_stream::iter(engine)),
+            UpstreamChecks::new(request),
+        )
+        .map(|event| event.map_err(|error| error.kind))
+        .collect()
+        .await
     }
 
     #[tokio::test]

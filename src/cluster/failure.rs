@@ -4,7 +4,9 @@ use std::error::Error as _;
 
 use tonic::{Code, Status};
 
+use super::policy::Fault;
 use crate::error::{Error, ErrorKind};
+use crate::proto::v1;
 
 /// Failure of a call to an upstream: an error of the error table, and the original status if a Tokenway engine
 /// returned one. A gateway passes that status on to its gRPC clients unchanged.
@@ -12,13 +14,84 @@ use crate::error::{Error, ErrorKind};
 pub struct Failure {
     error: Error,
     status: Option<Status>,
+    fault: Fault,
 }
 
 impl Failure {
     /// Converts the status of a rejected call. A status without error details does not come from a Tokenway engine:
     /// the engine is unreachable, did not answer in time, or its connection broke.
     pub(super) fn rejection(status: &Status) -> Self {
-        Self::new(rejection(status), status)
+        let mut failure = Self::new(rejection(status), status);
+        // tonic returns UNAVAILABLE with a source if it cannot connect.
+        let is_engines = !status.details().is_empty();
+        if status.code() == Code::Unavailable && !is_engines && status.source().is_some() {
+            failure.fault = Fault::Unreachable;
+        }
+        failure
+    }
+
+    /// Creates the failure of a request that could not be sent, because the engine cannot be reached.
+    pub(super) fn unreachable() -> Self {
+        let error = Error::new(ErrorKind::UpstreamError, "The engine cannot be reached.");
+        Self {
+            fault: Fault::Unreachable,
+            ..error.into()
+        }
+    }
+
+    /// Creates the failure of a request that uses a parameter that the engine does not support.
+    pub(super) fn unsupported(param: &str) -> Self {
+        let message = format!("The model's engine does not support {param}. Leave it out.");
+        let error = Error::new(ErrorKind::UnsupportedParameter, message);
+        error.with_param(param).into()
+    }
+
+    /// Creates the failure of a request that the engine's breaker does not let pass.
+    pub(super) fn blocked() -> Self {
+        let message = "The model's engines failed too often. Try again in a few seconds.";
+        Self {
+            fault: Fault::NotServed,
+            ..Error::new(ErrorKind::NoWorker, message).into()
+        }
+    }
+
+    /// Creates the failure of a completion that an engine cannot continue. `refused` is its reason to refuse the last
+    /// rung. The reason is the client's business only if the client has asked to resume.
+    pub(super) fn not_continued(refused: Option<Self>, message: &v1::CompletionRequest) -> Self {
+        match refused {
+            Some(refused) if !message.resume.is_empty() => refused,
+            None if !message.resume.is_empty() => Self::unsupported("resume"),
+            Some(_) | None => {
+                let message = "The engine's stream broke, and no other engine can continue it.";
+                Self {
+                    fault: Fault::NotServed,
+                    ..Error::new(ErrorKind::UpstreamError, message).into()
+                }
+            }
+        }
+    }
+
+    /// Returns the failure of a stream that broke after its first token.
+    pub(super) fn after_first_token(self) -> Self {
+        let fault = match self.fault {
+            Fault::Passing | Fault::Unreachable => Fault::Cut,
+            Fault::Request
+            | Fault::NotServed
+            | Fault::Busy(_)
+            | Fault::Unavailable
+            | Fault::Silent
+            | Fault::Cut => self.fault,
+        };
+        Self { fault, ..self }
+    }
+
+    /// Creates the failure of a request to an engine that was silent for too long.
+    pub(super) fn silent() -> Self {
+        let message = "The engine sent nothing for too long.";
+        Self {
+            fault: Fault::Silent,
+            ..Error::new(ErrorKind::UpstreamError, message).into()
+        }
     }
 
     /// Converts the status that ended a running stream. A status without error details becomes an upstream error,
@@ -33,9 +106,10 @@ impl Failure {
 
     /// Wraps the status from [`super::via::GatewayId::loop_detected_status`], whose metadata names the gateway.
     pub(super) fn loop_detected(status: Status) -> Self {
+        let error = Error::from(&status);
         Self {
-            error: Error::from(&status),
             status: Some(status),
+            ..error.into()
         }
     }
 
@@ -47,8 +121,8 @@ impl Failure {
             Status::with_details(status.code(), status.message(), details)
         };
         Self {
-            error,
             status: is_engines.then(unchanged),
+            ..error.into()
         }
     }
 
@@ -57,11 +131,57 @@ impl Failure {
     pub fn error(&self) -> &Error {
         &self.error
     }
+
+    /// Returns what the failure means for the next try.
+    pub(super) fn fault(&self) -> Fault {
+        self.fault
+    }
+
+    /// Returns true if the engine failed, so that its breaker counts the failure. A rejection because of the request,
+    /// of load or of a shutdown is no fault of the engine.
+    pub(super) fn is_engine_fault(&self) -> bool {
+        match self.fault {
+            Fault::Unreachable | Fault::Passing | Fault::Silent | Fault::Cut => true,
+            Fault::Unavailable => self.error.kind == ErrorKind::NoWorker,
+            Fault::Request | Fault::NotServed | Fault::Busy(_) => false,
+        }
+    }
+}
+
+/// Returns what an error of this kind means for the next try.
+fn fault_of(error: &Error) -> Fault {
+    match error.kind {
+        ErrorKind::ModelNotFound
+        | ErrorKind::UnsupportedParameter
+        | ErrorKind::UnknownParameter
+        | ErrorKind::ContextLengthExceeded => Fault::NotServed,
+        ErrorKind::QueueFull | ErrorKind::RateLimited => Fault::Busy(error.retry_after),
+        ErrorKind::NotReady | ErrorKind::Draining | ErrorKind::NoWorker => Fault::Unavailable,
+        ErrorKind::WorkerLost | ErrorKind::UpstreamError | ErrorKind::Internal => Fault::Passing,
+        ErrorKind::InvalidJson
+        | ErrorKind::InvalidType
+        | ErrorKind::InvalidValue
+        | ErrorKind::MissingParameter
+        | ErrorKind::InvalidApiKey
+        | ErrorKind::InsufficientScope
+        | ErrorKind::HostNotAllowed
+        | ErrorKind::NotFound
+        | ErrorKind::MethodNotAllowed
+        | ErrorKind::NotAcceptable
+        | ErrorKind::UnsupportedMediaType
+        | ErrorKind::HeadersTooLarge
+        | ErrorKind::RequestTooLarge
+        | ErrorKind::BodyTimeout
+        | ErrorKind::Cancelled
+        | ErrorKind::SlowReader
+        | ErrorKind::DeadlineExceeded => Fault::Request,
+    }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self {
+            fault: fault_of(&error),
             error,
             status: None,
         }

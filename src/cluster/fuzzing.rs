@@ -3,7 +3,7 @@
 use prost::Message;
 
 use super::address::{EngineAddress, check_listen_address, check_no_duplicates};
-use super::events::CheckedEvents;
+use super::events::{CheckedEvents, UpstreamChecks};
 use super::spec::{ClusterSpec, EngineSpec};
 use crate::error::Error;
 use crate::listen::Address;
@@ -66,5 +66,8 @@ pub(crate) fn checked_events(mut events: &[u8], request: &v1::CompletionRequest)
             }
         }
     }
-    CheckedEvents::new(Box::pin(tokio_stream::iter(items)), request)
+    CheckedEvents::checked(
+        Box::pin(tokio_stream::iter(items)),
+        UpstreamChecks::new(request),
+    )
 }

@@ -1,11 +1,12 @@
 //! The upstream for the engine in this process. Its gRPC service is called directly: encoding and decoding messages
 //! was half of the cost of a token.
 
-use futures_util::StreamExt;
 use tokio::sync::watch;
 use tonic::{Request, Status};
 
-use super::upstream::{BoxedEventStream, Health, OpenStreams, Upstream};
+use super::failure::Failure;
+use super::health::Health;
+use super::upstream::{BoxedEventStream, Upstream};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
 
@@ -13,7 +14,6 @@ use crate::proto::v1::inference_server::Inference;
 pub(super) struct LocalUpstream<I> {
     service: I,
     health: watch::Receiver<Health>,
-    load: OpenStreams,
 }
 
 impl<I: Inference> LocalUpstream<I> {
@@ -21,7 +21,6 @@ impl<I: Inference> LocalUpstream<I> {
         Self {
             service,
             health: watch::channel(Health::always_up()).1,
-            load: OpenStreams::default(),
         }
     }
 }
@@ -31,13 +30,10 @@ impl<I: Inference> Upstream for LocalUpstream<I> {
     async fn complete(
         &self,
         request: Request<v1::CompletionRequest>,
-    ) -> Result<BoxedEventStream, Status> {
-        let guard = self.load.track_stream();
-        let events = self.service.complete(request).await?.into_inner();
-        Ok(Box::pin(events.map(move |event| {
-            let _open_stream = &guard;
-            event
-        })))
+    ) -> Result<BoxedEventStream, Failure> {
+        let events = self.service.complete(request).await;
+        let events = events.map_err(|status| Failure::rejection(&status))?;
+        Ok(Box::pin(events.into_inner()))
     }
 
     async fn list_models(
@@ -70,9 +66,5 @@ impl<I: Inference> Upstream for LocalUpstream<I> {
 
     fn health(&self) -> &watch::Receiver<Health> {
         &self.health
-    }
-
-    fn load(&self) -> usize {
-        self.load.get()
     }
 }

@@ -1,15 +1,18 @@
-//! The engines of a cluster over time. Today the list of engines is fixed. A source of changing lists, such as DNS,
-//! can create a [`Membership`] from its own stream.
+//! The engines and routes of a cluster over time. A source of changing lists, such as a settings file that is reloaded,
+//! creates a [`Membership`] from its own stream.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio_stream::Stream;
 
+use super::member::Member;
+use super::route::RoutingTable;
 use super::spec::{ClusterSpec, EngineSpec};
 use super::upstream::Upstream;
+use crate::telemetry::Telemetry;
 
-/// A stream of snapshots of the cluster's engines. The cluster connects to engines that a snapshot adds, and sends no
+/// A stream of snapshots of the cluster's engines and routes. The cluster connects to engines that a snapshot adds, and sends no
 /// more requests to engines that a snapshot leaves out. When the stream ends, the last snapshot stays in force.
 pub struct Membership(Pin<Box<dyn Stream<Item = ClusterSpec> + Send>>);
 
@@ -30,27 +33,29 @@ impl Membership {
     }
 }
 
-/// The upstreams of a cluster at one moment.
-pub(super) type Upstreams = Arc<[Arc<dyn Upstream>]>;
-
-/// The current members of a cluster. It is a pure struct; the cluster's task applies snapshots to it.
+/// The current members of a cluster and the routes to them. It is a pure struct; the cluster's task applies snapshots
+/// to it.
 pub(super) struct Members<C> {
     connect: C,
-    members: Vec<(EngineSpec, Arc<dyn Upstream>)>,
+    telemetry: Telemetry,
+    members: Vec<(EngineSpec, Arc<Member>)>,
+    table: Arc<RoutingTable>,
 }
 
 impl<C: Fn(&EngineSpec) -> Arc<dyn Upstream>> Members<C> {
     /// Creates an empty list of members. `connect` creates the upstream of a new member.
-    pub(super) fn new(connect: C) -> Self {
+    pub(super) fn new(connect: C, telemetry: &Telemetry) -> Self {
         Self {
             connect,
+            telemetry: telemetry.clone(),
             members: Vec::new(),
+            table: Arc::default(),
         }
     }
 
-    /// Applies a snapshot: keeps the members that are in it, adds new ones, and drops the others. A dropped upstream
+    /// Applies a snapshot: keeps the members that are in it, adds new ones, and drops the others. A dropped member
     /// still finishes its streams.
-    pub(super) fn apply(&mut self, snapshot: ClusterSpec) -> Upstreams {
+    pub(super) fn apply(&mut self, snapshot: ClusterSpec) -> Arc<RoutingTable> {
         let mut before = std::mem::take(&mut self.members);
         for engine in snapshot.engines {
             if self
@@ -60,20 +65,25 @@ impl<C: Fn(&EngineSpec) -> Arc<dyn Upstream>> Members<C> {
             {
                 continue;
             }
-            let kept = before.iter().position(|(it, _)| it.is_same_server(&engine));
-            let member = if let Some(at) = kept {
-                (engine, before.swap_remove(at).1)
-            } else {
-                tracing::debug!(engine = &*engine.name, "an engine joins the cluster");
-                let upstream = (self.connect)(&engine);
-                (engine, upstream)
+            let kept = before
+                .iter()
+                .position(|(it, _)| it.is_same_server(&engine) && it.name == engine.name);
+            let member = match kept {
+                Some(at) => before.swap_remove(at).1,
+                None => {
+                    tracing::debug!(engine = &*engine.name, "an engine joins the cluster");
+                    let upstream = (self.connect)(&engine);
+                    Arc::new(Member::new(&engine.name, upstream, &self.telemetry))
+                }
             };
-            self.members.push(member);
+            self.members.push((engine, member));
         }
         for (engine, _) in before {
             tracing::info!(engine = &*engine.name, "an engine leaves the cluster");
         }
-        let upstreams = self.members.iter().map(|(_, member)| Arc::clone(member));
-        upstreams.collect()
+        let members = self.members.iter().map(|(_, member)| Arc::clone(member));
+        let table = RoutingTable::new(members.collect(), snapshot.routes, &self.table);
+        self.table = Arc::new(table);
+        Arc::clone(&self.table)
     }
 }

@@ -11,9 +11,12 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Status};
 
+use super::failure::Failure;
+use super::health::{Health, HealthPublisher};
+use super::ladder::Abilities;
 use super::selection::has_name;
 use super::spec::EngineSpec;
-use super::upstream::{BoxedEventStream, Health, OpenStreams, Upstream};
+use super::upstream::{BoxedEventStream, ContinuesMessage, Upstream};
 use crate::context::RequestContext;
 use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
@@ -33,7 +36,7 @@ mod watch_models;
 use client::EngineClient;
 use events::{EngineEvents, RequestFacts};
 use flavor::Flavor;
-use request_body::EngineRequest;
+use request_body::{BodyFacts, EngineRequest};
 use watch_models::ModelWatch;
 
 /// An OpenAI-compatible engine.
@@ -41,7 +44,6 @@ pub(super) struct OpenAiUpstream {
     client: EngineClient,
     health: watch::Receiver<Health>,
     flavor: watch::Receiver<Flavor>,
-    load: OpenStreams,
     /// Ends the watch when the engine is dropped. Running streams continue.
     _watch: DropGuard,
 }
@@ -56,12 +58,11 @@ impl OpenAiUpstream {
         stop: &CancellationToken,
     ) -> Self {
         let client = EngineClient::new(base_url, engine.api_key.as_ref());
-        let (health_sender, health) = watch::channel(Health::default());
+        let (publisher, health) = HealthPublisher::new(&engine.name);
         let (facts, flavor) = watch::channel(Flavor::default());
         let watching = ModelWatch {
-            engine: engine.name.to_string(),
             client: client.clone(),
-            health: health_sender,
+            health: publisher,
             facts,
         }
         .run();
@@ -74,7 +75,6 @@ impl OpenAiUpstream {
             client,
             health,
             flavor,
-            load: OpenStreams::default(),
             _watch: watch,
         }
     }
@@ -112,26 +112,29 @@ impl Upstream for OpenAiUpstream {
     async fn complete(
         &self,
         request: Request<v1::CompletionRequest>,
-    ) -> Result<BoxedEventStream, Status> {
-        let open_stream = self.load.track_stream();
+    ) -> Result<BoxedEventStream, Failure> {
         let context = RequestContext::from_extensions(request.extensions())?;
+        let continues_message = request.extensions().get::<ContinuesMessage>().is_some();
         let message = request.into_inner();
         let model = self.find_model(&message.model)?;
         let model = model.map_or(message.model.clone(), |model| model.name);
         // The seed is sent even if the client sets none, so that the request can be repeated.
         let seed = message.seed.unwrap_or_else(|| rand::random::<u32>().into());
         let flavor = self.flavor();
-        let engine_request = EngineRequest::new(&message, &model, seed, flavor)?;
+        let facts = BodyFacts {
+            model: &model,
+            seed,
+            flavor,
+            continues_message,
+        };
+        let engine_request = EngineRequest::new(&message, &facts)?;
         let request = HttpRequest::post(self.client.uri(engine_request.path))
             .header(CONTENT_TYPE, "application/json")
             .header(ACCEPT, "text/event-stream")
             .header("x-request-id", &*context.id().0)
             .body(Full::from(engine_request.body));
         let request = request.map_err(|_| Error::internal())?;
-        let response = self.client.send(request).await.map_err(|error| {
-            tracing::debug!(%error, "cannot reach an engine");
-            Error::new(ErrorKind::UpstreamError, "The engine cannot be reached.")
-        })?;
+        let response = self.client.send(request).await?;
         if !response.status().is_success() {
             return Err(rejection::read_rejection(response).await.into());
         }
@@ -143,11 +146,8 @@ impl Upstream for OpenAiUpstream {
             has_token_ids: flavor.reports_token_ids(),
             arrived: Instant::now(),
         };
-        Ok(Box::pin(EngineEvents::new(
-            response.into_body(),
-            facts,
-            open_stream,
-        )))
+        let body = response.into_body();
+        Ok(Box::pin(EngineEvents::new(body, facts)))
     }
 
     async fn list_models(
@@ -191,8 +191,8 @@ impl Upstream for OpenAiUpstream {
         &self.health
     }
 
-    fn load(&self) -> usize {
-        self.load.get()
+    fn abilities(&self) -> Abilities {
+        self.flavor().abilities()
     }
 
     fn unsupported(&self) -> &[Parameter] {

@@ -13,8 +13,11 @@ use tonic::{Request, Status};
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
-use super::address::EngineAddress;
-use super::upstream::{BoxedEventStream, Health, OpenStreams, Upstream};
+use super::failure::Failure;
+use super::health::{Health, HealthPublisher};
+use super::ladder::Abilities;
+use super::spec::EngineSpec;
+use super::upstream::{BoxedEventStream, Upstream};
 use super::via::GatewayId;
 use crate::critical::CriticalTasks;
 use crate::proto::v1;
@@ -55,7 +58,6 @@ pub(super) struct RemoteUpstream {
     channels: Vec<EngineChannel>,
     next_channel: AtomicUsize,
     health: watch::Receiver<Health>,
-    load: OpenStreams,
     /// Tracks the tasks that read the streams.
     tasks: TaskTracker,
     /// Ends the health watch when the engine is dropped. Running streams continue.
@@ -73,8 +75,8 @@ pub(super) struct Connector {
 
 impl Connector {
     /// Connects to an engine and starts to watch its health. The engine may be started later.
-    pub(super) fn connect(&self, address: &EngineAddress) -> RemoteUpstream {
-        let endpoint = with_options(address.endpoint());
+    pub(super) fn connect(&self, engine: &EngineSpec) -> RemoteUpstream {
+        let endpoint = with_options(engine.address.endpoint());
         let channel = || {
             EngineChannel::new(
                 endpoint
@@ -82,11 +84,10 @@ impl Connector {
                     .map_err(|error| Status::from_error(error.into())),
             )
         };
-        let (sender, health) = watch::channel(Health::default());
+        let (publisher, health) = HealthPublisher::new(&engine.name);
         let watching = HealthWatch {
-            engine: address.to_string(),
             gateway: self.gateway.clone(),
-            health: sender,
+            health: publisher,
         }
         .run(endpoint.connect_lazy());
         let stop = self.stop.child_token();
@@ -98,7 +99,6 @@ impl Connector {
             channels: (0..CONNECTIONS_PER_ENGINE).map(|_| channel()).collect(),
             next_channel: AtomicUsize::new(0),
             health,
-            load: OpenStreams::default(),
             tasks: self.critical.tracker().clone(),
             _watch: watch,
         }
@@ -113,7 +113,6 @@ impl RemoteUpstream {
             channels: vec![channel],
             next_channel: AtomicUsize::new(0),
             health: watch::channel(health).1,
-            load: OpenStreams::default(),
             tasks: TaskTracker::new(),
             _watch: CancellationToken::new().drop_guard(),
         }
@@ -135,12 +134,13 @@ impl Upstream for RemoteUpstream {
     async fn complete(
         &self,
         request: Request<v1::CompletionRequest>,
-    ) -> Result<BoxedEventStream, Status> {
-        let guard = self.load.track_stream();
+    ) -> Result<BoxedEventStream, Failure> {
         let channel = self.channel();
         let mut client = InferenceClient::new(channel.clone());
-        let events = client.complete(request).await?.into_inner();
-        Ok(read_ahead::start(events, (guard, channel), &self.tasks))
+        let response = client.complete(request).await;
+        let response = response.map_err(|status| Failure::rejection(&status))?;
+        let events = response.into_inner();
+        Ok(read_ahead::start(events, channel, &self.tasks))
     }
 
     async fn list_models(
@@ -175,8 +175,15 @@ impl Upstream for RemoteUpstream {
         &self.health
     }
 
-    fn load(&self) -> usize {
-        self.load.get()
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            resumes: true,
+            ..Abilities::default()
+        }
+    }
+
+    fn reports_start(&self) -> bool {
+        true
     }
 }
 

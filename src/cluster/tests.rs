@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use tonic::body::Body;
 use tower::ServiceExt;
 
@@ -17,7 +18,7 @@ use crate::context::RequestContext;
 use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_server::InferenceServer;
 use crate::request::Parameter;
-use crate::telemetry::Api;
+use crate::telemetry::{Api, Telemetry};
 use remote::{EngineChannel, RemoteUpstream};
 use scripted::{ScriptedEngine, ScriptedStream, engine, started, token};
 
@@ -29,11 +30,15 @@ fn cluster<const N: usize>(engines: [ScriptedEngine; N]) -> Cluster {
     cluster_of(engines.into_iter().map(up).collect())
 }
 
-fn cluster_of(upstreams: Upstreams) -> Cluster {
-    Cluster {
-        upstreams: watch::channel(upstreams).1,
-        gateway: Some(GatewayId::random()),
-    }
+fn cluster_of(upstreams: Vec<Arc<dyn Upstream>>) -> Cluster {
+    let telemetry = Telemetry::new();
+    let member = |(number, upstream)| {
+        let name = format!("engine {number}").as_str().into();
+        Arc::new(Member::new(&name, upstream, &telemetry))
+    };
+    let members = upstreams.into_iter().enumerate().map(member).collect();
+    let table = RoutingTable::new(members, Vec::new(), &RoutingTable::default());
+    Cluster::with_table(watch::channel(Arc::new(table)).1, GatewayId::random())
 }
 
 fn remote_engine(engine: ScriptedEngine, health: Health) -> Arc<dyn Upstream> {
@@ -48,7 +53,7 @@ fn remote_engine(engine: ScriptedEngine, health: Health) -> Arc<dyn Upstream> {
 
 async fn complete(cluster: &Cluster) -> Result<CheckedEvents, Error> {
     let request = v1::CompletionRequest::default();
-    let events = cluster.complete(&request, &call_context()).await;
+    let events = cluster.complete(request, &call_context()).await;
     events.map_err(Error::from)
 }
 
@@ -127,7 +132,7 @@ fn forwarding_engine(
     ScriptedEngine,
 ) {
     let (sender, receiver) = mpsc::channel(capacity);
-    let receiver = std::sync::Mutex::new(Some(receiver));
+    let receiver = Mutex::new(Some(receiver));
     let engine = engine(move |_| {
         let receiver = receiver.lock().expect("the lock is not poisoned").take();
         let events = ReceiverStream::new(receiver.expect("the test sends one request"));
@@ -208,13 +213,13 @@ async fn a_model_whose_only_engine_is_down_answers_no_worker() {
         rejecting_engine(ErrorKind::ModelNotFound),
         Health::always_up(),
     );
-    let cluster = cluster_of([with_model, without_model].into());
+    let cluster = cluster_of(vec![with_model, without_model]);
     let error_kind = async |model: &str| {
         let request = v1::CompletionRequest {
             model: model.to_owned(),
             ..v1::CompletionRequest::default()
         };
-        let answer = cluster.complete(&request, &call_context()).await;
+        let answer = cluster.complete(request, &call_context()).await;
         answer.err().map(|failure| failure.error().kind)
     };
     for name in ["m", "also"] {
@@ -226,7 +231,7 @@ async fn a_model_whose_only_engine_is_down_answers_no_worker() {
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
     let (events, engine) = forwarding_engine(1);
-    let leaving = std::sync::Mutex::new(Some(engine));
+    let leaving = Mutex::new(Some(engine));
     let connect = move |engine: &EngineSpec| {
         let engine = if engine.address.as_str() == "http://leaving:1" {
             let engine = leaving.lock().expect("the lock is not poisoned").take();
@@ -248,13 +253,11 @@ async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
         .await
         .unwrap();
     let membership = Membership::new(ReceiverStream::new(membership));
-    let (upstreams, following) = follow_membership(membership, connect);
+    let members = Members::new(connect, &Telemetry::new());
+    let (table, following) = follow_membership(membership, members);
     tokio::spawn(following);
-    let mut changes = upstreams.clone();
-    let cluster = Cluster {
-        upstreams,
-        gateway: None,
-    };
+    let mut changes = table.clone();
+    let cluster = Cluster::with_table(table, GatewayId::random());
     events.send(started("leaving")).await.unwrap();
     let mut stream = complete(&cluster).await.unwrap();
     assert_eq!(started_by(&mut stream).await, "leaving");
@@ -293,7 +296,7 @@ impl Upstream for LimitedUpstream {
     async fn complete(
         &self,
         request: tonic::Request<v1::CompletionRequest>,
-    ) -> Result<BoxedEventStream, Status> {
+    ) -> Result<BoxedEventStream, Failure> {
         self.engine.complete(request).await
     }
 
@@ -329,10 +332,6 @@ impl Upstream for LimitedUpstream {
         self.engine.health()
     }
 
-    fn load(&self) -> usize {
-        self.engine.load()
-    }
-
     fn unsupported(&self) -> &[Parameter] {
         &self.unsupported
     }
@@ -353,18 +352,22 @@ async fn a_request_that_uses_a_declared_unsupported_parameter_goes_to_another_up
         ..v1::CompletionRequest::default()
     };
     let context = call_context();
-    let cluster = cluster_of([limited(), full].into());
-    let mut events = cluster.complete(&biased, &context).await.ok().unwrap();
+    let cluster = cluster_of(vec![limited(), full]);
+    let mut events = cluster
+        .complete(biased.clone(), &context)
+        .await
+        .ok()
+        .unwrap();
     assert_eq!(started_by(&mut events).await, "full");
     let plain = v1::CompletionRequest {
         logit_bias: Default::default(),
         ..biased.clone()
     };
-    let mut events = cluster.complete(&plain, &context).await.ok().unwrap();
+    let mut events = cluster.complete(plain, &context).await.ok().unwrap();
     assert_eq!(started_by(&mut events).await, "limited");
 
-    let alone = cluster_of([limited()].into());
-    let failure = alone.complete(&biased, &context).await.err().unwrap();
+    let alone = cluster_of(vec![limited()]);
+    let failure = alone.complete(biased, &context).await.err().unwrap();
     let error = failure.error();
     let expected = (ErrorKind::UnsupportedParameter, Some("logit_bias"));
     assert_eq!((error.kind, error.param.as_deref()), expected);
@@ -373,7 +376,7 @@ async fn a_request_that_uses_a_declared_unsupported_parameter_goes_to_another_up
 #[tokio::test]
 async fn a_request_that_this_gateway_has_passed_on_before_is_rejected() {
     let cluster = cluster([silent_engine("a")]);
-    let gateway = cluster.gateway.clone().unwrap();
+    let gateway = cluster.gateway().cloned().unwrap();
     let mut passed_on = tonic::metadata::MetadataMap::new();
     Via::default().write_with(&GatewayId::random(), &mut passed_on);
     let from_another_gateway = CallContext {
@@ -383,7 +386,7 @@ async fn a_request_that_this_gateway_has_passed_on_before_is_rejected() {
     let message = v1::CompletionRequest::default();
     assert!(
         cluster
-            .complete(&message, &from_another_gateway)
+            .complete(message.clone(), &from_another_gateway)
             .await
             .is_ok()
     );
@@ -394,7 +397,7 @@ async fn a_request_that_this_gateway_has_passed_on_before_is_rejected() {
         via: Via::from_metadata(&passed_on),
         ..call_context()
     };
-    let failure = cluster.complete(&message, &circle).await.err().unwrap();
+    let failure = cluster.complete(message, &circle).await.err().unwrap();
     assert_eq!(failure.error().kind, ErrorKind::UpstreamError);
     assert!(gateway.has_detected_loop(&Status::from(failure)));
     let listed = cluster.list_models(&circle).await.err().unwrap();

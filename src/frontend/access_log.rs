@@ -138,6 +138,7 @@ impl RequestEnd {
                     prompt_tokens = usage.map(|usage| usage.prompt),
                     completion_tokens = usage.map(|usage| usage.completion),
                     queue_ms = record.queue_ns().map(milliseconds),
+                    resumed = record.resumption(),
                     first_token_ms = record.first_token_ns().map(milliseconds),
                     total_ms = milliseconds(record.age_ns(monotonic_ns())),
                     bytes = self.bytes,

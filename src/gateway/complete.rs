@@ -227,7 +227,7 @@ async fn admit(
     let call = CallContext::new(context);
     let admitting = async {
         for message in messages {
-            merged.push(gateway.cluster.complete(message, &call).await?);
+            merged.push(gateway.cluster.complete(message.clone(), &call).await?);
         }
         Ok(merged)
     };

@@ -59,7 +59,7 @@ async fn send_with(
     let context = RequestContext::for_test(Api::Http, request.version());
     request.extensions_mut().insert(context);
     let router = routes(Gateway {
-        cluster: Cluster::local(engine(move |_| Ok(script()))),
+        cluster: Cluster::local(engine(move |_| Ok(script())), &Telemetry::new()),
         telemetry: Telemetry::new(),
         check_ready: Arc::new(|| Ok(())),
         worker_counts: Arc::new(|| None),

@@ -3,7 +3,7 @@
 use crate::proto::v1;
 
 /// Merges the timings of another prompt of the same request. The queue time and the first-token time are the minimum,
-/// and the total is the maximum. The frontend and socket stages stay empty, because the gateway measures them itself.
+/// the total is the maximum, and resumptions are added up. The frontend and socket stages stay empty, because the gateway measures them itself.
 pub(super) fn merge(timings: Option<v1::Timings>, other: v1::Timings) -> v1::Timings {
     let Some(timings) = timings else { return other };
     v1::Timings {
@@ -13,6 +13,11 @@ pub(super) fn merge(timings: Option<v1::Timings>, other: v1::Timings) -> v1::Tim
         engine: merge_stages(timings.engine, other.engine),
         frontend: None,
         socket: None,
+        resumptions: timings.resumptions.saturating_add(other.resumptions),
+        resumption_method: match other.resumptions {
+            0 => timings.resumption_method,
+            _ => other.resumption_method,
+        },
     }
 }
 

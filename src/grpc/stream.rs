@@ -161,6 +161,7 @@ fn summary_message(summary: &Summary, timer: Option<&DeliveryTimer>) -> v1::Summ
             engine: Some(summary.engine.into()),
             frontend: delivery.map(|it| it.frontend.into()),
             socket: delivery.map(|it| it.socket.into()),
+            ..v1::Timings::default()
         }),
     }
 }

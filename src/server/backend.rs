@@ -54,7 +54,7 @@ impl Backend {
                     scheduler,
                     telemetry.clone(),
                 );
-                let cluster = Cluster::local(service.clone());
+                let cluster = Cluster::local(service.clone(), telemetry);
                 Ok(Self {
                     engine: Some(engine),
                     service: Service::Engine(Box::new(service)),
@@ -64,8 +64,12 @@ impl Backend {
             }
             Source::Remote(spec) => {
                 let stop = CancellationToken::new();
-                let cluster =
-                    Cluster::remote(Membership::fixed(spec.clone()), lifecycle.critical, &stop);
+                let cluster = Cluster::remote(
+                    Membership::fixed(spec.clone()),
+                    telemetry,
+                    lifecycle.critical,
+                    &stop,
+                );
                 let health = ServerHealth::for_cluster(cluster.clone(), stop);
                 let open = health.clone();
                 let proxy = Proxy::new(ProxyParts {

@@ -91,6 +91,8 @@ pub struct RequestRecord {
     usage: OnceLock<TokenUsage>,
     started_ns: OnceLock<u64>,
     gaps: Mutex<InterTokenTimes>,
+    /// Method by which a gateway first continued the completion after its engine's stream broke.
+    resumption: OnceLock<&'static str>,
     outcome: OnceLock<Outcome>,
 }
 
@@ -114,6 +116,7 @@ impl RequestRecord {
             usage: OnceLock::new(),
             started_ns: OnceLock::new(),
             gaps: Mutex::default(),
+            resumption: OnceLock::new(),
             outcome: OnceLock::new(),
         }
     }
@@ -191,6 +194,17 @@ impl RequestRecord {
     /// Sets the usage that the engine reported at the end of the completion.
     pub(crate) fn set_usage(&self, usage: TokenUsage) {
         self.usage.get_or_init(|| usage);
+    }
+
+    /// Reports that a gateway has continued the completion by this method, after its engine's stream broke.
+    pub(crate) fn set_resumption(&self, method: &'static str) {
+        self.resumption.get_or_init(|| method);
+    }
+
+    /// The method by which a gateway first continued the completion. `None` if the stream never broke.
+    #[must_use]
+    pub fn resumption(&self) -> Option<&'static str> {
+        self.resumption.get().copied()
     }
 
     /// The token counts of the request so far. `None` if no worker has started it.

@@ -13,20 +13,20 @@ use http::{Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use crate::cluster::failure::Failure;
 use crate::cluster::spec::ApiKey;
+use crate::error::{Error, ErrorKind};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time after which an idle connection is closed. It is shorter than the idle timeouts of common servers, so that a
 /// request is rarely sent on a connection that the server closes at the same moment.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Maximum number of times that a request is sent if its connection breaks before the head of the response.
-const MAX_SENDS: u32 = 3;
 /// Maximum number of idle connections to one engine.
 const MAX_IDLE_CONNECTIONS: usize = 256;
 
@@ -74,25 +74,25 @@ impl EngineClient {
 
     /// Sends a request, and waits for the head of its response.
     ///
-    /// Repeats the request if its connection breaks before the head. Some servers close a connection after a response
-    /// without announcing it, so a request on a connection of the pool may fail.
+    /// # Errors
+    /// The engine cannot be reached, or the connection broke before the head.
     pub(super) async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, Error> {
+    ) -> Result<Response<Incoming>, Failure> {
         if let Some(authorization) = &self.authorization {
             let headers = request.headers_mut();
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        for _ in 1..MAX_SENDS {
-            match self.client.request(request.clone()).await {
-                Err(error) if !error.is_connect() => {
-                    tracing::debug!(%error, "the connection to an engine broke before its response");
-                }
-                answered => return answered,
+        let response = self.client.request(request).await;
+        response.map_err(|error| {
+            tracing::debug!(%error, "an engine did not answer");
+            if error.is_connect() {
+                return Failure::unreachable();
             }
-        }
-        self.client.request(request).await
+            let message = "The connection to the engine broke.";
+            Error::new(ErrorKind::UpstreamError, message).into()
+        })
     }
 }
 

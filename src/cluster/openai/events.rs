@@ -17,7 +17,6 @@ use tonic::Status;
 use super::chunk::{Chunk, ChunkChoice, ChunkUsage};
 use super::rejection;
 use super::server_sent_events::{EventSplitter, SentEvent};
-use crate::cluster::upstream::OpenStreamGuard;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
@@ -46,7 +45,6 @@ pub(super) struct EngineEvents {
     /// The time when all choices had ended, and the timer for the rest of the body.
     end_timer: Option<(Instant, Pin<Box<Sleep>>)>,
     ended: bool,
-    _open_stream: OpenStreamGuard,
 }
 
 /// Facts about a request that its events repeat.
@@ -81,7 +79,7 @@ struct ChoiceProgress {
 }
 
 impl EngineEvents {
-    pub(super) fn new(body: Incoming, facts: RequestFacts, open_stream: OpenStreamGuard) -> Self {
+    pub(super) fn new(body: Incoming, facts: RequestFacts) -> Self {
         Self {
             body,
             splitter: EventSplitter::default(),
@@ -89,7 +87,6 @@ impl EngineEvents {
             failure: None,
             end_timer: None,
             ended: false,
-            _open_stream: open_stream,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The kinds of OpenAI-compatible servers that differ in what they support.
 
+use crate::cluster::ladder::Abilities;
 use crate::request::Parameter;
 
 /// An OpenAI-compatible server, as its list of models identifies it.
@@ -66,6 +67,23 @@ impl Flavor {
     /// Returns true if the server can end the text after the matched stop string.
     pub(super) fn includes_stop_string(self) -> bool {
         self == Self::Vllm
+    }
+
+    /// Returns the abilities that decide how the server can continue a completion of another one.
+    pub(super) fn abilities(self) -> Abilities {
+        match self {
+            Self::Vllm => Abilities {
+                takes_token_ids: true,
+                continues_chats: true,
+                ..Abilities::default()
+            },
+            Self::LlamaCpp => Abilities {
+                continues_chats: true,
+                penalizes_prompt: true,
+                ..Abilities::default()
+            },
+            Self::Other => Abilities::default(),
+        }
     }
 
     /// Returns the parameters that are not passed to the server.

@@ -16,6 +16,17 @@ pub(super) struct EngineRequest {
     pub(super) body: Vec<u8>,
 }
 
+/// Facts that a body contains besides the client's request.
+#[derive(Clone, Copy)]
+pub(super) struct BodyFacts<'a> {
+    /// Name under which the engine knows the model.
+    pub(super) model: &'a str,
+    pub(super) seed: i64,
+    pub(super) flavor: Flavor,
+    /// True if the chat ends with the start of the assistant's answer.
+    pub(super) continues_message: bool,
+}
+
 #[derive(Serialize)]
 struct Body<'a> {
     model: &'a str,
@@ -30,6 +41,10 @@ struct Body<'a> {
     options: Options<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     return_token_ids: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    continue_final_message: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    add_generation_prompt: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -105,16 +120,20 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl EngineRequest {
-    /// Writes a request to the model that the engine knows under this name.
+    /// Writes a request.
     ///
     /// # Errors
     /// The request has no prompt, or it uses a field that no such engine has.
     pub(super) fn new(
         message: &v1::CompletionRequest,
-        model: &str,
-        seed: i64,
-        flavor: Flavor,
+        facts: &BodyFacts<'_>,
     ) -> Result<Self, Error> {
+        let BodyFacts {
+            model,
+            seed,
+            flavor,
+            continues_message,
+        } = *facts;
         check_supported(message, flavor)?;
         let (path, input, default_max_tokens) = match &message.input {
             Some(Input::Chat(chat)) => ("/chat/completions", chat_input(chat), None),
@@ -142,6 +161,9 @@ impl EngineRequest {
             seed,
             options: Options::of(message),
             return_token_ids: flavor.reports_token_ids().then_some(true),
+            // llama.cpp always continues a last message of the assistant, and does not know these fields.
+            continue_final_message: (continues_message && flavor == Flavor::Vllm).then_some(true),
+            add_generation_prompt: (continues_message && flavor == Flavor::Vllm).then_some(false),
         };
         let body = serde_json::to_vec(&body).map_err(|error| {
             tracing::error!(%error, "cannot write the request to an engine");
@@ -214,8 +236,17 @@ mod tests {
 
     use super::*;
 
+    fn facts(flavor: Flavor) -> BodyFacts<'static> {
+        BodyFacts {
+            model: "m",
+            seed: 7,
+            flavor,
+            continues_message: false,
+        }
+    }
+
     fn request(message: &v1::CompletionRequest, flavor: Flavor) -> (&'static str, Value) {
-        let request = EngineRequest::new(message, "m", 7, flavor).expect("a valid request");
+        let request = EngineRequest::new(message, &facts(flavor)).expect("a valid request");
         let body = serde_json::from_slice(&request.body).expect("the body is JSON");
         (request.path, body)
     }
@@ -339,7 +370,7 @@ mod tests {
             ),
         ];
         for (param, message) in cases {
-            let rejected = EngineRequest::new(&message, "m", 7, Flavor::Vllm);
+            let rejected = EngineRequest::new(&message, &facts(Flavor::Vllm));
             let error = rejected.err().expect("the request is rejected");
             assert_eq!(error.kind, ErrorKind::UnsupportedParameter);
             assert_eq!(error.param.as_deref(), Some(param));

@@ -11,8 +11,8 @@ use tokio::time::{sleep, timeout};
 
 use super::client::EngineClient;
 use super::flavor::Flavor;
-use crate::backoff::{Backoff, BackoffPolicy};
-use crate::cluster::upstream::{Availability, Health};
+use crate::backoff::Backoff;
+use crate::cluster::health::{Availability, HEALTH_CHECK_BACKOFF, HealthPublisher};
 use crate::proto::v1;
 
 /// Time between two checks of an engine that is up.
@@ -21,14 +21,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum size of the list of models, in bytes.
 const MAX_LIST_BYTES: usize = 1024 * 1024;
-
-/// Delays between checks of an engine that is down. The maximum is short, because requests for the engine's models fail
-/// until the next check succeeds.
-const DOWN_BACKOFF: BackoffPolicy = BackoffPolicy {
-    first: Duration::from_millis(250),
-    max: Duration::from_secs(1),
-    jitter: 0.5,
-};
 
 /// What an engine reports about itself.
 #[derive(Clone, Debug, Default)]
@@ -70,17 +62,15 @@ struct LlamaCppMeta {
 
 /// The task that keeps the health and the facts of an engine up to date.
 pub(super) struct ModelWatch {
-    /// Address of the engine, for the log.
-    pub(super) engine: String,
     pub(super) client: EngineClient,
-    pub(super) health: watch::Sender<Health>,
+    pub(super) health: HealthPublisher,
     pub(super) facts: watch::Sender<Flavor>,
 }
 
 impl ModelWatch {
     /// Checks the engine until the task is cancelled.
     pub(super) async fn run(self) {
-        let mut backoff = Backoff::new(DOWN_BACKOFF);
+        let mut backoff = Backoff::new(HEALTH_CHECK_BACKOFF);
         loop {
             match self.read_facts().await {
                 Some(facts) => {
@@ -88,11 +78,11 @@ impl ModelWatch {
                     self.facts.send_if_modified(|flavor| {
                         std::mem::replace(flavor, facts.flavor) != facts.flavor
                     });
-                    self.publish(Availability::Up, Some(facts.models));
+                    self.health.publish(Availability::Up, Some(facts.models));
                     sleep(CHECK_INTERVAL).await;
                 }
                 None => {
-                    self.publish(Availability::Down, None);
+                    self.health.publish(Availability::Down, None);
                     sleep(backoff.next_delay()).await;
                 }
             }
@@ -110,29 +100,6 @@ impl ModelWatch {
             facts_from(&body.collect().await.ok()?.to_bytes())
         };
         timeout(CHECK_TIMEOUT, asking).await.ok()?
-    }
-
-    /// Records the availability, and the models if they are known. Logs a change.
-    fn publish(&self, availability: Availability, models: Option<Vec<v1::Model>>) {
-        let mut earlier = availability;
-        self.health.send_if_modified(|health| {
-            earlier = std::mem::replace(&mut health.availability, availability);
-            let has_new_models = models
-                .as_ref()
-                .is_some_and(|models| *models != health.models);
-            if let Some(models) = models {
-                health.models = models;
-            }
-            has_new_models || earlier != availability
-        });
-        let engine = &self.engine;
-        match availability {
-            _ if earlier == availability => {}
-            Availability::Up => tracing::info!(engine, "an engine is up"),
-            Availability::Unknown | Availability::Down | Availability::Loop => {
-                tracing::warn!(engine, "an engine is down");
-            }
-        }
     }
 }
 

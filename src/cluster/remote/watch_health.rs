@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tonic::Request;
 use tonic::transport::Channel;
@@ -10,8 +9,8 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::backoff::{Backoff, BackoffPolicy};
-use crate::cluster::upstream::{Availability, Health};
+use crate::backoff::Backoff;
+use crate::cluster::health::{Availability, HEALTH_CHECK_BACKOFF, HealthPublisher};
 use crate::cluster::via::{GatewayId, Via};
 use crate::proto::v1;
 use crate::proto::v1::inference_client::InferenceClient;
@@ -19,21 +18,11 @@ use crate::proto::v1::inference_client::InferenceClient;
 /// Maximum wait for the model list of an engine that came up.
 const LIST_MODELS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Delays between health checks of an engine that is down. The maximum is short, because requests for the engine's
-/// models fail until the next check succeeds.
-const HEALTH_CHECK_BACKOFF: BackoffPolicy = BackoffPolicy {
-    first: Duration::from_millis(250),
-    max: Duration::from_secs(1),
-    jitter: 0.5,
-};
-
 /// The task that keeps the health of an engine up to date.
 pub(super) struct HealthWatch {
-    /// Address of the engine, for the log.
-    pub(super) engine: String,
     /// Id of this gateway, to recognise an engine that is this gateway itself.
     pub(super) gateway: GatewayId,
-    pub(super) health: watch::Sender<Health>,
+    pub(super) health: HealthPublisher,
 }
 
 /// Result of asking an engine for its models.
@@ -57,22 +46,22 @@ impl HealthWatch {
                 while let Ok(Some(report)) = reports.message().await {
                     backoff.reset();
                     if report.status() != ServingStatus::Serving {
-                        self.publish_health(Availability::Down, None);
+                        self.health.publish(Availability::Down, None);
                         continue;
                     }
                     match self.list_models(&mut inference).await {
                         ListedModels::Models(models) => {
-                            self.publish_health(Availability::Up, Some(models))
+                            self.health.publish(Availability::Up, Some(models))
                         }
-                        ListedModels::Unknown => self.publish_health(Availability::Up, None),
+                        ListedModels::Unknown => self.health.publish(Availability::Up, None),
                         ListedModels::Loop => {
-                            self.publish_health(Availability::Loop, Some(Vec::new()));
+                            self.health.publish(Availability::Loop, Some(Vec::new()));
                             return;
                         }
                     }
                 }
             }
-            self.publish_health(Availability::Down, None);
+            self.health.publish(Availability::Down, None);
             sleep(backoff.next_delay()).await;
         }
     }
@@ -86,42 +75,19 @@ impl HealthWatch {
             Ok(Err(_)) | Err(_) => ListedModels::Unknown,
         }
     }
-
-    /// Records the availability, and the models if they are known. Logs a change of availability.
-    fn publish_health(&self, availability: Availability, models: Option<Vec<v1::Model>>) {
-        let mut earlier = availability;
-        self.health.send_modify(|health| {
-            earlier = std::mem::replace(&mut health.availability, availability);
-            if let Some(models) = models {
-                health.models = models;
-            }
-        });
-        if earlier == availability {
-            return;
-        }
-        let engine = &self.engine;
-        match availability {
-            Availability::Up => tracing::info!(engine, "an engine is up"),
-            Availability::Unknown | Availability::Down => {
-                tracing::warn!(engine, "an engine is down");
-            }
-            Availability::Loop => tracing::error!(
-                engine,
-                "this address in --engine is the gateway itself; it gets no requests; remove it from --engine"
-            ),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::net::TcpListener;
     use tokio::runtime::Runtime;
+    use tokio::sync::watch;
     use tokio_stream::wrappers::TcpListenerStream;
     use tonic::transport::{Endpoint, Server};
     use tonic_health::server::health_reporter;
 
     use super::*;
+    use crate::cluster::health::Health;
 
     async fn wait_for(health: &mut watch::Receiver<Health>, expected: Availability) {
         let changed = health.wait_for(|health| health.availability == expected);
@@ -142,12 +108,11 @@ mod tests {
         let incoming = TcpListenerStream::new(listener);
         let server = Server::builder().add_service(service);
         engine.spawn(server.serve_with_incoming(incoming));
-        let (sender, mut health) = watch::channel(Health::default());
+        let (publisher, mut health) = HealthPublisher::new(&address.as_str().into());
         assert!(health.borrow().is_up(), "an unknown state counts as up");
         let watching = HealthWatch {
-            engine: address.clone(),
             gateway: GatewayId::random(),
-            health: sender,
+            health: publisher,
         };
         let channel = Endpoint::from_shared(address).unwrap().connect_lazy();
         let watching = tokio::spawn(watching.run(channel));

@@ -1,0 +1,13 @@
+//! The ladder: how a completion goes on when its engine's stream breaks. These are pure structs; the stream of the
+//! request sends the requests and reads the answers.
+
+mod continuation;
+mod delivered;
+mod rung;
+mod seam;
+
+pub(super) use continuation::{Continuation, Requests, TargetFacts, continuation};
+pub(super) use delivered::{Delivered, PromptPosition};
+pub(crate) use rung::{Abilities, Rung};
+pub(super) use rung::{Case, rungs};
+pub(super) use seam::Seam;

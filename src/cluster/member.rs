@@ -1,0 +1,157 @@
+//! An engine behind the gateway: its upstream, its load and its circuit breaker.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::failure::Failure;
+use super::policy::{Breaker, BreakerState, EngineResult, Fault, Load, Passage};
+use super::upstream::Upstream;
+use crate::telemetry::Telemetry;
+
+/// Time for which an engine that is busy gets no requests that another one can take, if it names no time.
+const BUSY_TIME: Duration = Duration::from_secs(1);
+
+/// An engine of the cluster.
+pub(super) struct Member {
+    pub(super) name: Arc<str>,
+    pub(super) upstream: Arc<dyn Upstream>,
+    pub(super) load: Load,
+    state: Mutex<MemberState>,
+    telemetry: Telemetry,
+}
+
+struct MemberState {
+    breaker: Breaker,
+    busy_until: Option<Instant>,
+}
+
+/// Permission to send one request to an engine. Dropping it without a result leaves the breaker as it was.
+pub(super) struct EnginePass {
+    member: Arc<Member>,
+    passage: Passage,
+    /// True once the result of the try is recorded, so that a probe has ended.
+    has_result: bool,
+}
+
+impl Member {
+    pub(super) fn new(name: &Arc<str>, upstream: Arc<dyn Upstream>, telemetry: &Telemetry) -> Self {
+        Self {
+            name: Arc::clone(name),
+            upstream,
+            load: Load::default(),
+            state: Mutex::new(MemberState {
+                breaker: Breaker::new(Instant::now()),
+                busy_until: None,
+            }),
+            telemetry: telemetry.clone(),
+        }
+    }
+
+    /// Returns true unless the engine is known to be unavailable.
+    pub(super) fn is_up(&self) -> bool {
+        self.upstream.health().borrow().is_up()
+    }
+
+    /// Returns true if the breaker lets no request pass now.
+    pub(super) fn is_blocked(&self, now: Instant) -> bool {
+        self.state().breaker.blocked_until(now).is_some()
+    }
+
+    /// Returns true if the engine answered a moment ago that it is busy.
+    pub(super) fn is_busy(&self, now: Instant) -> bool {
+        self.state().busy_until.is_some_and(|until| until > now)
+    }
+
+    /// Asks the breaker to send a request. Returns `None` if it must not be sent.
+    pub(super) fn pass(self: &Arc<Self>) -> Option<EnginePass> {
+        let passage = self.change_breaker(|breaker, now| breaker.pass(now));
+        match passage {
+            Passage::Refused(_) => None,
+            Passage::Pass | Passage::Probe => Some(EnginePass {
+                member: Arc::clone(self),
+                passage,
+                has_result: false,
+            }),
+        }
+    }
+
+    /// Changes the breaker. Logs and counts a change of its state.
+    fn change_breaker<T>(&self, change: impl FnOnce(&mut Breaker, Instant) -> T) -> T {
+        let (result, before, after) = {
+            let mut state = self.state();
+            let before = state.breaker.state();
+            let result = change(&mut state.breaker, Instant::now());
+            (result, before, state.breaker.state())
+        };
+        if before != after {
+            self.report_breaker(after);
+        }
+        result
+    }
+
+    fn report_breaker(&self, state: BreakerState) {
+        let engine = &*self.name;
+        self.telemetry.count_breaker_change(engine, state.label());
+        match state {
+            BreakerState::Open => tracing::warn!(
+                engine,
+                "the circuit breaker of an engine opened: it gets no requests for some seconds"
+            ),
+            BreakerState::HalfOpen => tracing::info!(
+                engine,
+                "the circuit breaker of an engine is half-open: one request tests the engine"
+            ),
+            BreakerState::Closed => {
+                tracing::info!(engine, "the circuit breaker of an engine closed");
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, MemberState> {
+        // The state is valid after every statement, so a panic of another thread does not matter.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl EnginePass {
+    /// Records that the engine has sent the first token of the request.
+    pub(super) fn record_first_token(&mut self) {
+        let telemetry = &self.member.telemetry;
+        telemetry.count_engine_try(&self.member.name, Ok(()));
+        self.record(EngineResult::Works);
+    }
+
+    /// Records that the try failed. Also after [`Self::record_first_token`], if the stream broke later.
+    pub(super) fn record_failure(&mut self, failure: &Failure) {
+        let member = Arc::clone(&self.member);
+        let kind = failure.error().kind;
+        member.telemetry.count_engine_try(&member.name, Err(kind));
+        if let Fault::Busy(told) = failure.fault() {
+            let time = told.unwrap_or(BUSY_TIME);
+            member.state().busy_until = Some(Instant::now() + time);
+        }
+        self.record(if failure.is_engine_fault() {
+            EngineResult::Fault
+        } else {
+            EngineResult::Works
+        });
+    }
+
+    fn record(&mut self, result: EngineResult) {
+        self.has_result = true;
+        let passage = self.passage;
+        self.member
+            .change_breaker(|breaker, now| breaker.record(passage, result, now));
+    }
+}
+
+impl Drop for EnginePass {
+    fn drop(&mut self) {
+        if self.passage == Passage::Probe && !self.has_result {
+            self.member
+                .change_breaker(|breaker, _| breaker.abandon_probe());
+        }
+    }
+}
