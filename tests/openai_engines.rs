@@ -159,7 +159,13 @@ async fn a_stream_that_the_engine_cuts_ends_with_one_error_and_never_looks_whole
         ],
     ];
     for end in ends {
-        let engine = OpenAiEngine::answering(cut(end)).await;
+        // The engine fails every request that continues the stream.
+        let steps = cut(end);
+        let engine = OpenAiEngine::start(move |received| match &received.body["prompt"] {
+            prompt if prompt == "hi" => steps.clone(),
+            _ => vec![Step::Answer(500, "", json!({}))],
+        })
+        .await;
         let gateway = gateway(&engine).await;
         let (response, body) = completion(&stream_body()).fetch(&gateway).await;
         let lines = body.lines();
@@ -364,7 +370,7 @@ async fn an_error_of_the_request_is_passed_on_and_one_of_the_engine_is_not() {
 async fn a_busy_engine_answers_429_with_its_own_delay() {
     let answer = Step::Answer(
         429,
-        "retry-after: 7\r\n",
+        "retry-after: 77\r\n",
         json!({"error": {"message": "slow down"}}),
     );
     let engine = OpenAiEngine::answering(vec![answer]).await;
@@ -372,7 +378,7 @@ async fn a_busy_engine_answers_429_with_its_own_delay() {
     let (response, body) = completion(&stream_body()).fetch(&gateway).await;
     assert_eq!(
         (response.status, response.header("retry-after")),
-        (429, Some("7"))
+        (429, Some("77"))
     );
     assert_eq!(body.error().0, "queue_full");
     let (code, error) = grpc::grpc_error(&gateway, grpc::request("hi", 1)).await;

@@ -267,7 +267,12 @@ impl Attempts {
         let target = self.target(target);
         let upstream = &target.member.upstream;
         if delivered.is_empty() {
-            let message = self.addressed_to(target, (*self.message).clone());
+            let message = v1::CompletionRequest {
+                // The client may know the seed of an earlier try.
+                seed: self.seed,
+                ..(*self.message).clone()
+            };
+            let message = self.addressed_to(target, message);
             let events = upstream.complete(self.request(message)).await?;
             return Ok(Opened {
                 events,

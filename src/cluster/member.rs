@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::policy::{Breaker, BreakerState, EngineResult, Fault, Load, Passage};
 use super::upstream::Upstream;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{GaugeGuard, Telemetry};
 
 /// Time for which an engine that is busy gets no requests that another one can take, if it names no time.
 const BUSY_TIME: Duration = Duration::from_secs(1);
@@ -62,6 +62,11 @@ impl Member {
     /// Returns true if the engine answered a moment ago that it is busy.
     pub(super) fn is_busy(&self, now: Instant) -> bool {
         self.state().busy_until.is_some_and(|until| until > now)
+    }
+
+    /// Counts a request as waiting for this engine until the guard is dropped.
+    pub(super) fn count_queued_request(&self) -> GaugeGuard {
+        GaugeGuard::new(self.telemetry.requests_queued.clone())
     }
 
     /// Asks the breaker to send a request. Returns `None` if it must not be sent.

@@ -125,6 +125,10 @@ impl ResilientEvents {
                 if !self.has_reported_start {
                     self.started = Some(started);
                 }
+                // Without another target, the client will see no other engine.
+                if !running.attempts.has_alternative(running.stream.target) {
+                    self.report_start();
+                }
                 Ok(Step::Continue)
             }
             Event::Prompt(mut part) => {

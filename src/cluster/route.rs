@@ -14,6 +14,7 @@ use super::selection::has_name;
 use super::spec::{RoutePolicy, RouteSpec, TargetSpec};
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
+use crate::telemetry::GaugeGuard;
 
 /// The engines of a cluster and the routes to them, at one moment.
 #[derive(Default)]
@@ -140,7 +141,8 @@ impl Route {
         if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
             return Ok((target, Some(permit)));
         }
-        let _waiting = Waiting::start(&self.waiting, self.spec.policy.queue_depth)?;
+        let member = &self.targets[target].member;
+        let _waiting = Waiting::start(&self.waiting, self.spec.policy.queue_depth, member)?;
         let tier = self.targets[target].tier;
         let now = Instant::now();
         let others = self.targets.iter().enumerate().filter(|(at, other)| {
@@ -217,11 +219,17 @@ fn tier_of(member: &Member, model: &str) -> usize {
 }
 
 /// Counts a request that waits for a target until it is dropped.
-struct Waiting(Arc<AtomicU32>);
+struct Waiting {
+    waiting: Arc<AtomicU32>,
+    _queued: GaugeGuard,
+}
 
 impl Waiting {
-    fn start(waiting: &Arc<AtomicU32>, limit: u32) -> Result<Self, Error> {
-        let guard = Self(Arc::clone(waiting));
+    fn start(waiting: &Arc<AtomicU32>, limit: u32, member: &Member) -> Result<Self, Error> {
+        let guard = Self {
+            waiting: Arc::clone(waiting),
+            _queued: member.count_queued_request(),
+        };
         if waiting.fetch_add(1, Ordering::Relaxed) >= limit {
             let message = format!("The queue of the route is full ({limit} requests wait).");
             return Err(Error::new(ErrorKind::QueueFull, message));
@@ -232,6 +240,6 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -44,6 +44,14 @@ pub(crate) fn token(index: u32, text: &str) -> Result<v1::CompletionEvent, Statu
     })))
 }
 
+/// Creates the event that ends choice 0.
+pub(crate) fn end() -> Result<v1::CompletionEvent, Status> {
+    Ok(event(Event::Tokens(v1::Tokens {
+        finish_reason: v1::FinishReason::Stop.into(),
+        ..v1::Tokens::default()
+    })))
+}
+
 /// Creates the last event of a completion.
 pub(crate) fn summary() -> Result<v1::CompletionEvent, Status> {
     Ok(event(Event::Summary(v1::Summary::default())))

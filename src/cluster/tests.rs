@@ -61,11 +61,11 @@ fn call_context() -> CallContext {
     CallContext::new(&RequestContext::for_test(Api::Http, http::Version::HTTP_11))
 }
 
-/// Creates an engine that starts every completion and then sends no tokens.
+/// Creates an engine that starts every completion, sends one token, and nothing more.
 fn silent_engine(name: &'static str) -> ScriptedEngine {
     engine(move |_| {
-        let started = tokio_stream::once(started(name));
-        Ok(Box::pin(started.chain(tokio_stream::pending())))
+        let events = tokio_stream::iter([started(name), token(0, "a")]);
+        Ok(Box::pin(events.chain(tokio_stream::pending())))
     })
 }
 
@@ -90,7 +90,7 @@ async fn the_engine_with_the_fewest_streams_gets_the_next_request() {
     assert_eq!(started_by(&mut second).await, "b");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_engine_that_cannot_accept_a_request_is_skipped() {
     use ErrorKind::{Draining, ModelNotFound, NoWorker, NotReady, QueueFull};
     for kind in [Draining, ModelNotFound, NoWorker, NotReady, QueueFull] {
@@ -110,7 +110,7 @@ async fn an_invalid_request_is_sent_to_one_engine_only() {
     assert_eq!(error, Some(ErrorKind::InvalidValue));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn model_not_found_is_returned_only_if_every_engine_returns_it() {
     let (full, unknown) = (ErrorKind::QueueFull, ErrorKind::ModelNotFound);
     for (engines, expected) in [
@@ -184,10 +184,11 @@ async fn dropping_the_events_cancels_a_stream_with_a_full_buffer() {
 
 #[tokio::test(start_paused = true)]
 async fn a_finished_stream_is_given_one_second_to_send_its_trailers() {
-    let (sender, engine) = forwarding_engine(2);
+    let (sender, engine) = forwarding_engine(3);
     let mut events = complete(&cluster([engine])).await.unwrap();
-    sender.send(started("m")).await.unwrap();
-    sender.send(scripted::summary()).await.unwrap();
+    for event in [started("m"), scripted::end(), scripted::summary()] {
+        sender.send(event).await.unwrap();
+    }
     while events.next().await.is_some() {}
     drop(events);
     let half_a_second = Duration::from_millis(500);
@@ -276,7 +277,11 @@ async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
     // The new engine has more streams than the engine that has left.
     assert_eq!(started_by(&mut fourth).await, "joined");
 
-    events.send(token(0, "a")).await.unwrap();
+    let mut last = token(0, "a").unwrap();
+    if let Some(Event::Tokens(tokens)) = &mut last.event {
+        tokens.finish_reason = v1::FinishReason::Stop.into();
+    }
+    events.send(Ok(last)).await.unwrap();
     events.send(scripted::summary()).await.unwrap();
     let rest: Vec<_> = stream.collect().await;
     assert!(

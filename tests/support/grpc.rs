@@ -144,6 +144,13 @@ impl Completion {
             .collect()
     }
 
+    pub fn timings(&self) -> v1::Timings {
+        self.summary
+            .as_ref()
+            .and_then(|summary| summary.timings)
+            .expect("the summary has timings")
+    }
+
     pub fn usage(&self) -> v1::Usage {
         self.summary
             .as_ref()

@@ -10,6 +10,7 @@ use super::TestServer;
 const CONTINUE: &[u8; 25] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// A request that has not been sent.
+#[derive(Clone)]
 pub struct Request {
     method: &'static str,
     path: String,

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use tokenway::cluster::{RoutePolicy, RouteSpec, TargetSpec};
 use tokenway::gateway::UnknownFieldPolicy;
 use tokenway::listen::{Address, Limits};
 use tokenway::models::{Readiness, UnknownModelPolicy};
@@ -121,6 +122,21 @@ pub struct Setup {
     pub parts: ServerParts,
 }
 
+/// Returns a route of the model `m` that uses engine `0`, and the further engines as its fallbacks.
+pub fn route_with_fallbacks(fallbacks: usize, policy: RoutePolicy) -> RouteSpec {
+    let target = |number: usize| TargetSpec {
+        engine: number.to_string().into(),
+        model: None,
+        weight: 1,
+    };
+    RouteSpec {
+        model: "m".to_owned(),
+        targets: vec![target(0)],
+        fallback: (1..=fallbacks).map(target).collect(),
+        policy,
+    }
+}
+
 /// Returns options of the test runner without any delay between tokens.
 pub fn full_speed() -> TestRunnerOptions {
     with_interval(Duration::ZERO)
@@ -188,6 +204,19 @@ impl Setup {
         let engines = engines.iter().map(|engine| address(engine.as_ref()));
         let mut setup = Self::test_runner(full_speed());
         setup.parts.source = Source::Remote(engines.collect());
+        setup
+    }
+
+    /// Serves a gateway with this route to the engines at these addresses, which are named `0`, `1` and so on.
+    pub fn route(engines: &[String], route: RouteSpec) -> Self {
+        let mut setup = Self::gateway_at(engines);
+        let Source::Remote(cluster) = &mut setup.parts.source else {
+            panic!("it is a gateway")
+        };
+        for (number, engine) in cluster.engines.iter_mut().enumerate() {
+            engine.name = number.to_string().into();
+        }
+        cluster.routes = vec![route];
         setup
     }
 

@@ -2,7 +2,7 @@
 //! can end a response at any byte.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use socket2::SockRef;
@@ -21,6 +21,8 @@ pub enum Step {
     Head,
     /// Sends these bytes as one chunk.
     Chunk(String),
+    /// Sends these bytes as one chunk.
+    Bytes(&'static [u8]),
     /// Sends a whole response with this status, these headers and this JSON body.
     Answer(u16, &'static str, Value),
     /// Ends the body. The connection stays open.
@@ -59,6 +61,96 @@ pub fn whole(texts: &[&str]) -> Vec<Step> {
     steps
 }
 
+/// The words that [`story`] tells.
+pub const STORY: [&str; 8] = [
+    "Once",
+    " upon",
+    " a",
+    " time",
+    " a",
+    " f\u{f6}x",
+    " sat",
+    " here.",
+];
+
+/// Returns the steps of an honest engine that knows only one text: after the prompt `hi`, and the part of the text that
+/// follows it in the request, it sends the rest word by word. `max_tokens` limits the words.
+pub fn story(received: &Received) -> Vec<Step> {
+    let rest = rest_of_story(received);
+    let mut steps = vec![Step::Head];
+    for (at, word) in rest.words.iter().enumerate() {
+        let is_last = at + 1 == rest.words.len();
+        let reason = if rest.is_cut_short { "length" } else { "stop" };
+        let reason = is_last.then_some(reason);
+        steps.push(event(&match rest.is_chat {
+            false => delta(word, reason),
+            true => chat_delta(word, reason),
+        }));
+    }
+    let words = rest.words.len();
+    let usage = json!({"prompt_tokens": 3 + rest.known, "completion_tokens": words});
+    steps.push(event(&json!({"choices": [], "model": "m", "usage": usage})));
+    steps.extend([Step::Chunk("data: [DONE]\n\n".to_owned()), Step::End]);
+    steps
+}
+
+/// Returns the steps of [`story`] up to this number of words, and then `end`.
+pub fn story_until(received: &Received, words: usize, end: &[Step]) -> Vec<Step> {
+    let mut steps = story(received);
+    steps.truncate(1 + words);
+    steps.extend_from_slice(end);
+    steps
+}
+
+struct Rest {
+    words: Vec<&'static str>,
+    /// Number of words that the request contains.
+    known: usize,
+    is_chat: bool,
+    is_cut_short: bool,
+}
+
+fn rest_of_story(received: &Received) -> Rest {
+    let messages = received.body["messages"].as_array();
+    let known_text = match messages.map(|messages| &messages[..]) {
+        None => {
+            let prompt = received.body["prompt"].as_str().expect("a text");
+            prompt.strip_prefix("hi").expect("the prompt is 'hi'")
+        }
+        Some([_]) => "",
+        Some([_, assistant]) => assistant["content"].as_str().expect("a text"),
+        Some(others) => panic!("expected one or two messages: {others:?}"),
+    };
+    let mut known = 0;
+    let mut length = 0;
+    while length < known_text.len() {
+        length += STORY[known].len();
+        known += 1;
+    }
+    assert_eq!(
+        STORY[..known].concat(),
+        known_text,
+        "the client's text is whole"
+    );
+    let limit = received.body["max_tokens"].as_u64().unwrap_or(u64::MAX);
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let rest = &STORY[known..];
+    Rest {
+        words: rest[..limit.min(rest.len())].to_vec(),
+        known,
+        is_chat: messages.is_some(),
+        is_cut_short: limit < rest.len(),
+    }
+}
+
+/// Returns a chat delta of choice 0.
+pub fn chat_delta(text: &str, finish_reason: Option<&str>) -> Value {
+    json!({
+        "id": "chat-engine", "object": "chat.completion.chunk", "created": 1, "model": "m",
+        "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}],
+    })
+}
+
 /// A completion request that the engine received.
 #[derive(Clone, Debug)]
 pub struct Received {
@@ -66,6 +158,8 @@ pub struct Received {
     pub body: Value,
     /// Number of the connection, from 0.
     pub connection: usize,
+    /// Time when the request had arrived.
+    pub at: Instant,
 }
 
 /// An engine that runs until the test ends.
@@ -176,6 +270,7 @@ impl Engine {
                 path,
                 body: serde_json::from_slice(&body).expect("the body is JSON"),
                 connection,
+                at: Instant::now(),
             };
             let steps = (self.script)(&received);
             self.received.lock().expect("no panic").push(received);
@@ -183,10 +278,8 @@ impl Engine {
             for step in steps {
                 match step {
                     Step::Head => write(&mut socket, HEAD.as_bytes()).await,
-                    Step::Chunk(text) => {
-                        let chunk = format!("{:x}\r\n{text}\r\n", text.len());
-                        write(&mut socket, chunk.as_bytes()).await;
-                    }
+                    Step::Chunk(text) => write_chunk(&mut socket, text.as_bytes()).await,
+                    Step::Bytes(bytes) => write_chunk(&mut socket, bytes).await,
                     Step::Answer(status, headers, body) => {
                         write_answer(&mut socket, status, headers, &body.to_string()).await;
                     }
@@ -220,6 +313,11 @@ const HEAD: &str =
 async fn write(socket: &mut TcpStream, bytes: &[u8]) {
     // The gateway may have closed the connection.
     let _ = socket.write_all(bytes).await;
+}
+
+async fn write_chunk(socket: &mut TcpStream, data: &[u8]) {
+    let head = format!("{:x}\r\n", data.len());
+    write(socket, &[head.as_bytes(), data, b"\r\n"].concat()).await;
 }
 
 async fn write_answer(socket: &mut TcpStream, status: u16, headers: &str, body: &str) {

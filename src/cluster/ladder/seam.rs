@@ -178,11 +178,7 @@ mod tests {
     type Joined = Option<(u32, Vec<(TokenId, String)>)>;
 
     /// Joins a batch. Returns what the client gets.
-    fn join(
-        seam: &mut Seam,
-        delivered: &Delivered,
-        batch: v1::Tokens,
-    ) -> Result<Joined, Error> {
+    fn join(seam: &mut Seam, delivered: &Delivered, batch: v1::Tokens) -> Result<Joined, Error> {
         let joined = seam.join(batch, delivered)?;
         Ok(joined.map(|joined| {
             let tokens = joined.tokens.iter();
