@@ -19,6 +19,7 @@ use super::via::GatewayId;
 use crate::critical::CriticalTasks;
 use crate::proto::v1;
 use crate::proto::v1::inference_client::InferenceClient;
+use crate::request::Parameter;
 
 mod read_ahead;
 mod watch_health;
@@ -177,6 +178,12 @@ impl Upstream for RemoteUpstream {
 
     fn load(&self) -> usize {
         self.load.get()
+    }
+
+    /// A Tokenway engine has only runners. One of an older version would even ignore these fields, because protobuf
+    /// drops fields that it does not know.
+    fn unsupported(&self) -> &[Parameter] {
+        &Parameter::PASSED_ON
     }
 }
 
