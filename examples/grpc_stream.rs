@@ -102,7 +102,7 @@ async fn print_stream(mut stream: Streaming<CompletionEvent>) -> Result<Summary,
             }
             Some(Event::Summary(summary)) => return Ok(summary),
             // `Started` contains the seed. An event of an unknown type comes from a newer server.
-            Some(Event::Started(_) | Event::Prompt(_)) | None => {}
+            Some(Event::Started(_) | Event::Prompt(_) | Event::Chat(_)) | None => {}
         }
     }
     Err("the stream ended without a summary: it was truncated".into())
@@ -129,6 +129,7 @@ fn finish_reason_name(reason: FinishReason) -> &'static str {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
         FinishReason::ContentFilter => "content filter",
+        FinishReason::ToolCalls => "tool calls",
     }
 }
 

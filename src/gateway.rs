@@ -66,6 +66,8 @@ mod completion_stream;
 
 mod timings;
 
+mod collected_message;
+
 mod echoed_prompts;
 
 mod field_names;

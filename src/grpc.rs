@@ -13,6 +13,7 @@ use crate::prompt::{Prompt, Tokenizer};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::{Inference, InferenceServer};
 use crate::proto::v1::tokenize_request::Input as TokenizeInput;
+use crate::request::Parameter;
 use crate::runner::BosPolicy;
 use crate::scheduler::{NewRequest, Scheduler};
 use crate::telemetry::{Api, RouteKind, Stage, Telemetry};
@@ -21,6 +22,7 @@ use crate::text::completion::Completion;
 mod convert;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod passed_on;
 mod stream;
 mod tonic_errors;
 
@@ -183,6 +185,7 @@ impl Inference for InferenceService {
                 tokenizer.tokenize(&text, bos_policy, "text").await?
             }
             Some(TokenizeInput::Chat(chat)) => {
+                passed_on::check_plain_chat(&chat)?;
                 let messages = convert::chat_messages(chat)?;
                 let tokenizer = Tokenizer::new(model)?;
                 let text = tokenizer.render_chat(&messages).await?;
@@ -212,7 +215,7 @@ impl Inference for InferenceService {
 
 fn model_message(entry: &ModelEntry) -> Result<v1::Model, Error> {
     let facts = entry.loaded_model()?.facts();
-    let unsupported = facts.unsupported.iter();
+    let unsupported = facts.unsupported.iter().chain(&Parameter::PASSED_ON);
     Ok(v1::Model {
         name: entry.name.to_string(),
         runner: entry.runner.to_owned(),

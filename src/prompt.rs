@@ -133,7 +133,7 @@ fn check_supported(
     facts: &ModelFacts,
     request: &CompletionRequest,
 ) -> Result<(), Error> {
-    let mut unsupported = facts.unsupported.iter();
+    let mut unsupported = facts.unsupported.iter().chain(&Parameter::PASSED_ON);
     let Some(parameter) = unsupported.find(|parameter| request.uses_parameter(**parameter)) else {
         return Ok(());
     };

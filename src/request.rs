@@ -66,6 +66,9 @@ pub struct CompletionRequest {
     pub echo: bool,
     /// The tokens that the client already has, for each choice from choice 0 on. Sampling continues after them.
     pub resume: Vec<Vec<TokenId>>,
+    /// The parameters of [`Parameter::PASSED_ON`] that the client's request uses. Their values are not kept, because
+    /// no runner supports them.
+    pub passed_on: Vec<Parameter>,
     /// The priority. Lower numbers run first.
     pub priority: i32,
     /// The time when the request arrived.
@@ -197,7 +200,7 @@ pub struct StopTokens {
     pub min_tokens: u32,
 }
 
-/// A request field that a runner may not support.
+/// A request field that not every runner or engine supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parameter {
     /// A temperature other than 1.
@@ -228,10 +231,28 @@ pub enum Parameter {
     EchoLogprobs,
     /// Fill-in-the-middle.
     Suffix,
+    /// At least one tool.
+    Tools,
+    /// A choice between tools and text other than "none" and "auto".
+    ToolChoice,
+    /// A format other than free text.
+    ResponseFormat,
+    /// A reasoning effort other than "medium".
+    ReasoningEffort,
+    /// A chat message with tool calls.
+    ToolCalls,
+    /// A chat message that answers a tool call.
+    ToolCallId,
+    /// A chat message with reasoning.
+    ReasoningContent,
+    /// A chat message with a refusal.
+    Refusal,
+    /// Fields that Tokenway does not know.
+    ExtraFields,
 }
 
 impl Parameter {
-    /// Every parameter.
+    /// Every parameter that a runner may support.
     pub const ALL: [Self; 14] = [
         Self::Temperature,
         Self::TopP,
@@ -247,6 +268,19 @@ impl Parameter {
         Self::Logprobs,
         Self::EchoLogprobs,
         Self::Suffix,
+    ];
+
+    /// Every parameter that no runner supports: a gateway passes it on to engines of other kinds.
+    pub const PASSED_ON: [Self; 9] = [
+        Self::Tools,
+        Self::ToolChoice,
+        Self::ResponseFormat,
+        Self::ReasoningEffort,
+        Self::ToolCalls,
+        Self::ToolCallId,
+        Self::ReasoningContent,
+        Self::Refusal,
+        Self::ExtraFields,
     ];
 
     /// The name of the request field.
@@ -267,6 +301,15 @@ impl Parameter {
             Self::Logprobs => "logprobs",
             Self::EchoLogprobs => "echo",
             Self::Suffix => "suffix",
+            Self::Tools => "tools",
+            Self::ToolChoice => "tool_choice",
+            Self::ResponseFormat => "response_format",
+            Self::ReasoningEffort => "reasoning_effort",
+            Self::ToolCalls => "tool_calls",
+            Self::ToolCallId => "tool_call_id",
+            Self::ReasoningContent => "reasoning_content",
+            Self::Refusal => "refusal",
+            Self::ExtraFields => "extra_fields",
         }
     }
 }
@@ -286,6 +329,7 @@ impl CompletionRequest {
             options: SequenceOptions::default(),
             echo: false,
             resume: Vec::new(),
+            passed_on: Vec::new(),
             priority: 0,
             arrived: now,
             deadline: now + Duration::from_secs(3_600),
@@ -322,6 +366,15 @@ impl CompletionRequest {
             Parameter::Logprobs => logprobs.is_some(),
             Parameter::EchoLogprobs => self.echo && logprobs.is_some(),
             Parameter::Suffix => matches!(self.input, Input::Infill { .. }),
+            Parameter::Tools
+            | Parameter::ToolChoice
+            | Parameter::ResponseFormat
+            | Parameter::ReasoningEffort
+            | Parameter::ToolCalls
+            | Parameter::ToolCallId
+            | Parameter::ReasoningContent
+            | Parameter::Refusal
+            | Parameter::ExtraFields => self.passed_on.contains(&parameter),
         }
     }
 }

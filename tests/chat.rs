@@ -197,7 +197,7 @@ async fn errors_name_the_field_as_the_client_sent_it() {
             "max_completion_tokens",
         ),
         (
-            json!({"tools": [{"type": "function"}]}),
+            json!({"tools": [{"type": "function", "function": {"name": "f"}}]}),
             "unsupported_parameter",
             "tools",
         ),

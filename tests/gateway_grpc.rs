@@ -304,7 +304,7 @@ async fn an_engine_that_leaves_the_membership_finishes_its_streams() {
         match event.expect("the stream goes on") {
             Event::Tokens(batch) => tokens += batch.tokens.len(),
             Event::Summary(_) => ended = true,
-            Event::Started(_) | Event::Prompt(_) => {}
+            Event::Started(_) | Event::Prompt(_) | Event::Chat(_) => {}
         }
     }
     assert_eq!((tokens, ended), (500, true));

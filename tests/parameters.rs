@@ -10,6 +10,7 @@ use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_request::Input;
 use tokenway::proto::v1::tokenize_request::Input as TokenizeInput;
+use tokenway::request::Parameter;
 
 async fn server() -> TestServer {
     Setup::test_runner(full_speed()).start().await
@@ -215,7 +216,11 @@ async fn unsupported_parameters_are_rejected_with_their_field() {
     let mut client = server.grpc().await;
     let models = client.list_models(v1::ListModelsRequest {}).await;
     let models = models.expect("a list").into_inner().models;
-    assert_eq!(models[0].unsupported, ["suffix"]);
+    let passed_on = Parameter::PASSED_ON.map(Parameter::name);
+    assert_eq!(
+        models[0].unsupported,
+        [&["suffix"][..], &passed_on].concat()
+    );
 }
 
 #[tokio::test]

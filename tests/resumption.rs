@@ -179,7 +179,8 @@ async fn delivered_tokens_are_not_resent_and_count_in_the_usage() {
             v1::completion_event::Event::Summary(summary) => usage = summary.usage,
             v1::completion_event::Event::Started(_)
             | v1::completion_event::Event::Tokens(_)
-            | v1::completion_event::Event::Prompt(_) => {}
+            | v1::completion_event::Event::Prompt(_)
+            | v1::completion_event::Event::Chat(_) => {}
         }
     }
     assert_eq!(indices, [3, 4]);

@@ -122,7 +122,7 @@ async fn ignored_fields_are_counted_and_listed_in_a_response_header() {
 #[tokio::test]
 async fn unsupported_fields_are_rejected_even_when_unknown_fields_are_ignored() {
     let server = server_ignoring_unknown_fields().await;
-    let tools = json!({"tools": [{"type": "function"}], "cat": 1});
+    let tools = json!({"tools": [{"type": "function", "function": {"name": "f"}}], "cat": 1});
     let expected = expected_error(400, "unsupported_parameter", Some("tools"));
     assert_eq!(http_error(&server, chat_request(&tools)).await, expected);
     let expected = expected_error(400, "unsupported_parameter", Some("suffix"));

@@ -58,7 +58,7 @@ pub(super) async fn complete(
                 write_text(out, tokens.tokens.text())?;
             }
             Some(Event::Summary(_)) => return Ok(()),
-            Some(Event::Started(_) | Event::Prompt(_)) | None => {}
+            Some(Event::Started(_) | Event::Prompt(_) | Event::Chat(_)) | None => {}
         }
     }
     Err(ClientError::Truncated(

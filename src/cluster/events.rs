@@ -12,6 +12,7 @@ use super::upstream::BoxedEventStream;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
+use crate::proto::v1::completion_request::Input;
 use crate::request::MAX_CHOICES;
 
 /// Events of one completion. The stream ends after the summary or after one error.
@@ -31,6 +32,8 @@ pub(super) struct UpstreamChecks {
     next_indices: Vec<u32>,
     /// Expected index of the next prompt token.
     next_prompt_index: u32,
+    /// True if the request is a chat. Only a chat has `chat` events.
+    is_chat: bool,
     ended: bool,
 }
 
@@ -84,6 +87,7 @@ impl UpstreamChecks {
         Self {
             next_indices,
             next_prompt_index: 0,
+            is_chat: matches!(request.input, Some(Input::Chat(_))),
             ended: false,
         }
     }
@@ -109,6 +113,12 @@ impl UpstreamChecks {
         follows
     }
 
+    /// Checks that a part of a message belongs to a requested choice of a chat.
+    fn allows_chat_delta(&self, delta: &v1::ChatDelta) -> bool {
+        let choice = usize::try_from(delta.choice).ok();
+        self.is_chat && choice.is_some_and(|choice| choice < self.next_indices.len())
+    }
+
     fn check(&mut self, event: v1::CompletionEvent) -> Result<Event, Error> {
         match event.event {
             Some(Event::Prompt(prompt)) if !self.record_prompt(&prompt) => Err(upstream_error(
@@ -116,6 +126,9 @@ impl UpstreamChecks {
             )),
             Some(Event::Tokens(tokens)) if !self.record_tokens(&tokens) => Err(upstream_error(
                 "The engine sent tokens with an unexpected choice or index.",
+            )),
+            Some(Event::Chat(delta)) if !self.allows_chat_delta(&delta) => Err(upstream_error(
+                "The engine sent a part of a chat message with an unexpected choice.",
             )),
             Some(event) => {
                 self.ended = matches!(event, Event::Summary(_));
@@ -205,6 +218,26 @@ mod tests {
             let events = checked(vec![Ok(tokens(choice, 0, 1)), Ok(tokens(0, 0, 1))]).await;
             assert_eq!(events, [Err(ErrorKind::UpstreamError)]);
         }
+    }
+
+    #[tokio::test]
+    async fn a_part_of_a_message_needs_a_chat_and_a_requested_choice() {
+        let delta = |choice| v1::CompletionEvent {
+            event: Some(Event::Chat(v1::ChatDelta {
+                choice,
+                ..v1::ChatDelta::default()
+            })),
+        };
+        let chat = v1::CompletionRequest {
+            input: Some(Input::Chat(v1::Chat::default())),
+            ..v1::CompletionRequest::default()
+        };
+        let events = checked_for(&chat, vec![Ok(delta(0)), Ok(delta(1))]).await;
+        assert!(events[0].is_ok());
+        assert_eq!(events[1..], [Err(ErrorKind::UpstreamError)]);
+        let text = v1::CompletionRequest::default();
+        let events = checked_for(&text, vec![Ok(delta(0))]).await;
+        assert_eq!(events, [Err(ErrorKind::UpstreamError)]);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 
 mod continuation;
 mod delivered;
+mod message_parts;
 mod rung;
 mod seam;
 

@@ -44,6 +44,7 @@ impl MergedChoices {
             usage: v1::Usage {
                 prompt_tokens: delivered.prompt_length(),
                 completion_tokens: delivered.token_count(),
+                ..v1::Usage::default()
             },
             timings: None,
             has_started: false,
@@ -95,7 +96,11 @@ impl MergedChoices {
                 self.timings = self.timings.or(summary.timings);
                 Ok(None)
             }
-            Event::Tokens(_) | Event::Prompt(_) => {
+            Event::Chat(mut delta) if delta.choice == 0 => {
+                delta.choice = self.streams[at].choice;
+                Ok(Some(Event::Chat(delta)))
+            }
+            Event::Tokens(_) | Event::Chat(_) | Event::Prompt(_) => {
                 let message = "The engine sent an event that was not asked for.";
                 Err(Error::new(ErrorKind::UpstreamError, message).into())
             }
@@ -146,7 +151,10 @@ impl Stream for MergedChoices {
         let event = std::task::ready!(this.poll_event(cx));
         this.has_ended = !matches!(
             event,
-            Some(Ok(Event::Started(_) | Event::Tokens(_) | Event::Prompt(_)))
+            Some(Ok(Event::Started(_)
+                | Event::Tokens(_)
+                | Event::Chat(_)
+                | Event::Prompt(_)))
         );
         Poll::Ready(
             event.map(|event| event.map(|event| v1::CompletionEvent { event: Some(event) })),

@@ -28,14 +28,16 @@ mod client;
 mod events;
 mod flavor;
 mod json_text;
+mod progress;
 mod rejection;
 mod request_body;
 mod server_sent_events;
 mod watch_models;
 
 use client::EngineClient;
-use events::{EngineEvents, RequestFacts};
+use events::EngineEvents;
 use flavor::Flavor;
+use progress::RequestFacts;
 use request_body::{BodyFacts, EngineRequest};
 use watch_models::ModelWatch;
 

@@ -22,6 +22,7 @@ use super::via::GatewayId;
 use crate::critical::CriticalTasks;
 use crate::proto::v1;
 use crate::proto::v1::inference_client::InferenceClient;
+use crate::request::Parameter;
 
 mod read_ahead;
 mod watch_health;
@@ -184,6 +185,12 @@ impl Upstream for RemoteUpstream {
 
     fn reports_start(&self) -> bool {
         true
+    }
+
+    /// A Tokenway engine has only runners. One of an older version would even ignore these fields, because protobuf
+    /// drops fields that it does not know.
+    fn unsupported(&self) -> &[Parameter] {
+        &Parameter::PASSED_ON
     }
 }
 

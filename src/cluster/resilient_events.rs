@@ -47,6 +47,8 @@ struct Running {
     /// Number of tokens that the client has received from this stream.
     tokens: u32,
     has_first_token: bool,
+    /// True if the client has received something from this stream.
+    has_delivered: bool,
 }
 
 /// Result of opening the next stream.
@@ -148,13 +150,23 @@ impl ResilientEvents {
                 Ok(Step::Continue)
             }
             Event::Tokens(tokens) => {
-                let count = tokens.tokens.len();
-                running.record_arrival(count);
+                running.record_arrival(tokens.tokens.len());
                 if let Some(tokens) = running.stream.seam.join(tokens, &self.delivered)? {
-                    running.record_delivery(&tokens);
+                    let count = tokens.tokens.len();
+                    running.record_delivery(count);
                     self.delivered.record_tokens(&tokens);
                     self.report_start();
                     self.ready.push_back(Event::Tokens(tokens));
+                }
+                Ok(Step::Continue)
+            }
+            Event::Chat(delta) => {
+                running.record_arrival(1);
+                if let Some(delta) = running.stream.seam.join_chat(delta, &self.delivered)? {
+                    running.record_delivery(0);
+                    self.delivered.record_chat(&delta);
+                    self.report_start();
+                    self.ready.push_back(Event::Chat(delta));
                 }
                 Ok(Step::Continue)
             }
@@ -197,6 +209,7 @@ impl ResilientEvents {
                 usage: Some(v1::Usage {
                     prompt_tokens: self.delivered.prompt_length(),
                     completion_tokens: self.delivered.token_count(),
+                    ..v1::Usage::default()
                 }),
                 timings: None,
             });
@@ -252,6 +265,7 @@ impl Running {
             has_started: false,
             tokens: 0,
             has_first_token: false,
+            has_delivered: false,
         }
     }
 
@@ -314,13 +328,13 @@ impl Running {
         }
     }
 
-    /// Records tokens that the client gets now.
-    fn record_delivery(&mut self, tokens: &v1::Tokens) {
-        if self.tokens == 0 {
+    /// Records that the client gets something now, with this number of tokens.
+    fn record_delivery(&mut self, tokens: usize) {
+        if !std::mem::replace(&mut self.has_delivered, true) {
             self.attempts.record_progress();
         }
-        let count = u32::try_from(tokens.tokens.len()).unwrap_or(u32::MAX);
-        self.tokens = self.tokens.saturating_add(count.max(1));
+        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+        self.tokens = self.tokens.saturating_add(tokens);
     }
 
     /// Ends the stream because of a failure. Returns the tries, which go on.

@@ -41,6 +41,8 @@ pub(super) enum MergedEvent {
     Prompt(u32, v1::EchoedPrompt),
     /// Tokens of a choice. `choice` is unique across all prompts.
     Tokens(v1::Tokens),
+    /// Parts of a chat message besides its text. `choice` is unique across all prompts.
+    Chat(v1::ChatDelta),
     /// Every prompt has succeeded.
     Ended(v1::Usage, v1::Timings),
 }
@@ -96,6 +98,10 @@ impl MergedStreams {
                 tokens.choice += prompt * self.choices_per_prompt;
                 Some(MergedEvent::Tokens(tokens))
             }
+            Event::Chat(mut delta) => {
+                delta.choice += prompt * self.choices_per_prompt;
+                Some(MergedEvent::Chat(delta))
+            }
             Event::Summary(summary) => {
                 let usage = summary.usage.unwrap_or_default();
                 let total = &mut self.usage;
@@ -104,11 +110,20 @@ impl MergedStreams {
                 total.completion_tokens = total
                     .completion_tokens
                     .saturating_add(usage.completion_tokens);
+                add_reported(&mut total.cached_prompt_tokens, usage.cached_prompt_tokens);
+                add_reported(&mut total.reasoning_tokens, usage.reasoning_tokens);
                 let timings = summary.timings.unwrap_or_default();
                 self.timings = Some(timings::merge(self.timings, timings));
                 None
             }
         }
+    }
+}
+
+/// Adds a number that not every engine reports. The total stays unset until an engine reports it.
+fn add_reported(total: &mut Option<u32>, reported: Option<u32>) {
+    if let Some(number) = reported {
+        *total = Some(total.unwrap_or(0).saturating_add(number));
     }
 }
 
@@ -131,7 +146,10 @@ impl CompletionStream {
     ) -> Result<Self, Error> {
         let first_started = match poll_fn(|cx| merged.poll(cx)).await? {
             MergedEvent::Started(started) => started,
-            MergedEvent::Prompt(..) | MergedEvent::Tokens(_) | MergedEvent::Ended(..) => {
+            MergedEvent::Prompt(..)
+            | MergedEvent::Tokens(_)
+            | MergedEvent::Chat(_)
+            | MergedEvent::Ended(..) => {
                 tracing::error!("an engine sent a completion event before `started`");
                 return Err(Error::internal());
             }
@@ -184,6 +202,7 @@ pub(super) fn finish_reason(tokens: &v1::Tokens) -> Option<FinishReason> {
         v1::FinishReason::Stop => Some(FinishReason::Stop),
         v1::FinishReason::Length => Some(FinishReason::Length),
         v1::FinishReason::ContentFilter => Some(FinishReason::ContentFilter),
+        v1::FinishReason::ToolCalls => Some(FinishReason::ToolCalls),
     }
 }
 
@@ -200,18 +219,25 @@ mod tests {
 
     #[test]
     fn the_usage_of_several_prompts_is_their_sum_up_to_the_largest_number() {
-        let usage = |prompt_tokens, completion_tokens| v1::Usage {
+        let usage = |prompt_tokens, completion_tokens, cached_prompt_tokens| v1::Usage {
             prompt_tokens,
             completion_tokens,
+            cached_prompt_tokens,
+            reasoning_tokens: None,
         };
         let mut merged = MergedStreams::new(1);
-        for (prompt, usage) in [usage(3, 4), usage(u32::MAX, 5)].into_iter().enumerate() {
+        let reported = [
+            usage(3, 4, None),
+            usage(u32::MAX, 5, Some(2)),
+            usage(0, 0, Some(1)),
+        ];
+        for (prompt, usage) in reported.into_iter().enumerate() {
             let summary = v1::Summary {
                 usage: Some(usage),
                 timings: None,
             };
             assert!(merged.merge(prompt, Event::Summary(summary)).is_none());
         }
-        assert_eq!(merged.usage, usage(u32::MAX, 9));
+        assert_eq!(merged.usage, usage(u32::MAX, 9, Some(3)));
     }
 }

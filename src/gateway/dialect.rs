@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::OpenApi;
 
 use super::accept::StreamFormat;
+use super::collected_message::CollectedMessage;
 use super::echoed_prompts::PromptEcho;
 use super::field_names::FieldNames;
 use super::fields::Fields;
@@ -72,6 +73,9 @@ pub(super) trait RecordWriter: Send + Unpin + 'static {
 
     /// Called when a choice has new tokens or ends.
     fn write_tokens(&mut self, out: &mut BytesMut, tokens: &ChoiceTokens<'_>);
+
+    /// Called when a choice of a chat has new parts besides its text. Never called for other requests.
+    fn write_chat_delta(&mut self, out: &mut BytesMut, delta: &v1::ChatDelta);
 
     /// Called when the completion has succeeded.
     fn write_end(&mut self, out: &mut BytesMut, end: &StreamEnd);
@@ -133,6 +137,8 @@ pub enum FinishReason {
     Length,
     /// The engine's content filter ended the choice.
     ContentFilter,
+    /// The model called tools.
+    ToolCalls,
 }
 
 /// Tokens of one choice.
@@ -162,6 +168,8 @@ pub(super) struct CollectedChoice {
     pub(super) finish_reason: Option<FinishReason>,
     /// Tokens with their log probabilities. `None` if the response has none.
     pub(super) scored: Option<ScoredTokens>,
+    /// Parts of a chat message besides its text.
+    pub(super) chat: CollectedMessage,
 }
 
 /// The tokens of a choice with their log probabilities.

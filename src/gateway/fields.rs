@@ -87,11 +87,13 @@ impl Fields {
         std::mem::take(&mut self.fields)
     }
 
-    /// Removes and returns a field. Returns `None` if the field is missing or null.
+    /// Takes a field's value and leaves null in its place, so that the other fields keep their order. Returns `None` if
+    /// the field is missing or null.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         #[cfg(test)]
         self.requested.insert(name.to_owned());
-        self.fields.remove(name).filter(|value| !value.is_null())
+        let value = self.fields.get_mut(name).map(Value::take);
+        value.filter(|value| !value.is_null())
     }
 
     /// Reads a required field.
@@ -112,6 +114,18 @@ impl Fields {
         value
             .map(|value| self.string_value(name, value))
             .transpose()
+    }
+
+    /// Reads a required string.
+    pub(super) fn take_required_string(&mut self, name: &str) -> Result<String, Error> {
+        let value = self.take_required(name)?;
+        self.string_value(name, value)
+    }
+
+    /// Reads a required object.
+    pub(super) fn take_required_object(&mut self, name: &str) -> Result<Self, Error> {
+        let value = self.take_required(name)?;
+        self.nested(name, value)
     }
 
     /// Reads an integer of type `T`.

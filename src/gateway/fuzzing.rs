@@ -167,7 +167,8 @@ fn check_parsed<O>(parsed: ParsedBody<O>) {
         let encoded = message.encode_to_vec();
         let decoded = v1::CompletionRequest::decode(&*encoded);
         assert_eq!(decoded.as_ref(), Ok(&message));
-        match first_used_parameter(&message, &Parameter::ALL) {
+        let parameters = [&Parameter::ALL[..], &Parameter::PASSED_ON].concat();
+        match first_used_parameter(&message, &parameters) {
             Ok(_) => assert!((1..=parsed.candidates).contains(&parsed.response.choices)),
             Err(error) => check_rejection(parsed.names.with_client_field_name(error)),
         }
@@ -215,13 +216,32 @@ fn tokenize_json(request: &v1::TokenizeRequest) -> Value {
     match request.input.as_ref().expect("a parsed body has an input") {
         TokenizeInput::Text(text) => body["prompt"] = json!(text),
         TokenizeInput::Chat(chat) => {
+            let call = |call: &v1::ToolCall| {
+                let function = json!({"name": call.name, "arguments": call.arguments});
+                json!({"id": call.id, "type": "function", "function": function})
+            };
+            let text = |text: &str| {
+                Some(text)
+                    .filter(|text| !text.is_empty())
+                    .map(str::to_owned)
+            };
             let message = |message: &v1::ChatMessage| {
                 let v1::ChatMessage {
                     role,
                     content,
                     name,
+                    tool_calls,
+                    tool_call_id,
+                    reasoning_content,
+                    refusal,
                 } = message;
-                json!({"role": role, "content": content, "name": name})
+                json!({
+                    "role": role, "content": content, "name": name,
+                    "tool_calls": tool_calls.iter().map(call).collect::<Vec<_>>(),
+                    "tool_call_id": text(tool_call_id),
+                    "reasoning_content": reasoning_content,
+                    "refusal": refusal,
+                })
             };
             body["messages"] = chat.messages.iter().map(message).collect();
         }
@@ -315,6 +335,7 @@ where
                 };
                 writer.write_tokens(&mut out, &choice);
             }
+            Ok(MergedEvent::Chat(delta)) => writer.write_chat_delta(&mut out, &delta),
             Ok(MergedEvent::Ended(usage, timings)) => {
                 let delivery = DeliverySummary::default();
                 let end = StreamEnd {

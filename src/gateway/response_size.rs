@@ -3,6 +3,7 @@
 
 use super::json;
 use crate::error::Error;
+use crate::proto::v1;
 use crate::tokens::TokenBatch;
 
 /// Limit for a unary response, and for the prompts that all choices of a response repeat, in bytes.
@@ -16,6 +17,9 @@ const LOGPROB_BYTES: usize = 256;
 
 /// Estimated JSON size of one top log probability, in bytes.
 const TOP_LOGPROB_BYTES: usize = 64;
+
+/// Estimated JSON size of a tool call without its texts, in bytes.
+const TOOL_CALL_BYTES: usize = 96;
 
 /// Returns the size of a text as a JSON string, without the quotes, in bytes.
 pub(super) fn text_size(text: &str) -> usize {
@@ -39,6 +43,17 @@ pub(super) fn tokens_size(tokens: &TokenBatch) -> usize {
     let logprobs = tokens.iter().filter_map(|token| token.logprobs);
     let logprobs_size = logprobs.map(|logprobs| logprobs_size(1, logprobs.top.len()));
     text_size(tokens.text()) + logprobs_size.sum::<usize>()
+}
+
+/// Estimates the size of the parts of a chat message, in bytes.
+pub(super) fn chat_delta_size(delta: &v1::ChatDelta) -> usize {
+    let call_size = |call: &v1::ToolCallDelta| {
+        let texts = [&call.id, &call.r#type, &call.name, &call.arguments];
+        TOOL_CALL_BYTES + texts.iter().map(|text| text_size(text)).sum::<usize>()
+    };
+    text_size(&delta.reasoning_content)
+        + text_size(&delta.refusal)
+        + delta.tool_calls.iter().map(call_size).sum::<usize>()
 }
 
 /// Checks the total size of the prompts that a response repeats.

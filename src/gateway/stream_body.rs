@@ -51,6 +51,8 @@ pub(super) struct StreamBody<W> {
     /// True if the last poll found nothing to write.
     was_idle: bool,
     tokens_delivered: u64,
+    /// True if the engine reports only text. A part of a chat message then counts as one token.
+    is_text_only: bool,
     state: StreamState,
 }
 
@@ -127,6 +129,8 @@ impl<W: RecordWriter> StreamBody<W> {
     }
 
     fn build(stream: Option<CompletionStream>, parts: StreamParts<W>, buffer: BytesMut) -> Self {
+        let started = stream.as_ref().map(CompletionStream::first_started);
+        let is_text_only = started.is_some_and(|started| started.text_only);
         let flush = parts.context.flush_handle().clone();
         let timer = DeliveryTimer::new(parts.context.record(), flush);
         Self {
@@ -139,6 +143,7 @@ impl<W: RecordWriter> StreamBody<W> {
             timer,
             was_idle: false,
             tokens_delivered: 0,
+            is_text_only,
             state: StreamState::Open,
         }
     }
@@ -155,8 +160,8 @@ impl<W: RecordWriter> StreamBody<W> {
         // hyper polls once more before it flushes. Tokens that this second poll finds are batched. Only a token that
         // hyper was waiting for is sent alone.
         let was_idle = std::mem::take(&mut self.was_idle);
-        let mut is_single_token = false;
-        while self.buffer.len() < TARGET_FRAME_BYTES && !is_single_token {
+        let mut is_single = false;
+        while self.buffer.len() < TARGET_FRAME_BYTES && !is_single {
             let Some(stream) = &mut self.stream else {
                 break;
             };
@@ -177,8 +182,12 @@ impl<W: RecordWriter> StreamBody<W> {
                     }
                 }
                 Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => {
-                    is_single_token = was_idle && tokens.tokens.len() == 1 && stream.choices() == 1;
+                    is_single = was_idle && tokens.tokens.len() == 1 && stream.choices() == 1;
                     self.write(&tokens, start);
+                }
+                Poll::Ready(Ok(MergedEvent::Chat(delta))) => {
+                    is_single = was_idle && stream.choices() == 1;
+                    self.write_chat_delta(&delta, start);
                 }
                 Poll::Ready(Ok(MergedEvent::Ended(usage, timings))) => self.end(usage, timings),
                 Poll::Ready(Err(error)) => self.fail(&error),
@@ -202,6 +211,13 @@ impl<W: RecordWriter> StreamBody<W> {
         let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
         self.tokens_delivered += count;
         self.timer.record_written(start, tokens.choice, count);
+    }
+
+    fn write_chat_delta(&mut self, delta: &v1::ChatDelta, start: WriteStart) {
+        self.writer.write_chat_delta(&mut self.buffer, delta);
+        let count = u64::from(self.is_text_only);
+        self.tokens_delivered += count;
+        self.timer.record_written(start, delta.choice, count);
     }
 
     fn end(&mut self, usage: v1::Usage, timings: v1::Timings) {

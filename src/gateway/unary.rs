@@ -68,9 +68,13 @@ impl CollectedResponse {
             .map(|_| Candidate::new(response.logprobs.is_some()))
             .collect();
         let mut total_size = 0;
+        let mut is_text_only = stream.first_started().text_only;
         let usage = loop {
             match stream.next().await? {
-                MergedEvent::Started(started) => context.record_start(started.prompt_tokens),
+                MergedEvent::Started(started) => {
+                    is_text_only = started.text_only;
+                    context.record_start(started.prompt_tokens);
+                }
                 MergedEvent::Prompt(prompt, part) => {
                     if let Some(echo) = &mut echo {
                         echo.add(prompt, part)?;
@@ -87,6 +91,13 @@ impl CollectedResponse {
                     meter.record_written(tokens.choice, count, monotonic_ns());
                     total_size += response_size::tokens_size(&tokens.tokens);
                     choice.add(tokens);
+                    response_size::check_unary(total_size)?;
+                }
+                MergedEvent::Chat(delta) => {
+                    let count = is_text_only.into();
+                    meter.record_written(delta.choice, count, monotonic_ns());
+                    total_size += response_size::chat_delta_size(&delta);
+                    choices[to_usize(delta.choice)].choice.chat.add(delta);
                     response_size::check_unary(total_size)?;
                 }
                 MergedEvent::Ended(usage, _) => break usage,

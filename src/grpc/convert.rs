@@ -1,6 +1,8 @@
 //! Converts proto messages to the engine's request types, and checks every field.
+
 use tokio::time::Instant;
 
+use super::passed_on::passed_on_parameters;
 use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
@@ -32,6 +34,7 @@ pub(super) fn convert_with_times(
     deadline: Instant,
 ) -> Result<CompletionRequest, Error> {
     let seed = message.seed;
+    let passed_on = passed_on_parameters(&message);
     let options = sequence_proto::take_options(&mut message)?;
     let choices = message.n.unwrap_or(1);
     check_field(
@@ -54,6 +57,7 @@ pub(super) fn convert_with_times(
         options,
         resume: resumed_token_ids(message.resume, choices, seed)?,
         echo: message.echo,
+        passed_on,
         priority: message.priority.unwrap_or(0),
         arrived,
         deadline,
@@ -62,14 +66,20 @@ pub(super) fn convert_with_times(
 
 /// Returns the first of these parameters that a request uses, or `None`.
 ///
+/// The request is converted only if one of `parameters` is among those that a runner may support. The check for the
+/// others costs nothing that grows with the prompt.
+///
 /// # Errors
-/// Returns an error for the first invalid field of the request.
+/// Returns an error for the first invalid field of a request that was converted.
 pub(crate) fn first_used_parameter(
     message: &v1::CompletionRequest,
     parameters: &[Parameter],
 ) -> Result<Option<Parameter>, Error> {
-    if parameters.is_empty() {
-        return Ok(None);
+    let used = passed_on_parameters(message);
+    let passed_on = parameters.iter().find(|it| used.contains(it));
+    let is_passed_on = |it: &Parameter| Parameter::PASSED_ON.contains(it);
+    if passed_on.is_some() || parameters.iter().all(is_passed_on) {
+        return Ok(passed_on.copied());
     }
     let now = Instant::now();
     let request = convert_with_times(message.clone(), RequestId::random(), now, now)?;
@@ -128,7 +138,8 @@ fn convert_input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<In
     }
 }
 
-/// Converts the messages of a chat. There must be at least one, and each must have a role.
+/// Converts the messages of a chat. There must be at least one, and each must have a role. The parts of a message that
+/// no runner supports are left out; [`passed_on_parameters`] reports them.
 pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
     check_field(
         "chat",

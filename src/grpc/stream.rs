@@ -123,7 +123,7 @@ impl Delivery {
     fn record(&mut self, event: &Event, start: WriteStart) {
         match event {
             Event::Started(started) => self.context.record_start(started.prompt_tokens),
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Chat(_) => {}
             Event::Tokens(tokens) => {
                 let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
                 self.timer.record_written(start, tokens.choice, count);
@@ -153,6 +153,7 @@ fn summary_message(summary: &Summary, timer: Option<&DeliveryTimer>) -> v1::Summ
         usage: Some(v1::Usage {
             prompt_tokens: summary.prompt_tokens,
             completion_tokens: summary.completion_tokens,
+            ..v1::Usage::default()
         }),
         timings: Some(v1::Timings {
             queue_ns: nanoseconds(summary.queue),

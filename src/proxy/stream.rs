@@ -21,6 +21,8 @@ pub(crate) struct ForwardedEvents {
     events: CheckedEvents,
     context: RequestContext,
     timer: DeliveryTimer,
+    /// True if the engine reports only text. A part of a chat message then counts as one token.
+    is_text_only: bool,
     /// Completes when the drain has timed out and the stream must end.
     stopped: PollOnWake<Pin<Box<WaitForCancellationFutureOwned>>>,
     ended: bool,
@@ -36,6 +38,7 @@ impl ForwardedEvents {
             events,
             timer: DeliveryTimer::new(context.record(), context.flush_handle().clone()),
             context,
+            is_text_only: false,
             stopped: PollOnWake::new(Box::pin(stopping.cancelled_owned())),
             ended: false,
         }
@@ -57,8 +60,13 @@ impl ForwardedEvents {
                 // The engine reports the served name of the model, which may differ from the alias in the request.
                 self.context.record().set_model(&started.model);
                 self.context.record_start(started.prompt_tokens);
+                self.is_text_only = started.text_only;
             }
             Event::Prompt(_) => {}
+            Event::Chat(delta) => {
+                let count = self.is_text_only.into();
+                self.timer.record_written(start, delta.choice, count);
+            }
             Event::Tokens(tokens) => {
                 let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
                 self.timer.record_written(start, tokens.choice, count);

@@ -154,6 +154,7 @@ impl Row {
             ignore_eos: flag("ignore_eos"),
             stop_token_ids: token_ids(&body["stop_token_ids"]),
             include_stop_str_in_output: flag("include_stop_str_in_output"),
+            ..v1::CompletionRequest::default()
         }
     }
 
@@ -163,6 +164,7 @@ impl Row {
                 role: message["role"].as_str().expect("a role").to_owned(),
                 content: content_text(&message["content"]),
                 name: message["name"].as_str().unwrap_or_default().to_owned(),
+                ..v1::ChatMessage::default()
             };
             return Some(Input::Chat(v1::Chat {
                 messages: messages.iter().map(message).collect(),

@@ -209,6 +209,7 @@ fn convert_choice(row: &Row, choice: &grpc::Choice) -> Choice {
             v1::FinishReason::Stop => Some("stop".to_owned()),
             v1::FinishReason::Length => Some("length".to_owned()),
             v1::FinishReason::ContentFilter => Some("content_filter".to_owned()),
+            v1::FinishReason::ToolCalls => Some("tool_calls".to_owned()),
         },
         logprobs: choice.tokens.iter().filter_map(logprob_of(row)).collect(),
     }

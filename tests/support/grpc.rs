@@ -15,6 +15,8 @@ pub struct Completion {
     pub prompt: Prompt,
     /// Tokens and finish reason of each choice.
     pub choices: Vec<Choice>,
+    /// Parts of the messages besides their text.
+    pub chat: Vec<v1::ChatDelta>,
     pub summary: Option<v1::Summary>,
     pub error: Option<Status>,
 }
@@ -126,6 +128,16 @@ impl Completion {
                     .tokens
                     .extend(tokens.tokens.iter().map(v1::Token::from));
                 choice.finish = finish;
+            }
+            Event::Chat(delta) => {
+                assert!(self.started.is_some(), "`started` comes first");
+                let choice = usize::try_from(delta.choice).expect("a choice index");
+                let has_ended = self
+                    .choices
+                    .get(choice)
+                    .is_some_and(|it| it.finish != v1::FinishReason::Unspecified);
+                assert!(!has_ended, "a delta follows the finish reason");
+                self.chat.push(delta);
             }
             Event::Summary(summary) => self.summary = Some(summary),
         }

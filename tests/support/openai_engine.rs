@@ -48,17 +48,32 @@ pub fn delta(text: &str, finish_reason: Option<&str>) -> Value {
     })
 }
 
-/// Returns the steps of a whole response with these deltas, the last of which ends with `length`.
-pub fn whole(texts: &[&str]) -> Vec<Step> {
+/// Returns the step that sends a chat delta of choice 0.
+pub fn chat_event(delta: &Value, finish_reason: Option<&str>) -> Step {
+    event(&json!({
+        "id": "chatcmpl-engine", "object": "chat.completion.chunk", "created": 1, "model": "m",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
+    }))
+}
+
+/// Returns the steps of a whole response with these events and this usage.
+pub fn whole_with_usage(events: Vec<Step>, usage: &Value) -> Vec<Step> {
     let mut steps = vec![Step::Head];
-    for (at, text) in texts.iter().enumerate() {
-        let is_last = at + 1 == texts.len();
-        steps.push(event(&delta(text, is_last.then_some("length"))));
-    }
-    let usage = json!({"prompt_tokens": 3, "completion_tokens": texts.len(), "total_tokens": 9});
+    steps.extend(events);
     steps.push(event(&json!({"choices": [], "model": "m", "usage": usage})));
     steps.extend([Step::Chunk("data: [DONE]\n\n".to_owned()), Step::End]);
     steps
+}
+
+/// Returns the steps of a whole response with these deltas, the last of which ends with `length`.
+pub fn whole(texts: &[&str]) -> Vec<Step> {
+    let mut events = Vec::new();
+    for (at, text) in texts.iter().enumerate() {
+        let is_last = at + 1 == texts.len();
+        events.push(event(&delta(text, is_last.then_some("length"))));
+    }
+    let usage = json!({"prompt_tokens": 3, "completion_tokens": texts.len(), "total_tokens": 9});
+    whole_with_usage(events, &usage)
 }
 
 /// The words that [`story`] tells.

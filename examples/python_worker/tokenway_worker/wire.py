@@ -13,6 +13,7 @@ from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,16 @@ def _contract() -> DescriptorPool:
     with tempfile.TemporaryDirectory() as work:
         compiled = Path(work) / "worker.binpb"
         # The imported file is part of the contract: `submit` carries a request of the public API.
-        options = [f"-I{folder}", f"--descriptor_set_out={compiled}", "--include_imports"]
+        # `google/protobuf/struct.proto` is in the package of the compiler.
+        imports = [f"-I{folder}", f"-I{files('grpc_tools') / '_proto'}"]
+        options = [*imports, f"--descriptor_set_out={compiled}", "--include_imports"]
         code = protoc.main(["protoc", *options, PROTO])
         if code != 0:
             raise ContractError(f"{folder / PROTO} cannot be compiled (see protoc's output above)")
-        files = FileDescriptorSet.FromString(compiled.read_bytes())
+        described = FileDescriptorSet.FromString(compiled.read_bytes())
     # A separate pool, because the default pool may already hold another copy of the proto file.
     pool = DescriptorPool()
-    for file in files.file:
+    for file in described.file:
         pool.Add(file)
     return pool
 

@@ -13,6 +13,7 @@ mod field {
     pub(super) const TOKENS: u64 = 2;
     pub(super) const SUMMARY: u64 = 3;
     pub(super) const PROMPT: u64 = 4;
+    pub(super) const CHAT: u64 = 5;
     pub(super) const TOKENS_FIRST_INDEX: u64 = 2;
     pub(super) const TOKENS_TOKENS: u64 = 3;
     pub(super) const TOKENS_FINISH_REASON: u64 = 4;
@@ -56,7 +57,7 @@ pub(super) fn decode(mut message: &[u8], mut take: impl TakeEvent) -> Result<(),
                 }
             }
             (field::SUMMARY, FieldValue::Bytes(_)) => take(Event::EndOfStream)?,
-            (field::PROMPT, FieldValue::Bytes(_)) => take(Event::Other)?,
+            (field::PROMPT | field::CHAT, FieldValue::Bytes(_)) => take(Event::Other)?,
             _ => return Err(malformed()),
         }
         if message.is_empty() {

@@ -1,5 +1,6 @@
 //! The part of a completion that the client already has.
 
+use super::message_parts::MessageParts;
 use crate::proto::v1;
 use crate::request::{MAX_CHOICES, TokenId};
 
@@ -28,6 +29,8 @@ pub(in crate::cluster) struct DeliveredChoice {
     /// Token ids, if they are known.
     pub(super) ids: Vec<TokenId>,
     pub(super) text: String,
+    /// Parts of the message besides its text.
+    pub(super) parts: MessageParts,
     /// Index of the next token.
     pub(super) next_index: u32,
     /// Number of tokens for the usage and the limit. It differs from `next_index` if an engine reports only text.
@@ -64,7 +67,9 @@ impl Delivered {
 
     /// Returns true if the client has no part of the completion yet.
     pub(in crate::cluster) fn is_empty(&self) -> bool {
-        let is_empty = |choice: &DeliveredChoice| choice.next_index == 0 && !choice.has_ended;
+        let is_empty = |choice: &DeliveredChoice| {
+            choice.next_index == 0 && !choice.has_ended && choice.parts.is_empty()
+        };
         self.prompt_text == 0 && self.choices.iter().all(is_empty)
     }
 
@@ -141,6 +146,18 @@ impl Delivered {
             choice.text.push_str(tokens.tokens.text());
         }
         choice.has_ended |= tokens.finish_reason != 0;
+    }
+
+    /// Records parts of a message that the client receives now.
+    pub(in crate::cluster) fn record_chat(&mut self, delta: &v1::ChatDelta) {
+        if let Some(choice) = self.choice_mut(delta.choice) {
+            choice.parts.record(delta);
+        }
+    }
+
+    /// Returns true if the client has parts of a message besides its text.
+    pub(in crate::cluster) fn has_message_parts(&self) -> bool {
+        self.choices.iter().any(|choice| !choice.parts.is_empty())
     }
 
     /// Removes the part of an echoed prompt that the client has, and records the rest. Returns false if nothing is left.

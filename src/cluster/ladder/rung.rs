@@ -57,8 +57,11 @@ impl Rung {
             is_same_model,
         } = case;
         let has_penalty = |penalty: Option<f32>| penalty.is_some_and(|penalty| penalty != 0.0);
-        // The engine counts the delivered tokens as prompt, and echoes the continued prompt.
+        // The engine counts the delivered tokens as prompt, and echoes the continued prompt. It would begin a structured
+        // text or a tool call again.
         let moves_into_prompt = !message.echo
+            && !is_structured(message)
+            && !delivered.has_message_parts()
             && (abilities.penalizes_prompt
                 || !has_penalty(message.presence_penalty)
                     && !has_penalty(message.frequency_penalty));
@@ -102,6 +105,14 @@ impl From<Option<Rung>> for v1::ResumptionMethod {
             Some(Rung::Replay) => Self::Replay,
         }
     }
+}
+
+/// Returns true if the engine restricts or interprets the text: with tools, or with a response format.
+fn is_structured(message: &v1::CompletionRequest) -> bool {
+    use v1::response_format::Format;
+    let format = message.response_format.as_ref();
+    let is_text = format.is_none_or(|format| matches!(format.format, None | Some(Format::Text(_))));
+    !message.tools.is_empty() || !is_text
 }
 
 /// A completion to continue, and the target that may do so.
@@ -208,6 +219,27 @@ mod tests {
             ..ALL
         };
         assert_eq!(rungs_of(&penalized, counts_prompt), Rung::ALL);
+    }
+
+    #[test]
+    fn structured_text_and_tool_calls_are_only_replayed() {
+        let json = v1::ResponseFormat {
+            format: Some(v1::response_format::Format::JsonObject(
+                v1::JsonObjectFormat {},
+            )),
+        };
+        let formatted = v1::CompletionRequest {
+            response_format: Some(json),
+            ..chat("user")
+        };
+        let with_tools = v1::CompletionRequest {
+            tools: vec![v1::Tool::default()],
+            ..chat("user")
+        };
+        for message in [formatted, with_tools] {
+            let rungs = rungs_of(&message, ALL);
+            assert_eq!(rungs, [Rung::Resume, Rung::Replay]);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! engine repeats, and numbers the rest.
 
 use super::delivered::{Delivered, DeliveredChoice};
+use super::message_parts::PartsPosition;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::request::TokenId;
@@ -22,6 +23,8 @@ pub(super) struct ChoiceSeam {
     pub(super) repeated_from: Option<usize>,
     /// Number of delivered tokens without text that the engine may repeat.
     pub(super) repeated_tokens: usize,
+    /// Position of the stream in the delivered parts of the message.
+    pub(super) parts: PartsPosition,
     /// True if the client has the whole choice, so that the engine's tokens are dropped.
     pub(super) is_dropped: bool,
 }
@@ -36,6 +39,7 @@ impl Seam {
     pub(in crate::cluster) fn continuing(delivered: &Delivered) -> Self {
         let seam = |choice: &DeliveredChoice| ChoiceSeam {
             engine_index: choice.next_index,
+            parts: choice.parts.end(),
             is_dropped: choice.has_ended,
             ..ChoiceSeam::default()
         };
@@ -78,11 +82,40 @@ impl Seam {
             tokens.tokens = seam.remove_repeated(&tokens.tokens, choice)?;
         }
         let has_ended = tokens.finish_reason != 0;
-        if has_ended && seam.repeated_from.is_some() {
+        let has_repeated_all =
+            seam.repeated_from.is_none() && choice.parts.is_reached_by(&seam.parts);
+        if has_ended && !has_repeated_all {
             return Err(different_text());
         }
         tokens.first_index = choice.next_index;
         Ok((has_ended || !tokens.tokens.is_empty()).then_some(tokens))
+    }
+
+    /// Removes from the parts of a message what the client has. Returns `None` if it has all of them.
+    ///
+    /// # Errors
+    /// The parts differ from the delivered ones, or belong to no choice.
+    pub(in crate::cluster) fn join_chat(
+        &mut self,
+        mut delta: v1::ChatDelta,
+        delivered: &Delivered,
+    ) -> Result<Option<v1::ChatDelta>, Error> {
+        let at = usize::try_from(delta.choice).unwrap_or(usize::MAX);
+        let (seam, choice) = match (self.choices.get_mut(at), delivered.choices.get(at)) {
+            (Some(seam), Some(choice)) => (seam, choice),
+            (Some(_) | None, _) => return Err(unexpected_index()),
+        };
+        if seam.is_dropped {
+            return Ok(None);
+        }
+        if choice.has_ended {
+            return Err(unexpected_index());
+        }
+        choice.parts.remove_repeated(&mut seam.parts, &mut delta)?;
+        let is_empty = delta.tool_calls.is_empty()
+            && delta.reasoning_content.is_empty()
+            && delta.refusal.is_empty();
+        Ok((!is_empty).then_some(delta))
     }
 }
 
@@ -144,7 +177,7 @@ fn unexpected_index() -> Error {
     Error::new(ErrorKind::UpstreamError, message)
 }
 
-fn different_text() -> Error {
+pub(super) fn different_text() -> Error {
     let message =
         "The engine's stream broke, and another run of the request gave a different text.";
     Error::new(ErrorKind::UpstreamError, message)

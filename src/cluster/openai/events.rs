@@ -3,7 +3,6 @@
 //! The body is read only when an event is asked for, so a slow client slows the engine down. Dropping the stream closes
 //! the connection, which cancels the engine's work.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -14,16 +13,11 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_stream::Stream;
 use tonic::Status;
 
-use super::chunk::{Chunk, ChunkChoice, ChunkUsage};
-use super::rejection;
-use super::server_sent_events::{EventSplitter, SentEvent};
-use crate::error::{Error, ErrorKind};
+use super::progress::{Progress, RequestFacts, broken_stream};
+use super::server_sent_events::EventSplitter;
+use crate::error::Error;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
-use crate::tokens::{Timestamps, TokenBatch};
-
-#[cfg(test)]
-mod tests;
 
 /// Maximum wait for the usage after the last choice has ended. Some engines send no usage and no end marker, and keep
 /// the connection open.
@@ -31,9 +25,6 @@ const USAGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum wait for the end of the body after the last choice has ended, if nothing else is missing. Only a body that
 /// was read to its end lets the next request use its connection.
 const BODY_END_TIMEOUT: Duration = Duration::from_millis(50);
-
-/// Maximum number of tokens of one event. More tokens that arrived together become further events.
-const MAX_BATCH: usize = 256;
 
 /// The events of one completion.
 pub(super) struct EngineEvents {
@@ -45,37 +36,6 @@ pub(super) struct EngineEvents {
     /// The time when all choices had ended, and the timer for the rest of the body.
     end_timer: Option<(Instant, Pin<Box<Sleep>>)>,
     ended: bool,
-}
-
-/// Facts about a request that its events repeat.
-pub(super) struct RequestFacts {
-    pub(super) request_id: String,
-    /// Name of the model, if the engine does not report it.
-    pub(super) model: String,
-    pub(super) choices: u32,
-    pub(super) seed: i64,
-    /// True if the engine reports the ids of its tokens.
-    pub(super) has_token_ids: bool,
-    pub(super) arrived: Instant,
-}
-
-/// The part of the response that has been read. It is a pure struct.
-struct Progress {
-    facts: RequestFacts,
-    choices: Vec<ChoiceProgress>,
-    /// Events to return. Tokens of one choice that arrive together are one event.
-    ready: VecDeque<Event>,
-    has_started: bool,
-    first_token: Option<Instant>,
-    usage: Option<ChunkUsage>,
-    has_end_marker: bool,
-}
-
-#[derive(Clone, Default)]
-struct ChoiceProgress {
-    /// Index of the next token.
-    next_index: u32,
-    has_ended: bool,
 }
 
 impl EngineEvents {
@@ -174,208 +134,4 @@ impl Stream for EngineEvents {
             event.map(|event| v1::CompletionEvent { event: Some(event) }),
         ))
     }
-}
-
-impl Progress {
-    fn new(facts: RequestFacts) -> Self {
-        let choices = usize::try_from(facts.choices).unwrap_or(0);
-        Self {
-            choices: vec![ChoiceProgress::default(); choices],
-            facts,
-            ready: VecDeque::new(),
-            has_started: false,
-            first_token: None,
-            usage: None,
-            has_end_marker: false,
-        }
-    }
-
-    /// Reads an event of the engine.
-    ///
-    /// # Errors
-    /// The event reports an error, or it is malformed, so that text may be missing.
-    fn read(&mut self, event: &SentEvent) -> Result<(), Error> {
-        if event.data[..] == *b"[DONE]" {
-            self.has_end_marker = true;
-            return self.check_end();
-        }
-        let chunk: Result<Chunk<'_>, _> = serde_json::from_slice(&event.data);
-        let Ok(chunk) = chunk else {
-            return Err(if event.is_error {
-                rejection::error_in_stream(None)
-            } else {
-                broken_stream()
-            });
-        };
-        if event.is_error || chunk.error.is_some() {
-            return Err(rejection::error_in_stream(chunk.error));
-        }
-        self.start(&chunk);
-        if chunk.usage.is_some() {
-            self.usage = chunk.usage;
-        }
-        for choice in chunk.choices.iter().flatten() {
-            self.read_choice(choice)?;
-        }
-        Ok(())
-    }
-
-    /// Reports the start of the completion, once.
-    fn start(&mut self, chunk: &Chunk<'_>) {
-        if std::mem::replace(&mut self.has_started, true) {
-            return;
-        }
-        let model = chunk.model.map(|model| model.to_text());
-        let reported = model.filter(|model| !model.is_empty());
-        self.ready.push_back(Event::Started(v1::Started {
-            request_id: self.facts.request_id.clone(),
-            model: reported.unwrap_or_else(|| self.facts.model.clone()),
-            prompt_tokens: chunk.usage.map_or(0, |usage| usage.prompt_tokens),
-            seed: self.facts.seed,
-            text_only: !self.facts.has_token_ids,
-        }));
-    }
-
-    fn read_choice(&mut self, choice: &ChunkChoice<'_>) -> Result<(), Error> {
-        let index = usize::try_from(choice.index).ok();
-        let progress = index.and_then(|index| self.choices.get_mut(index));
-        let progress = progress
-            .filter(|progress| !progress.has_ended)
-            .ok_or_else(broken_stream)?;
-        let finish_reason = choice.finish_reason.map(finish_reason).transpose()?;
-        let new_tokens = match (choice.token_ids().len(), choice.text()) {
-            (0, None) => 0,
-            (0, Some(_)) => 1,
-            (ids, _) => ids,
-        };
-        if new_tokens == 0 && finish_reason.is_none() {
-            return Ok(());
-        }
-        let first_index = progress.next_index;
-        progress.next_index += u32::try_from(new_tokens).map_err(|_| broken_stream())?;
-        progress.has_ended = finish_reason.is_some();
-        if new_tokens > 0 {
-            self.first_token.get_or_insert_with(Instant::now);
-        }
-        let tokens = self.batch(choice.index, first_index);
-        push_tokens(&mut tokens.tokens, choice)?;
-        tokens.finish_reason = finish_reason.unwrap_or_default().into();
-        Ok(())
-    }
-
-    /// Returns the event to which the next tokens of this choice belong: the last event, if it has tokens of the same
-    /// choice and is not full, or a new one.
-    fn batch(&mut self, choice: u32, first_index: u32) -> &mut v1::Tokens {
-        let is_same = |event: &Event| match event {
-            Event::Tokens(tokens) => tokens.choice == choice && tokens.tokens.len() < MAX_BATCH,
-            Event::Started(_) | Event::Summary(_) | Event::Prompt(_) => false,
-        };
-        if !self.ready.back().is_some_and(is_same) {
-            self.ready.push_back(Event::Tokens(v1::Tokens {
-                choice,
-                first_index,
-                ..v1::Tokens::default()
-            }));
-        }
-        match self.ready.back_mut() {
-            Some(Event::Tokens(tokens)) => tokens,
-            Some(Event::Started(_) | Event::Summary(_) | Event::Prompt(_)) | None => {
-                unreachable!("the last event has tokens")
-            }
-        }
-    }
-
-    fn all_choices_ended(&self) -> bool {
-        self.has_started && self.choices.iter().all(|choice| choice.has_ended)
-    }
-
-    /// Returns true if the response is whole and nothing more is expected.
-    fn is_whole(&self) -> bool {
-        self.all_choices_ended() && (self.usage.is_some() || self.has_end_marker)
-    }
-
-    /// Checks that the response may end here.
-    ///
-    /// # Errors
-    /// A choice has not ended: the stream was cut.
-    fn check_end(&self) -> Result<(), Error> {
-        if self.all_choices_ended() {
-            return Ok(());
-        }
-        Err(broken_stream())
-    }
-
-    fn summary(&self) -> v1::Summary {
-        let usage = self.usage.unwrap_or_default();
-        let received = || self.choices.iter().map(|choice| choice.next_index).sum();
-        let since_arrival = |then: Instant| {
-            let elapsed = then
-                .saturating_duration_since(self.facts.arrived)
-                .as_nanos();
-            u64::try_from(elapsed).unwrap_or(u64::MAX)
-        };
-        v1::Summary {
-            usage: Some(v1::Usage {
-                prompt_tokens: usage.prompt_tokens,
-                completion_tokens: usage.completion_tokens.unwrap_or_else(received),
-            }),
-            timings: Some(v1::Timings {
-                first_token_ns: self.first_token.map_or(0, since_arrival),
-                total_ns: since_arrival(Instant::now()),
-                ..v1::Timings::default()
-            }),
-        }
-    }
-}
-
-/// Appends the tokens of a chunk. If the engine reports ids, the text belongs to the last of them. Otherwise the text
-/// is one delta.
-fn push_tokens(batch: &mut TokenBatch, choice: &ChunkChoice<'_>) -> Result<(), Error> {
-    let mut is_text = true;
-    let append = |text: &mut String| {
-        is_text = choice.text().is_none_or(|new| new.append_to(text));
-    };
-    match (choice.token_ids().split_last(), choice.text()) {
-        (None, None) => {}
-        (None, Some(_)) => batch.push_with(0, Timestamps::default(), append),
-        (Some((last, earlier)), _) => {
-            for id in earlier {
-                batch.push_with(*id, Timestamps::default(), |_| ());
-            }
-            batch.push_with(*last, Timestamps::default(), append);
-        }
-    }
-    if is_text {
-        Ok(())
-    } else {
-        Err(broken_stream())
-    }
-}
-
-/// Converts the engine's finish reason.
-///
-/// # Errors
-/// The reason is not one of a successful end. For example, vLLM sends `abort` for a request that it gave up.
-fn finish_reason(reason: super::json_text::JsonText<'_>) -> Result<v1::FinishReason, Error> {
-    // llama.cpp and vLLM send `stop` also for the end-of-sequence token.
-    for (name, known) in [
-        ("stop", v1::FinishReason::Stop),
-        ("length", v1::FinishReason::Length),
-        ("content_filter", v1::FinishReason::ContentFilter),
-    ] {
-        if reason.is(name) {
-            return Ok(known);
-        }
-    }
-    Err(Error::new(
-        ErrorKind::UpstreamError,
-        "The engine gave up the request.",
-    ))
-}
-
-fn broken_stream() -> Error {
-    Error::new(
-        ErrorKind::UpstreamError,
-        "The engine's stream broke off before its end.",
-    )
 }

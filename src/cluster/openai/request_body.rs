@@ -10,6 +10,12 @@ use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 use crate::request::DEFAULT_MAX_TOKENS;
 
+mod chat;
+#[cfg(test)]
+mod tests;
+
+use chat::{ChatOptions, Message};
+
 /// A request to an engine: the path below the engine's base URL, and the JSON body.
 pub(super) struct EngineRequest {
     pub(super) path: &'static str,
@@ -39,6 +45,8 @@ struct Body<'a> {
     seed: i64,
     #[serde(flatten)]
     options: Options<'a>,
+    #[serde(flatten)]
+    chat_options: ChatOptions<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     return_token_ids: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,14 +73,6 @@ enum BodyInput<'a> {
 enum Prompt<'a> {
     Text(&'a str),
     TokenIds(&'a [u32]),
-}
-
-#[derive(Serialize)]
-struct Message<'a> {
-    role: &'a str,
-    content: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    name: &'a str,
 }
 
 #[derive(Serialize)]
@@ -123,7 +123,7 @@ impl EngineRequest {
     /// Writes a request.
     ///
     /// # Errors
-    /// The request has no prompt, or it uses a field that no such engine has.
+    /// The request has no prompt, uses a field that no such engine has, or has an invalid tool, tool choice or format.
     pub(super) fn new(
         message: &v1::CompletionRequest,
         facts: &BodyFacts<'_>,
@@ -136,7 +136,10 @@ impl EngineRequest {
         } = *facts;
         check_supported(message, flavor)?;
         let (path, input, default_max_tokens) = match &message.input {
-            Some(Input::Chat(chat)) => ("/chat/completions", chat_input(chat), None),
+            Some(Input::Chat(chat)) => {
+                let messages = chat::messages(chat, flavor);
+                ("/chat/completions", BodyInput::Chat { messages }, None)
+            }
             Some(Input::Prompt(text)) => {
                 let input = completion_input(Prompt::Text(text), message);
                 ("/completions", input, Some(DEFAULT_MAX_TOKENS))
@@ -160,6 +163,7 @@ impl EngineRequest {
             },
             seed,
             options: Options::of(message),
+            chat_options: ChatOptions::of(message)?,
             return_token_ids: flavor.reports_token_ids().then_some(true),
             // llama.cpp always continues a last message of the assistant, and does not know these fields.
             continue_final_message: (continues_message && flavor == Flavor::Vllm).then_some(true),
@@ -202,17 +206,6 @@ fn completion_input<'a>(prompt: Prompt<'a>, message: &'a v1::CompletionRequest) 
     }
 }
 
-fn chat_input(chat: &v1::Chat) -> BodyInput<'_> {
-    let messages = chat.messages.iter().map(|message| Message {
-        role: &message.role,
-        content: &message.content,
-        name: &message.name,
-    });
-    BodyInput::Chat {
-        messages: messages.collect(),
-    }
-}
-
 /// Rejects fields that this gateway cannot pass to an OpenAI-compatible engine.
 fn check_supported(message: &v1::CompletionRequest, flavor: Flavor) -> Result<(), Error> {
     let includes_stop = message.include_stop_str_in_output && !flavor.includes_stop_string();
@@ -228,152 +221,4 @@ fn check_supported(message: &v1::CompletionRequest, flavor: Flavor) -> Result<()
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn facts(flavor: Flavor) -> BodyFacts<'static> {
-        BodyFacts {
-            model: "m",
-            seed: 7,
-            flavor,
-            continues_message: false,
-        }
-    }
-
-    fn request(message: &v1::CompletionRequest, flavor: Flavor) -> (&'static str, Value) {
-        let request = EngineRequest::new(message, &facts(flavor)).expect("a valid request");
-        let body = serde_json::from_slice(&request.body).expect("the body is JSON");
-        (request.path, body)
-    }
-
-    fn prompt(text: &str) -> v1::CompletionRequest {
-        v1::CompletionRequest {
-            input: Some(Input::Prompt(text.to_owned())),
-            ..v1::CompletionRequest::default()
-        }
-    }
-
-    #[test]
-    fn fields_that_the_client_leaves_out_are_left_to_the_engine() {
-        let body = json!({
-            "model": "m", "prompt": "hi", "max_tokens": 16, "seed": 7,
-            "stream": true, "stream_options": {"include_usage": true},
-        });
-        assert_eq!(
-            request(&prompt("hi"), Flavor::Other),
-            ("/completions", body)
-        );
-    }
-
-    #[test]
-    fn a_chat_is_sent_as_a_chat_and_may_fill_the_context() {
-        let message = v1::CompletionRequest {
-            input: Some(Input::Chat(v1::Chat {
-                messages: vec![
-                    v1::ChatMessage {
-                        role: "system".to_owned(),
-                        content: "Be brief.".to_owned(),
-                        name: String::new(),
-                    },
-                    v1::ChatMessage {
-                        role: "user".to_owned(),
-                        content: "hi".to_owned(),
-                        name: "ann".to_owned(),
-                    },
-                ],
-            })),
-            ..v1::CompletionRequest::default()
-        };
-        let (path, body) = request(&message, Flavor::Other);
-        assert_eq!(path, "/chat/completions");
-        let messages = json!([
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "hi", "name": "ann"},
-        ]);
-        assert_eq!(
-            (&body["messages"], &body["max_tokens"]),
-            (&messages, &Value::Null)
-        );
-    }
-
-    #[test]
-    fn every_option_has_its_name_in_openais_api() {
-        let message = v1::CompletionRequest {
-            max_tokens: Some(9),
-            n: Some(2),
-            temperature: Some(0.5),
-            top_p: Some(0.25),
-            top_k: Some(4),
-            min_p: Some(0.125),
-            presence_penalty: Some(1.0),
-            frequency_penalty: Some(-1.0),
-            repetition_penalty: Some(1.5),
-            logit_bias: [(3, -2.0)].into(),
-            stop: vec!["x".to_owned()],
-            stop_token_ids: vec![2],
-            include_stop_str_in_output: true,
-            min_tokens: 1,
-            ignore_eos: true,
-            user: "u".to_owned(),
-            suffix: Some("end".to_owned()),
-            ..prompt("hi")
-        };
-        let (_, body) = request(&message, Flavor::Vllm);
-        let expected = json!({
-            "model": "m", "prompt": "hi", "suffix": "end", "max_tokens": 9, "seed": 7, "n": 2,
-            "stream": true, "stream_options": {"include_usage": true}, "return_token_ids": true,
-            "temperature": 0.5, "top_p": 0.25, "top_k": 4, "min_p": 0.125,
-            "presence_penalty": 1.0, "frequency_penalty": -1.0, "repetition_penalty": 1.5,
-            "logit_bias": {"3": -2.0}, "stop": ["x"], "stop_token_ids": [2],
-            "include_stop_str_in_output": true, "min_tokens": 1, "ignore_eos": true, "user": "u",
-        });
-        assert_eq!(body, expected);
-    }
-
-    #[test]
-    fn token_ids_are_sent_as_ids() {
-        let message = v1::CompletionRequest {
-            input: Some(Input::PromptTokenIds(v1::TokenIds { ids: vec![1, 2] })),
-            ..v1::CompletionRequest::default()
-        };
-        assert_eq!(request(&message, Flavor::Other).1["prompt"], json!([1, 2]));
-    }
-
-    #[test]
-    fn a_field_that_cannot_be_passed_on_is_named() {
-        let cases = [
-            (
-                "echo",
-                v1::CompletionRequest {
-                    echo: true,
-                    ..prompt("a")
-                },
-            ),
-            (
-                "include_stamps",
-                v1::CompletionRequest {
-                    include_stamps: true,
-                    ..prompt("a")
-                },
-            ),
-            (
-                "resume",
-                v1::CompletionRequest {
-                    resume: vec![v1::ResumedChoice::default()],
-                    ..prompt("a")
-                },
-            ),
-        ];
-        for (param, message) in cases {
-            let rejected = EngineRequest::new(&message, &facts(Flavor::Vllm));
-            let error = rejected.err().expect("the request is rejected");
-            assert_eq!(error.kind, ErrorKind::UnsupportedParameter);
-            assert_eq!(error.param.as_deref(), Some(param));
-        }
-    }
 }

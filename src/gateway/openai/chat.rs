@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa::openapi::OpenApi;
 
-use super::description::{Operation, describe};
+use super::description::{Operation, describe, embed};
 use super::lines::LineWriter;
 use super::logprobs::ChatLogprobs;
 use super::metadata::{CompletionRoute, ResponseMetadata};
@@ -15,14 +15,17 @@ use super::stream_options::StreamOptions;
 use super::usage::{Usage, finish_reason_name};
 use crate::error::Error;
 use crate::gateway::accept::{StreamFormat, negotiate};
+use crate::gateway::collected_message::CollectedMessage;
 use crate::gateway::dialect::{self, Dialect, ParsedBody, ResponseFacts, StreamRequest};
 use crate::gateway::error_response::ErrorObject;
 use crate::gateway::fields::Fields;
 use crate::proto::v1;
 
 mod body;
+mod tools;
 
 use body::ChatBody;
+use tools::ToolFields;
 
 /// `/v1/chat/completions`.
 pub(in crate::gateway) struct Chat;
@@ -40,6 +43,7 @@ impl Dialect for Chat {
             id: "chat",
             summary: "Completes a chat.",
             unsupported: ChatBody::UNSUPPORTED,
+            embed_more: embed::<ToolFields>,
         })
     }
 
@@ -100,7 +104,7 @@ struct ChatChoice {
     /// Log probabilities of the tokens; null unless `logprobs` is set.
     #[schema(required)]
     logprobs: Option<ChatLogprobs>,
-    /// `stop` or `length`.
+    /// `stop`, `length`, `tool_calls` or `content_filter`.
     #[schema(required)]
     finish_reason: Option<&'static str>,
 }
@@ -110,22 +114,81 @@ struct ChatChoice {
 struct ChatAnswer {
     /// `assistant`.
     role: &'static str,
-    /// Generated text.
-    content: String,
-    /// Always null: the server does not detect refusals.
+    /// Generated text; null if the message has only tool calls or a refusal.
     #[schema(required)]
-    refusal: Option<&'static str>,
+    content: Option<String>,
+    /// Refusal of the model; null unless the engine reports one.
+    #[schema(required)]
+    refusal: Option<String>,
+    /// Reasoning before the answer, if the engine reports it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    /// Tools that the model calls, if any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    tool_calls: Vec<ToolCall>,
+}
+
+/// A call of a tool.
+#[derive(Serialize, ToSchema)]
+struct ToolCall {
+    /// Id of the call, which the tool's answer repeats.
+    id: String,
+    /// `function`.
+    r#type: String,
+    /// The called function.
+    function: CalledFunction,
+}
+
+/// A called function.
+#[derive(Serialize, ToSchema)]
+struct CalledFunction {
+    /// Name of the function.
+    name: String,
+    /// Arguments as the model wrote them: JSON as text, possibly invalid.
+    arguments: String,
 }
 
 fn chat_choice((index, choice): (u32, dialect::CollectedChoice)) -> ChatChoice {
     ChatChoice {
         index,
         logprobs: choice.scored.as_ref().map(ChatLogprobs::of_choice),
-        message: ChatAnswer {
-            role: "assistant",
-            content: choice.text,
-            refusal: None,
-        },
+        message: ChatAnswer::new(choice.text, choice.chat),
         finish_reason: choice.finish_reason.map(finish_reason_name),
+    }
+}
+
+impl ChatAnswer {
+    fn new(text: String, mut parts: CollectedMessage) -> Self {
+        let non_empty = |text: String| Some(text).filter(|text| !text.is_empty());
+        let reasoning_content = non_empty(std::mem::take(&mut parts.reasoning));
+        let refusal = non_empty(std::mem::take(&mut parts.refusal));
+        let has_no_text = text.is_empty() && (parts.has_tool_calls() || refusal.is_some());
+        Self {
+            role: "assistant",
+            content: (!has_no_text).then_some(text),
+            refusal,
+            reasoning_content,
+            tool_calls: parts.into_tool_calls().map(ToolCall::from).collect(),
+        }
+    }
+}
+
+impl From<v1::ToolCallDelta> for ToolCall {
+    fn from(call: v1::ToolCallDelta) -> Self {
+        let has_type = !call.r#type.is_empty();
+        Self {
+            id: call.id,
+            // Some engines leave out the only type that they have.
+            r#type: if has_type {
+                call.r#type
+            } else {
+                "function".to_owned()
+            },
+            function: CalledFunction {
+                name: call.name,
+                arguments: call.arguments,
+            },
+        }
     }
 }

@@ -39,7 +39,8 @@ impl Dialect for Completions {
             path: Self::PATH,
             id: "complete",
             summary: "Completes prompts.",
-            unsupported: &[],
+            unsupported: CompletionsBody::UNSUPPORTED,
+            embed_more: |_, _| (),
         })
     }
 

@@ -23,6 +23,8 @@ pub(super) struct Operation {
     pub(super) summary: &'static str,
     /// Fields that the server does not support, besides those of both dialects.
     pub(super) unsupported: &'static [Unsupported],
+    /// Adds the fields that only this dialect has in a struct of their own to the schema of the body with this name.
+    pub(super) embed_more: fn(&mut Schemas, &str),
 }
 
 /// One server-sent event of a stream.
@@ -49,7 +51,7 @@ pub(super) fn describe<B: ToSchema, A: ToSchema>(operation: &Operation) -> OpenA
     let mut paths = Paths::new();
     let item = PathItem::new(HttpMethod::Post, post);
     paths.paths.insert(operation.path.to_owned(), item);
-    let schemas = schemas::<B, A>(operation.unsupported);
+    let schemas = schemas::<B, A>(operation);
     let components = ComponentsBuilder::new().schemas_from_iter(schemas).build();
     let mut description = OpenApi::new(Info::default(), paths);
     description.components = Some(components);
@@ -86,33 +88,37 @@ fn header(description: &str) -> Header {
         .build()
 }
 
-fn schemas<B: ToSchema, A: ToSchema>(unsupported: &[Unsupported]) -> Schemas {
-    let mut all = Vec::new();
-    add::<B>(&mut all);
-    add::<SharedFields>(&mut all);
-    add::<Message>(&mut all);
-    add::<A>(&mut all);
-    add::<ServerSentEvent>(&mut all);
-    let mut schemas: Schemas = all.into_iter().collect();
-    let shared = object_schema(&mut schemas, "SharedFields")
-        .properties
-        .clone();
-    schemas.remove("SharedFields");
+fn schemas<B: ToSchema, A: ToSchema>(operation: &Operation) -> Schemas {
+    let mut schemas = Schemas::new();
+    add::<B>(&mut schemas);
+    add::<Message>(&mut schemas);
+    add::<A>(&mut schemas);
+    add::<ServerSentEvent>(&mut schemas);
+    embed::<SharedFields>(&mut schemas, &B::name());
+    (operation.embed_more)(&mut schemas, &B::name());
     let properties = &mut object_schema(&mut schemas, &B::name()).properties;
-    properties.extend(shared);
     let hints = SharedFields::HINTS;
     properties.extend(hints.map(|(field, text)| (field.to_owned(), hint_schema(text))));
     add_unsupported(&mut schemas, &B::name(), SharedFields::UNSUPPORTED);
-    add_unsupported(&mut schemas, &B::name(), unsupported);
+    add_unsupported(&mut schemas, &B::name(), operation.unsupported);
     add_unsupported(&mut schemas, "StreamOptions", StreamOptions::UNSUPPORTED);
     add_unsupported(&mut schemas, "Message", Message::UNSUPPORTED);
     schemas
 }
 
 /// Adds a schema and the schemas that it refers to.
-fn add<T: ToSchema>(schemas: &mut Vec<(String, RefOr<Schema>)>) {
-    schemas.push((T::name().into_owned(), T::schema()));
-    T::schemas(schemas);
+fn add<T: ToSchema>(schemas: &mut Schemas) {
+    let mut all = vec![(T::name().into_owned(), T::schema())];
+    T::schemas(&mut all);
+    schemas.extend(all);
+}
+
+/// Adds the fields of the struct `T` to the schema of the body with this name.
+pub(super) fn embed<T: ToSchema>(schemas: &mut Schemas, body: &str) {
+    add::<T>(schemas);
+    let fields = object_schema(schemas, &T::name()).properties.clone();
+    schemas.remove(&*T::name());
+    object_schema(schemas, body).properties.extend(fields);
 }
 
 /// Schema of a field that is ignored.

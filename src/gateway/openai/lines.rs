@@ -19,6 +19,7 @@ use crate::gateway::error_response::ErrorObject;
 use crate::proto::v1;
 use crate::tokens::TextToken;
 
+mod chat_delta;
 mod json;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ mod tests;
 pub use super::metadata::ResponseMetadata;
 pub use crate::gateway::dialect::ChoiceTokens;
 
+use chat_delta::DeltaObject;
 use json::{put_json_string, put_number, put_timestamps};
 
 /// Estimated length of a line without its prefix, in bytes.
@@ -394,6 +396,17 @@ impl RecordWriter for LineWriter {
 
     fn write_tokens(&mut self, out: &mut BytesMut, tokens: &ChoiceTokens<'_>) {
         Self::write_tokens(self, out, tokens);
+    }
+
+    /// Writes one line. `/v1/completions` has no such parts, and the cluster rejects an engine that sends any.
+    fn write_chat_delta(&mut self, out: &mut BytesMut, delta: &v1::ChatDelta) {
+        if self.metadata.route != CompletionRoute::Chat {
+            return;
+        }
+        self.put_start(out, delta.choice);
+        out.put_slice(b",\"delta\":");
+        put_json(out, &DeltaObject::from(delta));
+        self.put_end(out, &LineEnd::default());
     }
 
     fn write_end(&mut self, out: &mut BytesMut, end: &StreamEnd) {

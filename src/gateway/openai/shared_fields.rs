@@ -101,7 +101,6 @@ impl SharedFields {
 
     /// OpenAI and vLLM fields that this server does not support.
     pub(super) const UNSUPPORTED: &[Unsupported] = &[
-        ("response_format", r#"[{"type": "text"}]"#),
         ("store", "[false]"),
         ("metadata", "[{}]"),
         ("service_tier", r#"["auto", "default"]"#),

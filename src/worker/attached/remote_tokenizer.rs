@@ -153,6 +153,7 @@ impl Model for RemoteModel {
             role: message.role.clone(),
             content: message.content.clone(),
             name: message.name.clone().unwrap_or_default(),
+            ..v1::ChatMessage::default()
         };
         let messages = messages.iter().map(message).collect();
         match self.call(&Operation::RenderChat(proto::RenderChat { messages }))? {

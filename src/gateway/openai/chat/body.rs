@@ -2,6 +2,7 @@
 
 use utoipa::ToSchema;
 
+use super::tools::ToolFields;
 use crate::error::Error;
 use crate::gateway::dialect::{ParsedBody, ResponseOptions};
 use crate::gateway::field_names::FieldNames;
@@ -28,7 +29,7 @@ const NEWER_FIELD_NAMES: FieldNames = FieldNames::new(&[
 
 /// Body of a chat completion request.
 #[derive(Debug, ToSchema)]
-pub(in crate::gateway) struct ChatBody {
+pub(super) struct ChatBody {
     /// The conversation so far, oldest message first.
     #[schema(value_type = Vec<Message>, min_items = 1)]
     messages: v1::Chat,
@@ -46,20 +47,17 @@ pub(in crate::gateway) struct ChatBody {
     #[schema(maximum = 20)]
     top_logprobs: Option<u32>,
     #[schema(ignore)]
+    tool_fields: ToolFields,
+    #[schema(ignore)]
     shared_fields: SharedFields,
 }
 
 impl ChatBody {
     /// OpenAI and vLLM chat fields that this server does not support.
     pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[
-        ("tools", "[[]]"),
-        // Without tools, these two fields have no effect.
-        ("tool_choice", r#"["none", "auto"]"#),
-        ("parallel_tool_calls", "[true, false]"),
         ("functions", "[[]]"),
         ("function_call", r#"["none", "auto"]"#),
         ("modalities", r#"[["text"]]"#),
-        ("reasoning_effort", r#"["medium"]"#),
         ("prediction", "[]"),
         ("audio", "[]"),
         ("web_search_options", "[]"),
@@ -89,6 +87,7 @@ impl ChatBody {
             max_tokens: fields.take_integer("max_tokens")?,
             logprobs: fields.take_bool("logprobs")?,
             top_logprobs: fields.take_integer("top_logprobs")?,
+            tool_fields: ToolFields::read(fields)?,
             shared_fields: SharedFields::read(fields)?,
         })
     }
@@ -122,11 +121,12 @@ impl ChatBody {
         let stream = self.shared_fields.stream();
         let n = self.shared_fields.n.unwrap_or(1);
         check_choices(1, n, "n")?;
-        let message = v1::CompletionRequest {
+        let mut message = v1::CompletionRequest {
             max_tokens: self.max_completion_tokens.or(self.max_tokens),
             logprobs,
             ..self.shared_fields.message()
         };
+        self.tool_fields.write_to(&mut message);
         Ok(ParsedBody {
             messages: messages(vec![Input::Chat(self.messages)], &message),
             candidates: n,

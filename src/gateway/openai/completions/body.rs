@@ -10,7 +10,7 @@ use crate::gateway::body_schema::null_schema;
 use crate::gateway::buffered_request::MAX_BODY_BYTES;
 use crate::gateway::dialect::{ParsedBody, ResponseOptions};
 use crate::gateway::field_names::FieldNames;
-use crate::gateway::fields::Fields;
+use crate::gateway::fields::{Fields, Unsupported};
 use crate::gateway::json_object::json_type_name;
 use crate::gateway::openai::shared_fields::{SharedFields, check_choices, messages};
 use crate::gateway::openai::stream_options::StreamOptions;
@@ -64,6 +64,10 @@ pub(in crate::gateway) struct CompletionsBody {
 }
 
 impl CompletionsBody {
+    /// OpenAI's chat fields that have a value without an effect.
+    pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] =
+        &[("response_format", r#"[{"type": "text"}]"#)];
+
     /// Reads a body.
     ///
     /// # Errors
@@ -77,6 +81,7 @@ impl CompletionsBody {
     }
 
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
+        fields.reject_unsupported(Self::UNSUPPORTED)?;
         Ok(Self {
             prompt: prompts(fields)?,
             suffix: fields.take_string("suffix")?,

@@ -81,11 +81,11 @@ fn ignored_unknown_fields_are_named_in_the_response() {
     ];
     assert_eq!(names, expected);
     // An unsupported field is rejected, not ignored like an unknown one.
-    let body = json!({"messages": [{"role": "user", "content": "a"}], "tools": [{}]});
+    let body = json!({"messages": [{"role": "user", "content": "a"}], "functions": [{}]});
     let fields = Fields::parse(body.to_string().as_bytes(), UnknownFieldPolicy::Ignore);
     let error = ChatBody::parse(&mut fields.expect("the body is an object"))
-        .expect_err("tools are unsupported");
-    assert_eq!(error.param.as_deref(), Some("tools"));
+        .expect_err("functions are unsupported");
+    assert_eq!(error.param.as_deref(), Some("functions"));
 }
 
 #[test]
@@ -102,6 +102,7 @@ fn message_content_is_text_or_a_list_of_text_parts() {
         role: role.to_owned(),
         content: content.to_owned(),
         name: name.to_owned(),
+        ..v1::ChatMessage::default()
     };
     let expected = v1::Chat {
         messages: vec![
@@ -149,12 +150,39 @@ fn an_invalid_message_is_rejected_and_the_field_path_named() {
         (
             "unsupported_parameter",
             "messages[1].role",
+            json!({"role": "function", "name": "f", "content": "a"}),
+        ),
+        (
+            "missing_parameter",
+            "messages[1].tool_call_id",
             json!({"role": "tool", "content": "a"}),
         ),
         (
-            "unsupported_parameter",
-            "messages[1].tool_calls",
+            "invalid_value",
+            "messages[1].tool_call_id",
+            json!({"role": "user", "content": "a", "tool_call_id": "b"}),
+        ),
+        (
+            "missing_parameter",
+            "messages[1].tool_calls[0].type",
             json!({"role": "assistant", "tool_calls": [{}]}),
+        ),
+        (
+            "missing_parameter",
+            "messages[1].tool_calls[0].function.arguments",
+            json!({"role": "assistant", "tool_calls": [
+                {"type": "function", "id": "a", "function": {"name": "f"}},
+            ]}),
+        ),
+        (
+            "invalid_value",
+            "messages[1].role",
+            json!({"role": "user", "content": "a", "reasoning_content": "b"}),
+        ),
+        (
+            "missing_parameter",
+            "messages[1].content",
+            json!({"role": "assistant", "content": null, "reasoning_content": ""}),
         ),
         (
             "unknown_parameter",
@@ -229,20 +257,19 @@ fn an_invalid_chat_field_is_rejected_and_named() {
         ("invalid_type", "messages", json!("a")),
         ("invalid_value", "messages", json!([])),
         ("missing_parameter", "messages", json!(null)),
-        (
-            "unsupported_parameter",
-            "response_format",
-            json!({"type": "json_object"}),
-        ),
-        ("unsupported_parameter", "tools", json!([{}])),
-        ("unsupported_parameter", "tool_choice", json!("required")),
+        ("invalid_type", "tools", json!({})),
+        ("invalid_value", "tool_choice", json!("any")),
+        ("invalid_type", "tool_choice", json!(true)),
+        ("invalid_type", "parallel_tool_calls", json!("yes")),
+        ("invalid_type", "response_format", json!("text")),
+        ("invalid_type", "reasoning_effort", json!(1)),
+        ("unsupported_parameter", "functions", json!([{}])),
         ("unsupported_parameter", "metadata", json!({"a": "b"})),
         ("unsupported_parameter", "service_tier", json!("flex")),
         ("invalid_type", "prompt_cache_key", json!(1)),
         ("invalid_type", "prompt_cache_retention", json!(24)),
         ("invalid_type", "safety_identifier", json!(["u"])),
         ("unsupported_parameter", "store", json!(true)),
-        ("unsupported_parameter", "reasoning_effort", json!("low")),
         ("unknown_parameter", "best_of", json!(1)),
         ("unsupported_parameter", "echo", json!(true)),
         ("unknown_parameter", "suffix", json!("a")),
@@ -263,6 +290,134 @@ fn an_invalid_chat_field_is_rejected_and_named() {
     assert_eq!(rejected(&body), error("invalid_value", "top_logprobs"));
     let body = json!({"messages": messages, "max_tokens": 1, "max_completion_tokens": 2});
     assert_eq!(rejected(&body), error("invalid_value", "max_tokens"));
+}
+
+#[test]
+fn an_invalid_tool_or_format_is_rejected_and_the_field_path_named() {
+    let function = |function: Value| json!([{"type": "function", "function": function}]);
+    for (code, param, field, value) in [
+        ("missing_parameter", "tools[0].type", "tools", json!([{}])),
+        (
+            "unsupported_parameter",
+            "tools[0].type",
+            "tools",
+            json!([{"type": "custom", "custom": {"name": "f"}}]),
+        ),
+        (
+            "missing_parameter",
+            "tools[0].function",
+            "tools",
+            json!([{"type": "function"}]),
+        ),
+        (
+            "invalid_value",
+            "tools[0].function.name",
+            "tools",
+            function(json!({"name": ""})),
+        ),
+        (
+            "invalid_type",
+            "tools[0].function.parameters",
+            "tools",
+            function(json!({"name": "f", "parameters": "{}"})),
+        ),
+        (
+            "unknown_parameter",
+            "tools[0].function.cat",
+            "tools",
+            function(json!({"name": "f", "cat": 1})),
+        ),
+        (
+            "missing_parameter",
+            "tool_choice.function.name",
+            "tool_choice",
+            json!({"type": "function", "function": {}}),
+        ),
+        (
+            "unsupported_parameter",
+            "tool_choice.type",
+            "tool_choice",
+            json!({"type": "allowed_tools"}),
+        ),
+        (
+            "unsupported_parameter",
+            "response_format.type",
+            "response_format",
+            json!({"type": "grammar"}),
+        ),
+        (
+            "missing_parameter",
+            "response_format.json_schema",
+            "response_format",
+            json!({"type": "json_schema"}),
+        ),
+    ] {
+        let mut body = json!({"messages": [{"role": "user", "content": "a"}]});
+        body[field] = value;
+        assert_eq!(rejected(&body), error(code, param), "{body}");
+    }
+    let tools = vec![function(json!({"name": "f"}))[0].clone(); 129];
+    let body = json!({"messages": [{"role": "user", "content": "a"}], "tools": tools});
+    assert_eq!(rejected(&body), error("invalid_value", "tools"));
+}
+
+#[test]
+fn a_schema_keeps_the_order_of_its_keys_and_its_numbers() {
+    let schema = r#"{"type":"object","properties":{"z":{"maximum":18446744073709551615},"a":{"minimum":-0.1}}}"#;
+    let body = format!(
+        r#"{{"messages": [{{"role": "user", "content": "a"}}], "tool_choice": "required",
+        "tools": [{{"type": "function", "function": {{"name": "f", "parameters": {schema}}}}}],
+        "response_format": {{"type": "json_schema", "json_schema": {{"name": "n", "schema": {schema}}}}}}}"#
+    );
+    let fields = Fields::parse(body.as_bytes(), UnknownFieldPolicy::Refuse);
+    let parsed = ChatBody::parse(&mut fields.expect("the body is an object"));
+    let message = &parsed.expect("a valid body").messages[0];
+    let function = message.tools[0].function.as_ref().expect("a function");
+    assert_eq!((&*function.name, &*function.parameters), ("f", schema));
+    let format = message.response_format.clone().expect("a format").format;
+    let Some(v1::response_format::Format::JsonSchema(format)) = format else {
+        panic!("{format:?} is not a schema");
+    };
+    assert_eq!((&*format.name, &*format.schema), ("n", schema));
+}
+
+#[test]
+fn a_conversation_with_tools_reaches_the_engine() {
+    let call = json!({
+        "id": "c", "type": "function", "index": 0,
+        "function": {"name": "f", "arguments": "{}"},
+    });
+    let body = json!({"messages": [
+        {"role": "assistant", "content": null, "tool_calls": [call], "reasoning_content": "r"},
+        {"role": "tool", "tool_call_id": "c", "content": "7"},
+        {"role": "assistant", "content": null, "refusal": "no"},
+    ]});
+    let expected = vec![
+        v1::ChatMessage {
+            role: "assistant".to_owned(),
+            tool_calls: vec![v1::ToolCall {
+                id: "c".to_owned(),
+                name: "f".to_owned(),
+                arguments: "{}".to_owned(),
+            }],
+            reasoning_content: "r".to_owned(),
+            ..v1::ChatMessage::default()
+        },
+        v1::ChatMessage {
+            role: "tool".to_owned(),
+            content: "7".to_owned(),
+            tool_call_id: "c".to_owned(),
+            ..v1::ChatMessage::default()
+        },
+        v1::ChatMessage {
+            role: "assistant".to_owned(),
+            refusal: "no".to_owned(),
+            ..v1::ChatMessage::default()
+        },
+    ];
+    let body = chat(&body).unwrap();
+    let expected = Input::Chat(v1::Chat { messages: expected });
+    assert_eq!(body.messages[0].input, Some(expected));
 }
 
 #[test]

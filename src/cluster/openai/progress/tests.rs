@@ -1,5 +1,6 @@
 //! Tests of the progress of a response, without sockets.
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::*;
@@ -38,7 +39,7 @@ fn read_all(progress: &mut Progress, chunks: &[Value]) -> Result<(), Error> {
 fn batches(progress: &Progress) -> Vec<(u32, u32, Vec<String>, Vec<u32>)> {
     let tokens = progress.ready.iter().filter_map(|event| match event {
         Event::Tokens(tokens) => Some(tokens),
-        Event::Started(_) | Event::Summary(_) | Event::Prompt(_) => None,
+        Event::Started(_) | Event::Summary(_) | Event::Prompt(_) | Event::Chat(_) => None,
     });
     tokens
         .map(|batch| {
@@ -148,4 +149,139 @@ fn text_after_the_end_of_its_choice_is_an_upstream_error() {
     let mut progress = progress(1);
     let chunks = [delta(0, "a", Some("stop")), delta(0, "b", None)];
     assert!(read_all(&mut progress, &chunks).is_err());
+}
+
+/// Returns the parts of messages besides their text, in order.
+fn chat_deltas(progress: &Progress) -> Vec<&v1::ChatDelta> {
+    let events = progress.ready.iter();
+    let deltas = events.filter_map(|event| match event {
+        Event::Chat(delta) => Some(delta),
+        Event::Started(_) | Event::Summary(_) | Event::Prompt(_) | Event::Tokens(_) => None,
+    });
+    deltas.collect()
+}
+
+fn chat_chunk(delta: &Value, finish_reason: Option<&str>) -> Value {
+    json!({"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]})
+}
+
+#[test]
+fn text_a_tool_call_a_refusal_and_the_end_in_one_chunk_are_all_kept() {
+    let mut progress = progress(1);
+    let delta = json!({
+        "content": "a", "reasoning_content": "b", "refusal": "c\n",
+        "tool_calls": [{"index": 1, "id": "x", "type": "function",
+            "function": {"name": "f", "arguments": "{\"q\": \"\u{e9}\"}"}}],
+    });
+    let chunk = chat_chunk(&delta, Some("tool_calls"));
+    read_all(&mut progress, &[chunk]).expect("the chunk is valid");
+    let expected = v1::ChatDelta {
+        choice: 0,
+        tool_calls: vec![v1::ToolCallDelta {
+            index: 1,
+            id: "x".to_owned(),
+            r#type: "function".to_owned(),
+            name: "f".to_owned(),
+            arguments: "{\"q\": \"\u{e9}\"}".to_owned(),
+        }],
+        reasoning_content: "b".to_owned(),
+        refusal: "c\n".to_owned(),
+    };
+    assert_eq!(chat_deltas(&progress), [&expected]);
+    let Some(Event::Tokens(tokens)) = progress.ready.back() else {
+        panic!("the last event has the finish reason");
+    };
+    assert_eq!(tokens.tokens.text(), "a");
+    assert_eq!(tokens.finish_reason(), v1::FinishReason::ToolCalls);
+}
+
+#[test]
+fn both_names_of_reasoning_are_read_once() {
+    for (delta, expected) in [
+        (json!({"reasoning": "a"}), "a"),
+        (json!({"reasoning_content": "b"}), "b"),
+        (json!({"reasoning_content": "c", "reasoning": "c"}), "c"),
+        (json!({"reasoning_content": "", "reasoning": "d"}), "d"),
+        (json!({"reasoning_content": null, "reasoning": "e"}), "e"),
+    ] {
+        let mut progress = progress(1);
+        read_all(&mut progress, &[chat_chunk(&delta, None)]).expect("the chunk is valid");
+        assert_eq!(chat_deltas(&progress)[0].reasoning_content, expected);
+    }
+}
+
+#[test]
+fn empty_parts_of_a_message_are_no_event() {
+    for delta in [
+        json!({"role": "assistant", "content": "", "tool_calls": []}),
+        json!({"tool_calls": null, "reasoning_content": "", "refusal": null}),
+    ] {
+        let mut progress = progress(1);
+        read_all(&mut progress, &[chat_chunk(&delta, None)]).expect("the chunk is valid");
+        assert_eq!(progress.ready.len(), 1, "only the start: {delta}");
+    }
+}
+
+#[test]
+fn tool_calls_without_an_index_are_numbered_in_their_order() {
+    let mut progress = progress(1);
+    let delta = json!({"tool_calls": [{"function": {"name": "f"}}, {"id": "b", "function": null}]});
+    read_all(&mut progress, &[chat_chunk(&delta, None)]).expect("the chunk is valid");
+    let calls = &chat_deltas(&progress)[0].tool_calls;
+    let shown: Vec<_> = calls
+        .iter()
+        .map(|call| (call.index, &*call.name, &*call.id))
+        .collect();
+    assert_eq!(shown, [(0, "f", ""), (1, "", "b")]);
+}
+
+#[test]
+fn a_part_of_a_message_that_cannot_be_read_is_an_upstream_error() {
+    for delta in [
+        json!({"tool_calls": "f"}),
+        json!({"tool_calls": [{"index": -1}]}),
+        json!({"tool_calls": [{"function": {"arguments": {}}}]}),
+        json!({"reasoning_content": 1}),
+        json!({"refusal": {}}),
+    ] {
+        let chunk = chat_chunk(&delta, None).to_string();
+        let error = progress(1).read(&sent(&chunk)).expect_err(&chunk);
+        assert_eq!(error.kind, ErrorKind::UpstreamError, "{delta}");
+    }
+}
+
+#[test]
+fn without_usage_reasoning_and_tool_calls_count_as_tokens() {
+    let mut progress = progress(1);
+    let chunks = [
+        chat_chunk(&json!({"reasoning": "a"}), None),
+        chat_chunk(&json!({"content": "b"}), Some("stop")),
+    ];
+    read_all(&mut progress, &chunks).expect("the chunks are valid");
+    let usage = progress.summary().usage.expect("a usage");
+    assert_eq!(usage.completion_tokens, 2);
+    assert_eq!(
+        (usage.cached_prompt_tokens, usage.reasoning_tokens),
+        (None, None)
+    );
+}
+
+#[test]
+fn the_details_of_the_usage_are_kept_if_the_engine_reports_them() {
+    let mut progress = progress(1);
+    let usage = json!({
+        "prompt_tokens": 9, "completion_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 8, "audio_tokens": null},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    });
+    let chunks = [
+        delta(0, "a", Some("stop")),
+        json!({"choices": [], "usage": usage}),
+    ];
+    read_all(&mut progress, &chunks).expect("the chunks are valid");
+    let usage = progress.summary().usage.expect("a usage");
+    assert_eq!(
+        (usage.cached_prompt_tokens, usage.reasoning_tokens),
+        (Some(8), Some(0))
+    );
 }
