@@ -19,6 +19,7 @@ use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
 
 mod address;
+mod conflicts;
 mod context;
 mod events;
 mod failure;
@@ -39,7 +40,8 @@ mod via;
 
 pub use address::EngineAddress;
 use address::EngineProtocol;
-pub(crate) use address::{check_listen_address, check_no_duplicates, without_secrets};
+pub(crate) use address::without_secrets;
+pub(crate) use conflicts::{EngineConflict, find_conflicts};
 pub use context::CallContext;
 pub use events::CheckedEvents;
 pub use failure::Failure;
@@ -49,7 +51,7 @@ use membership::{Members, Upstreams};
 use openai::OpenAiUpstream;
 use remote::Connector;
 use selection::{another_engine_may_accept, has_name, more_informative, name_with_aliases};
-pub use spec::{ApiKey, ClusterSpec, EngineSpec, RoutePolicy, RouteSpec, TargetSpec};
+pub use spec::{ApiKey, ClusterSpec, EngineSpec, RoutePolicy, RouteSpec, ServerKind, TargetSpec};
 pub use upstream::{Availability, BoxedEventStream};
 pub(crate) use upstream::{Health, Upstream};
 use via::GatewayId;
