@@ -19,6 +19,7 @@ use crate::telemetry::Telemetry;
 
 mod address;
 mod attempts;
+mod conflicts;
 mod context;
 mod events;
 mod failure;
@@ -48,8 +49,9 @@ mod via;
 
 pub use address::EngineAddress;
 use address::EngineProtocol;
-pub(crate) use address::{check_listen_address, check_no_duplicates, without_secrets};
+pub(crate) use address::without_secrets;
 use attempts::{Attempts, NewRequest};
+pub(crate) use conflicts::{EngineConflict, find_conflicts};
 pub use context::CallContext;
 pub use events::CheckedEvents;
 pub use failure::Failure;
@@ -65,7 +67,7 @@ use policy::RetryBudget;
 use remote::Connector;
 use resilient_events::ResilientEvents;
 use route::{Route, RoutingTable};
-pub use spec::{ApiKey, ClusterSpec, EngineSpec, RoutePolicy, RouteSpec, TargetSpec};
+pub use spec::{ApiKey, ClusterSpec, EngineSpec, RoutePolicy, RouteSpec, ServerKind, TargetSpec};
 pub use upstream::BoxedEventStream;
 use upstream::Upstream;
 use via::GatewayId;

@@ -8,15 +8,17 @@
 //! is deserialised into the struct.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::client::ClientOptions;
 use crate::logging::LogFormat;
 use crate::server::ServerParts;
+use crate::server::run::OnHangup;
 
 mod check;
+mod cluster;
 mod commands;
 mod engine;
 mod error;
@@ -27,6 +29,8 @@ mod grpc;
 mod http;
 mod log;
 mod model;
+mod nested_tables;
+mod reload;
 mod runner;
 mod server;
 mod settings;
@@ -36,8 +40,9 @@ mod variable;
 mod worker;
 
 use commands::{EngineCommandSettings, GatewaySettings, ServeSettings, ServerCommand};
+use error::first_error;
 pub use error::{ConfigError, FileError, Position};
-use file::{KnownKeys, ParsedFile, first_error};
+use file::{KnownKeys, ParsedFile};
 use log::FormatSettings;
 use settings::{Settings, keys};
 use worker::AttachSettings;
@@ -111,14 +116,24 @@ struct WithStdin<S: Args> {
 
 /// A parsed command line: the command to run, with its settings.
 pub enum ParsedCommand {
-    /// Run a server (`serve`, `engine` or `gateway`) that logs in this format.
-    Serve(Box<ServerParts>, LogFormat),
+    /// Run a server: `serve`, `engine` or `gateway`.
+    Serve(Box<ServerTask>),
     /// Run a model for a remote engine: `worker`.
     Work(Box<WorkerTask>),
     /// Send a request to a running server: `complete`.
     Complete(ClientOptions),
     /// Print this text: `config`.
     Print(String),
+}
+
+/// A server to run, with the settings of its process.
+pub struct ServerTask {
+    /// Parts of the server.
+    pub parts: ServerParts,
+    /// Format of the log.
+    pub log_format: LogFormat,
+    /// Effect of SIGHUP: a gateway reads its settings file again.
+    pub on_hangup: OnHangup,
 }
 
 /// Reads the command line, the environment and the settings file.
@@ -157,7 +172,8 @@ pub fn read(
         }
         Command::Config(ConfigCommand::Show(command)) => {
             let settings = command.read(matches)?;
-            let (_, models) = commands::resolve_server::<ServeSettings>(&settings)?;
+            let (_, models) =
+                commands::resolve_server::<ServeSettings>(&settings).map_err(ConfigError::first)?;
             Ok(ParsedCommand::Print(
                 show::render_settings::<ServeSettings>(&settings, &models),
             ))
@@ -193,22 +209,34 @@ fn innermost_matches(matches: &ArgMatches) -> &ArgMatches {
 impl<S: ServerCommand> WithFile<S> {
     fn server_task(&self, matches: &ArgMatches) -> Result<ParsedCommand, ConfigError> {
         let settings = self.read(matches)?;
-        let (parts, _) = commands::resolve_server::<S>(&settings)?;
-        let log = settings.get::<FormatSettings>()?;
-        Ok(ParsedCommand::Serve(Box::new(parts), log.format()))
+        let (parts, _) = commands::resolve_server::<S>(&settings).map_err(ConfigError::first)?;
+        let log_format = settings.get::<FormatSettings>()?.format();
+        let on_hangup = reload::on_hangup::<S>(matches, self.config.as_deref(), settings);
+        Ok(ParsedCommand::Serve(Box::new(ServerTask {
+            parts,
+            log_format,
+            on_hangup,
+        })))
     }
 
-    /// Merges the flags, the environment variables and the settings file.
     fn read(&self, matches: &ArgMatches) -> Result<Settings, ConfigError> {
-        let mut settings = Settings::from_matches::<S>(matches)?;
-        let Some(path) = &self.config else {
-            return Ok(settings);
-        };
-        let path = path.display().to_string();
-        let file = ParsedFile::read(&path, &commands::known_keys()).valid()?;
-        settings.add_file::<S>(&file).map_err(first_error)?;
-        Ok(settings)
+        merge_settings::<S>(matches, self.config.as_deref())
     }
+}
+
+/// Merges the flags, the environment variables and the settings file.
+fn merge_settings<S: ServerCommand>(
+    matches: &ArgMatches,
+    file: Option<&Path>,
+) -> Result<Settings, ConfigError> {
+    let mut settings = Settings::from_matches::<S>(matches)?;
+    let Some(path) = file else {
+        return Ok(settings);
+    };
+    let path = path.display().to_string();
+    let file = ParsedFile::read(&path, &commands::known_keys()).valid()?;
+    settings.add_file::<S>(&file).map_err(first_error)?;
+    Ok(settings)
 }
 
 impl WithStdin<AttachSettings> {

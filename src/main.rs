@@ -7,11 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use tokenway::client::{self, ClientOptions};
-use tokenway::config::{self, ConfigError, ParsedCommand, WorkerTask};
+use tokenway::config::{self, ConfigError, ParsedCommand, ServerTask, WorkerTask};
 use tokenway::exit::{self, ExitCode};
 use tokenway::logging::{self, LogFormat, Timestamps};
 use tokenway::output::Output;
-use tokenway::server::{ServerParts, run};
+use tokenway::server::run;
 use tokenway::worker;
 use tokio::runtime::{Builder, Runtime};
 
@@ -59,7 +59,7 @@ fn run(streams: &Streams) -> ExitCode {
     let mut builder = match &task {
         // A worker needs only one async thread: it has one connection, and its device has a thread of its own.
         ParsedCommand::Work(_) | ParsedCommand::Print(_) => Builder::new_current_thread(),
-        ParsedCommand::Serve(..) | ParsedCommand::Complete(_) => Builder::new_multi_thread(),
+        ParsedCommand::Serve(_) | ParsedCommand::Complete(_) => Builder::new_multi_thread(),
     };
     let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
@@ -72,7 +72,7 @@ fn run(streams: &Streams) -> ExitCode {
 
 fn run_command(runtime: &Runtime, task: ParsedCommand, streams: &Streams) -> ExitCode {
     match task {
-        ParsedCommand::Serve(parts, log) => runtime.block_on(serve(*parts, log, streams)),
+        ParsedCommand::Serve(server) => runtime.block_on(serve(*server, streams)),
         ParsedCommand::Work(worker) => runtime.block_on(run_worker(*worker, streams)),
         ParsedCommand::Complete(options) => runtime.block_on(complete(&options, streams)),
         ParsedCommand::Print(text) => print(&text, streams),
@@ -91,11 +91,12 @@ fn print(text: &str, streams: &Streams) -> ExitCode {
     }
 }
 
-async fn serve(parts: ServerParts, log: LogFormat, streams: &Streams) -> ExitCode {
-    if let Err(error) = logging::init(&streams.stderr, log, Timestamps::On) {
+async fn serve(server: ServerTask, streams: &Streams) -> ExitCode {
+    if let Err(error) = logging::init(&streams.stderr, server.log_format, Timestamps::On) {
         return streams.report_error(&error, ExitCode::Usage);
     }
-    match run::serve_until_signalled(parts, &streams.stdout, &streams.stderr).await {
+    let (parts, on_hangup) = (server.parts, server.on_hangup);
+    match run::serve_until_signalled(parts, on_hangup, &streams.stdout, &streams.stderr).await {
         Ok(()) => ExitCode::Success,
         Err(error) => streams.report_error(&error, ExitCode::Failure),
     }

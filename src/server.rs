@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::cluster::{self, Cluster, ClusterSpec};
+use crate::cluster::Cluster;
 use crate::critical::{CriticalTasks, TaskPanicked};
 use crate::frontend::{self, LayerSettings};
 use crate::gateway::Gateway;
@@ -26,6 +26,7 @@ mod engine;
 mod health;
 mod listeners;
 mod parts;
+mod remote_engines;
 pub mod run;
 mod start_error;
 
@@ -35,6 +36,8 @@ pub use engine::{EngineParts, Isolation, ModelParts, WorkerParts};
 use health::ServerHealth;
 use listeners::{Listeners, addresses, bind, worker_socket, worker_tls};
 pub use parts::{DrainDurations, HttpFrontend, ServerParts, Source};
+pub use remote_engines::SetClusterError;
+use remote_engines::{RemoteEngines, check_engines};
 pub use start_error::StartError;
 
 /// Maximum time for sending the final records of running streams at the end of a shutdown.
@@ -54,6 +57,8 @@ pub struct Server {
     _socket_folder: Option<TempDir>,
     telemetry: Telemetry,
     engine: Option<Engine>,
+    /// `None` if the server has an engine of its own.
+    remote_engines: Option<RemoteEngines>,
     health: ServerHealth,
     public_listeners: Listeners,
     /// Listeners for remote workers. They stay open until the last worker has ended.
@@ -99,6 +104,7 @@ impl Server {
             _socket_folder: worker_socket.folder,
             telemetry,
             engine: backend.engine,
+            remote_engines: backend.remote_engines,
             health: backend.health,
             public_listeners: Listeners::default(),
             worker_listeners: Listeners::default(),
@@ -329,22 +335,4 @@ impl Drop for Server {
         self.worker_listeners.abort_connections();
         self.health.set_stopped();
     }
-}
-
-/// Checks that no remote engine is listed twice, and that none is this server itself.
-fn check_engines(
-    source: &Source,
-    listeners: [(&str, &Option<Listener>); 2],
-) -> Result<(), StartError> {
-    let Source::Remote(ClusterSpec { engines, .. }) = source else {
-        return Ok(());
-    };
-    cluster::check_no_duplicates(engines).map_err(StartError::Engine)?;
-    for (setting, listener) in listeners {
-        for address in addresses(listener.as_ref()) {
-            cluster::check_listen_address(engines, setting, &address.to_string())
-                .map_err(StartError::Engine)?;
-        }
-    }
-    Ok(())
 }

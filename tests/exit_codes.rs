@@ -14,7 +14,7 @@ use tokenway::runner::{
     BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, TokenBytes,
 };
 use tokenway::server::ServerParts;
-use tokenway::server::run::{RunError, serve_until_signalled};
+use tokenway::server::run::{OnHangup, RunError, serve_until_signalled};
 
 /// A loader with a planted bug: the first model of this loader that is dropped panics. The scheduler's task drops it,
 /// because the engine keeps only one model if several workers load the same.
@@ -86,7 +86,8 @@ async fn a_server_whose_scheduler_panics_drains_and_fails() {
         Output::to_writer("err", std::io::sink()),
     );
     let (out, err) = (out.expect("a thread starts"), err.expect("a thread starts"));
-    let ended = serve_until_signalled(flawed_parts(), &out, &err).await;
+    let on_hangup = OnHangup::NoEffect("a test");
+    let ended = serve_until_signalled(flawed_parts(), on_hangup, &out, &err).await;
     let Err(RunError::Panicked(panicked)) = ended else {
         panic!("the server ended with {ended:?}");
     };

@@ -1,8 +1,9 @@
 //! Addresses of remote engines. They are compared in normalized form.
 //!
-//! The scheme of an address names the protocol: `http://` and `unix:` are Tokenway's gRPC API, and `openai+http://` is
-//! an OpenAI-compatible HTTP API.
+//! The scheme of an address names the protocol: `http://`, `grpc://` and `unix:` are Tokenway's gRPC API, and
+//! `openai+http://` is an OpenAI-compatible HTTP API.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
@@ -11,8 +12,6 @@ use std::str::FromStr;
 use http::Uri;
 use tonic::transport::Endpoint;
 
-use super::spec::EngineSpec;
-
 #[cfg(test)]
 mod tests;
 
@@ -20,13 +19,15 @@ mod tests;
 const HTTP_PORT: u16 = 80;
 /// Port of an `https` address that names none.
 const HTTPS_PORT: u16 = 443;
+/// Another spelling of the start `http://` of the address of a Tokenway engine.
+const GRPC_PREFIX: &str = "grpc://";
 /// Start of the address of an OpenAI-compatible API. The rest is the base URL of the API.
 const OPENAI_PREFIX: &str = "openai+";
 /// Path of an OpenAI-compatible API whose address has none.
 const OPENAI_PATH: &str = "/v1";
 
 /// The forms of an address, for error messages.
-const FORMS: &str = "use http://host:port or unix:/path for a Tokenway engine, \
+const FORMS: &str = "use http://host:port, grpc://host:port or unix:/path for a Tokenway engine, \
                      openai+http://host:port/v1 for an OpenAI-compatible one";
 
 /// Address of a remote engine. Addresses are equal if they have the same host and port, or the same socket, even if
@@ -69,17 +70,22 @@ impl EngineAddress {
 
     /// Returns the endpoint of the address of a Tokenway engine, without options.
     pub(super) fn endpoint(&self) -> Endpoint {
-        Endpoint::from_shared(self.text.clone())
+        Endpoint::from_shared(tokenway_url(&self.text).into_owned())
             .expect("an engine address is checked when it is parsed")
     }
 
+    /// Returns true if the engine is reached over Tokenway's gRPC API, which has no keys.
+    pub(crate) fn is_tokenway(&self) -> bool {
+        matches!(self.protocol, EngineProtocol::Tokenway)
+    }
+
     /// Returns the address as it was written.
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 
     /// Returns true if both addresses reach the same server.
-    fn reaches_same_server(&self, other: &Self) -> bool {
+    pub(super) fn reaches_same_server(&self, other: &Self) -> bool {
         match (&self.target, &other.target) {
             (
                 Target::Tcp { host, port },
@@ -93,7 +99,7 @@ impl EngineAddress {
     }
 
     /// Returns true if a server that listens on `listen` can be reached at this address.
-    fn matches_listener(&self, listen: &str) -> bool {
+    pub(super) fn matches_listener(&self, listen: &str) -> bool {
         match (&self.target, listen.strip_prefix("unix:")) {
             (Target::Unix(path), Some(listen)) => *path == normalized(Path::new(listen)),
             (Target::Tcp { host, port }, None) => {
@@ -127,11 +133,14 @@ impl FromStr for EngineAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         let parsed = match text.strip_prefix(OPENAI_PREFIX) {
             Some(url) => parse_openai_url(url),
-            None => parse_target(text).and_then(|target| {
-                let endpoint = Endpoint::from_shared(text.to_owned());
-                let protocol = EngineProtocol::Tokenway;
-                endpoint.map(|_| (protocol, target)).map_err(|_| "")
-            }),
+            None => {
+                let url = tokenway_url(text);
+                parse_target(&url).and_then(|target| {
+                    let endpoint = Endpoint::from_shared(url.into_owned());
+                    let protocol = EngineProtocol::Tokenway;
+                    endpoint.map(|_| (protocol, target)).map_err(|_| "")
+                })
+            }
         };
         let (protocol, target) = parsed.map_err(|problem| {
             let shown = without_secrets(text);
@@ -142,6 +151,14 @@ impl FromStr for EngineAddress {
             protocol,
             target,
         })
+    }
+}
+
+/// Returns the address of a Tokenway engine as the URL that tonic connects to.
+fn tokenway_url(text: &str) -> Cow<'_, str> {
+    match text.strip_prefix(GRPC_PREFIX) {
+        Some(rest) => Cow::Owned(format!("http://{rest}")),
+        None => Cow::Borrowed(text),
     }
 }
 
@@ -217,6 +234,7 @@ pub(crate) fn without_secrets(address: &str) -> String {
     let scheme = [
         "http://",
         "https://",
+        GRPC_PREFIX,
         "unix:",
         "openai+http://",
         "openai+https://",
@@ -271,50 +289,5 @@ fn is_unusual_loopback(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip != std::net::Ipv4Addr::LOCALHOST,
         IpAddr::V6(_) => false,
-    }
-}
-
-/// Checks that no engine is listed twice.
-///
-/// # Errors
-/// Returns a message that names the setting and both entries.
-pub(crate) fn check_no_duplicates(engines: &[EngineSpec]) -> Result<(), String> {
-    for (
-        at,
-        EngineSpec {
-            address: engine, ..
-        },
-    ) in engines.iter().enumerate()
-    {
-        let mut earlier = engines[..at].iter().map(|engine| &engine.address);
-        if let Some(first) = earlier.find(|it| it.reaches_same_server(engine)) {
-            return Err(format!(
-                "--engine lists the same engine twice: {first} and {engine}. Remove one of them."
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Checks that no engine is the gateway itself, which listens on `address` because of `setting`. The address is
-/// `host:port` or `unix:/path`.
-///
-/// # Errors
-/// Returns a message that names both settings and both entries.
-pub(crate) fn check_listen_address(
-    engines: &[EngineSpec],
-    setting: &str,
-    address: &str,
-) -> Result<(), String> {
-    match engines
-        .iter()
-        .map(|engine| &engine.address)
-        .find(|engine| engine.matches_listener(address))
-    {
-        None => Ok(()),
-        Some(engine) => Err(format!(
-            "--engine {engine} is the address of this gateway itself (--{setting} {address}). Choose another \
-             address for the gateway with --{setting}, or correct --engine."
-        )),
     }
 }

@@ -2,7 +2,8 @@
 
 use prost::Message;
 
-use super::address::{EngineAddress, check_listen_address, check_no_duplicates};
+use super::address::EngineAddress;
+use super::conflicts::find_conflicts;
 use super::events::{CheckedEvents, UpstreamChecks};
 use super::spec::{ClusterSpec, EngineSpec};
 use crate::error::Error;
@@ -30,21 +31,22 @@ pub(crate) fn addresses(data: &[u8]) {
             EngineSpec::at(engine.clone()),
             EngineSpec::at(engine.clone()),
         ];
-        assert!(
-            check_no_duplicates(&twice).is_err(),
+        assert_eq!(
+            find_conflicts(&twice, &[]).len(),
+            1,
             "{engine} equals itself"
         );
     }
-    let _ = check_no_duplicates(&engines);
     for listen in lines.filter_map(|line| line.parse::<Address>().ok()) {
         let printed = listen.to_string();
         assert_eq!(printed.parse(), Ok(listen.clone()));
-        let _ = check_listen_address(&engines, "grpc-listen", &printed);
+        let _ = find_conflicts(&engines, &[("grpc-listen", printed.clone())]);
         if let Address::Unix(_) = &listen
             && let Ok(engine) = printed.parse::<EngineAddress>()
         {
-            let own = check_listen_address(&[EngineSpec::at(engine)], "grpc-listen", &printed);
-            assert!(own.is_err(), "{printed} is the gateway itself");
+            let listeners = [("grpc-listen", printed.clone())];
+            let own = find_conflicts(&[EngineSpec::at(engine)], &listeners);
+            assert_eq!(own.len(), 1, "{printed} is the gateway itself");
         }
     }
 }

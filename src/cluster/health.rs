@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::spec::EngineSpec;
 use crate::backoff::BackoffPolicy;
 use crate::proto::v1;
 
@@ -61,22 +62,30 @@ impl Health {
 pub(super) struct HealthPublisher {
     /// Name of the engine, for the log.
     engine: Arc<str>,
+    /// Context length of all models, if the settings override what the engine reports.
+    context_length: Option<u32>,
     health: watch::Sender<Health>,
 }
 
 impl HealthPublisher {
     /// Creates a publisher, and the watch of what it publishes.
-    pub(super) fn new(engine: &Arc<str>) -> (Self, watch::Receiver<Health>) {
+    pub(super) fn new(engine: &EngineSpec) -> (Self, watch::Receiver<Health>) {
         let (sender, health) = watch::channel(Health::default());
         let publisher = Self {
-            engine: Arc::clone(engine),
+            engine: Arc::clone(&engine.name),
+            context_length: engine.context_length,
             health: sender,
         };
         (publisher, health)
     }
 
     /// Publishes the availability, and the models if they are known. Logs a change of the availability.
-    pub(super) fn publish(&self, availability: Availability, models: Option<Vec<v1::Model>>) {
+    pub(super) fn publish(&self, availability: Availability, mut models: Option<Vec<v1::Model>>) {
+        if let Some(context_length) = self.context_length {
+            for model in models.iter_mut().flatten() {
+                model.context_length = context_length;
+            }
+        }
         let mut earlier = availability;
         self.health.send_if_modified(|health| {
             earlier = std::mem::replace(&mut health.availability, availability);

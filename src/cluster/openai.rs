@@ -60,11 +60,13 @@ impl OpenAiUpstream {
         stop: &CancellationToken,
     ) -> Self {
         let client = EngineClient::new(base_url, engine.api_key.as_ref());
-        let (publisher, health) = HealthPublisher::new(&engine.name);
-        let (facts, flavor) = watch::channel(Flavor::default());
+        let (publisher, health) = HealthPublisher::new(engine);
+        let known = engine.server.map(Flavor::from);
+        let (facts, flavor) = watch::channel(known.unwrap_or_default());
         let watching = ModelWatch {
             client: client.clone(),
             health: publisher,
+            known,
             facts,
         }
         .run();

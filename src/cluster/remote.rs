@@ -85,7 +85,7 @@ impl Connector {
                     .map_err(|error| Status::from_error(error.into())),
             )
         };
-        let (publisher, health) = HealthPublisher::new(&engine.name);
+        let (publisher, health) = HealthPublisher::new(engine);
         let watching = HealthWatch {
             gateway: self.gateway.clone(),
             health: publisher,

@@ -27,6 +27,21 @@ pub struct EngineSpec {
     pub address: EngineAddress,
     /// Key that the gateway sends to the engine (`Authorization: Bearer`).
     pub api_key: Option<ApiKey>,
+    /// Kind of an OpenAI-compatible server. `None` if the engine's list of models tells.
+    pub server: Option<ServerKind>,
+    /// Context length of the engine's models in tokens. `None` if the engine reports it.
+    pub context_length: Option<u32>,
+}
+
+/// Kind of an OpenAI-compatible server. The kinds differ in the request fields that they support.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerKind {
+    /// vLLM's HTTP server.
+    Vllm,
+    /// llama.cpp's server.
+    LlamaCpp,
+    /// Any other server. Only OpenAI's own fields are sent to it.
+    OpenAi,
 }
 
 /// Key for an engine. It is never printed.
@@ -92,12 +107,17 @@ impl EngineSpec {
             name: address.as_str().into(),
             address,
             api_key: None,
+            server: None,
+            context_length: None,
         }
     }
 
-    /// Returns true if both reach the same server with the same key, whatever their names.
+    /// Returns true if both reach the same server with the same key and the same overrides, whatever their names.
     pub(super) fn is_same_server(&self, other: &Self) -> bool {
-        self.address == other.address && self.api_key == other.api_key
+        self.address == other.address
+            && self.api_key == other.api_key
+            && self.server == other.server
+            && self.context_length == other.context_length
     }
 }
 

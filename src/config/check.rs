@@ -2,9 +2,10 @@
 
 use clap::Command;
 
+use super::cluster::ENGINE_KEY;
 use super::commands::{GatewaySettings, ServeSettings, ServerCommand, known_keys, resolve_server};
 use super::error::{ConfigError, FileError};
-use super::file::{ParsedFile, SettingsFile};
+use super::file::{FileEntry, ParsedFile, SettingsFile};
 use super::model::ModelSettings;
 use super::settings::Settings;
 
@@ -17,10 +18,11 @@ pub(super) fn check_file(path: &str) -> Result<String, ConfigError> {
     errors.extend(value_errors(&file)?);
     errors.sort_by_key(|error| error.position);
     if errors.is_empty() {
-        errors.extend(combination_error::<ServeSettings>(path, &file)?);
-        let has_engines = file.top.entries.iter().any(|entry| entry.key == "engine");
+        errors.extend(combination_errors::<ServeSettings>(path, &file)?);
+        let is_list = |entry: &FileEntry| entry.key == ENGINE_KEY;
+        let has_engines = file.cluster.has_engines() || file.top.entries.iter().any(is_list);
         if has_engines && errors.is_empty() {
-            errors.extend(combination_error::<GatewaySettings>(path, &file)?);
+            errors.extend(combination_errors::<GatewaySettings>(path, &file)?);
         }
     }
     match errors.is_empty() {
@@ -38,6 +40,7 @@ fn value_errors(file: &SettingsFile) -> Result<Vec<FileError>, ConfigError> {
         .unwrap_or_default();
     let gateway = default_settings::<GatewaySettings>()?.add_file::<GatewaySettings>(file);
     errors.extend(gateway.err().unwrap_or_default());
+    errors.extend_from_slice(file.cluster.errors());
     for table in &file.models {
         let model = serve.for_model_table::<ModelSettings>(table);
         errors.extend(model.err().unwrap_or_default());
@@ -52,21 +55,25 @@ fn value_errors(file: &SettingsFile) -> Result<Vec<FileError>, ConfigError> {
     Ok(unique)
 }
 
-/// Returns the first error about a combination of settings for the command `S`.
-fn combination_error<S: ServerCommand>(
+/// Returns the errors about combinations of settings for the command `S`: all errors about engines and routes, or the
+/// first error about other settings.
+fn combination_errors<S: ServerCommand>(
     path: &str,
     file: &SettingsFile,
-) -> Result<Option<FileError>, ConfigError> {
+) -> Result<Vec<FileError>, ConfigError> {
     let mut settings = default_settings::<S>()?;
     settings.add_file::<S>(file).map_err(ConfigError::Check)?;
     match resolve_server::<S>(&settings) {
-        Ok(_) => Ok(None),
-        Err(ConfigError::File(error)) => Ok(Some(error)),
-        Err(error) => Ok(Some(FileError {
-            path: path.to_owned(),
-            position: None,
-            problem: error.to_string(),
-        })),
+        Ok(_) => Ok(Vec::new()),
+        Err(ConfigError::Check(errors)) => Ok(errors),
+        Err(ConfigError::File(error)) => Ok(vec![error]),
+        Err(error @ (ConfigError::CommandLine(_) | ConfigError::Invalid(_))) => {
+            Ok(vec![FileError {
+                path: path.to_owned(),
+                position: None,
+                problem: error.to_string(),
+            }])
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use super::cluster;
 use super::engine::{self, EngineSettings};
 use super::error::ConfigError;
 use super::file::{KnownKeys, table_key};
@@ -16,7 +17,10 @@ use crate::cluster::EngineAddress;
 use crate::server::{ServerParts, Source};
 
 /// The settings of a command that runs a server.
-pub(super) trait ServerCommand: DeclaredSettings {
+pub(super) trait ServerCommand: DeclaredSettings + 'static {
+    /// True if a running server of this command can apply a changed settings file.
+    const RELOADS_SETTINGS: bool = false;
+
     /// Builds the parts of the server from these settings. `models` has the settings of each model of an engine. This
     /// method adds the defaults that depend on a model's runner to `models`.
     fn server_parts(
@@ -61,9 +65,10 @@ pub(super) struct EngineCommandSettings {
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Engines")]
 pub(super) struct GatewaySettings {
-    /// Address of an engine: `http://host:port` or `unix:/path` for the gRPC API of a Tokenway engine,
-    /// `openai+http://host:port/v1` (or `openai+https://…`) for an OpenAI-compatible server. Separate several engines
-    /// with commas, or repeat the flag. Required, here or in the settings file
+    /// Address of an engine: `http://host:port` (or `grpc://host:port`) or `unix:/path` for the gRPC API of a Tokenway
+    /// engine, `openai+http://host:port/v1` (or `openai+https://…`) for an OpenAI-compatible server. Separate several
+    /// engines with commas, or repeat the flag. Required, here or in the settings file, where `[[engine]]` tables can
+    /// give engines names and keys
     #[arg(
         long,
         env = "TOKENWAY_ENGINE",
@@ -107,26 +112,19 @@ impl ServerCommand for EngineCommandSettings {
 }
 
 impl ServerCommand for GatewaySettings {
+    const RELOADS_SETTINGS: bool = true;
+
     fn server_parts(
         self,
         settings: &Settings,
         _models: &mut [Settings],
     ) -> Result<ServerParts, ConfigError> {
-        if self.engine.is_empty() {
-            let name = settings.name("engine");
-            let problem = format!(
-                "{name} is required for a gateway: give http://host:port, unix:/path or openai+http://host:port/v1"
-            );
-            return Err(settings.error("engine", problem));
-        }
-        let engines = self.engine.into_iter().map(|engine| engine.value);
-        let source = Source::Remote(engines.collect());
+        let listed = self.engine.into_iter().map(|engine| engine.value);
+        let source = Source::Remote(cluster::cluster_spec(settings, listed.collect())?);
         let parts = self
             .server
             .server_parts(source, Some(self.http), Some(self.grpc), settings)?;
-        parts
-            .check_engines()
-            .map_err(|problem| settings.error("engine", problem))?;
+        cluster::check_conflicts(settings, &parts.engine_conflicts())?;
         Ok(parts)
     }
 }

@@ -9,8 +9,8 @@ use std::iter::once;
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
 
-use super::error::ConfigError;
-use super::file::{first_error, table_key};
+use super::error::{ConfigError, first_error};
+use super::file::table_key;
 use super::model::{self, ModelSettings, SharedSettings};
 use super::settings::{Settings, keys};
 use super::worker::WorkerSettings;

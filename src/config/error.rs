@@ -19,9 +19,25 @@ pub enum ConfigError {
     /// A setting is invalid in combination with others.
     #[error("{0}")]
     Invalid(String),
-    /// `tokenway config check` found problems.
+    /// Several problems of the settings file, as `tokenway config check` reports them.
     #[error("{}", error_lines(.0))]
     Check(Vec<FileError>),
+}
+
+impl ConfigError {
+    /// Reduces several problems of the settings file to the first one.
+    pub(super) fn first(self) -> Self {
+        match self {
+            Self::Check(errors) => first_error(errors),
+            error @ (Self::CommandLine(_) | Self::File(_) | Self::Invalid(_)) => error,
+        }
+    }
+}
+
+/// Converts several errors to the first of them.
+pub(super) fn first_error(errors: Vec<FileError>) -> ConfigError {
+    let first = errors.into_iter().next();
+    ConfigError::File(first.expect("a failed check returns at least one error"))
 }
 
 impl From<clap::Error> for ConfigError {

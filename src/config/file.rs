@@ -1,15 +1,19 @@
 //! The optional settings file: TOML whose keys are the flags' names with `_` instead of `-`.
 //!
 //! `serve`, `engine` and `gateway` can share one file. Each command ignores the keys of the others. A key that
-//! belongs to no command is an error, and so is a key in a `[[model]]` table that is not a setting of a model.
+//! belongs to no command is an error, and so is a key in a `[[model]]` table that is not a setting of a model. The
+//! `[[engine]]` and `[[route]]` tables are for `gateway` only, which checks them.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use super::error::{ConfigError, FileError, Position};
+use super::cluster::ClusterFile;
+use super::error::{ConfigError, FileError, Position, first_error};
+use super::nested_tables::SourceFile;
 
 /// Key of the `[[model]]` tables.
 const MODEL_TABLES_KEY: &str = "model";
@@ -29,7 +33,7 @@ pub(super) fn table_key(key: &str) -> &str {
 pub(super) struct KnownKeys {
     /// Keys outside `[[model]]` tables.
     pub(super) top: BTreeSet<String>,
-    /// Keys of a `[[model]]` table. Empty if the file must not have such tables.
+    /// Keys of a `[[model]]` table. Empty if the file must not have any tables.
     pub(super) model: BTreeSet<String>,
 }
 
@@ -40,6 +44,8 @@ pub(super) struct SettingsFile {
     pub(super) top: FileTable,
     /// The `[[model]]` tables.
     pub(super) models: Vec<FileTable>,
+    /// The `[[engine]]` and `[[route]]` tables.
+    pub(super) cluster: Arc<ClusterFile>,
 }
 
 /// The entries of a table, in the order of the file.
@@ -124,12 +130,6 @@ impl ParsedFile {
     }
 }
 
-/// Converts several errors to the first of them.
-pub(super) fn first_error(errors: Vec<FileError>) -> ConfigError {
-    let first = errors.into_iter().next();
-    ConfigError::File(first.expect("a failed check returns at least one error"))
-}
-
 struct Parser<'a> {
     path: &'a str,
     text: &'a str,
@@ -153,6 +153,11 @@ impl Parser<'_> {
             }
         };
         let (mut spans, mut models) = (spans.into_inner(), Vec::new());
+        let mut cluster = ClusterFile::default();
+        if !known.model.is_empty() {
+            let (path, text) = (self.path, self.text);
+            cluster = ClusterFile::take_from(&mut spans, &SourceFile { path, text });
+        }
         if !known.model.is_empty()
             && let Some((spans, values)) = spans
                 .remove(MODEL_TABLES_KEY)
@@ -162,13 +167,21 @@ impl Parser<'_> {
         }
         let top = self.table(&spans, values, "");
         for unknown in self.unknown_entries(&top, &known.top) {
+            let tables = match known.model.is_empty() {
+                true => "",
+                false => "; known tables are [[model]], [[engine]] and [[route]]",
+            };
             let known = comma_separated(&known.top);
             self.errors.push(unknown.location.error(format!(
-                "the key '{}' is unknown; known keys are {known}",
+                "the key '{}' is unknown; known keys are {known}{tables}",
                 unknown.location.name
             )));
         }
-        SettingsFile { top, models }
+        SettingsFile {
+            top,
+            models,
+            cluster: Arc::new(cluster),
+        }
     }
 
     fn syntax_error(&mut self, error: &toml::de::Error) {
@@ -179,7 +192,7 @@ impl Parser<'_> {
         self.errors.push(FileError {
             path: self.path.to_owned(),
             position: Some(position),
-            problem: format!("{message} in the line '{}'", line.trim()),
+            problem: format!("{message} in the line '{}'", without_key(line.trim())),
         });
     }
 
@@ -266,6 +279,13 @@ impl Parser<'_> {
             name,
         }
     }
+}
+
+/// Returns a line for an error message. If the line may contain a key for an engine, only its start is shown.
+fn without_key(line: &str) -> String {
+    let name = line.to_ascii_lowercase().find("key");
+    let value = name.and_then(|at| Some(at + line[at..].find('=')? + 1));
+    value.map_or_else(|| line.to_owned(), |at| format!("{} …", &line[..at]))
 }
 
 fn comma_separated(keys: &BTreeSet<String>) -> String {

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use clap::{Args, Command};
 
 use super::check::default_settings;
+use super::cluster::api_key::KeySource;
 use super::commands::{ServeSettings, known_keys};
 use super::engine;
 use super::error::FileError;
@@ -65,6 +66,11 @@ impl Base {
         check_errors(text, &parsed.errors);
         if !parsed.errors.is_empty() {
             return;
+        }
+        check_errors(text, parsed.file.cluster.errors());
+        let read_key = |_: KeySource<'_>| Err("not read".to_owned());
+        if let Err(errors) = parsed.file.cluster.cluster_spec(Vec::new(), &read_key) {
+            check_errors(text, &errors);
         }
         let mut settings = self.server.clone();
         if let Err(errors) = settings.add_file::<ServeSettings>(&parsed.file) {

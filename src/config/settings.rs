@@ -4,6 +4,7 @@
 //! table is then deserialised into the struct that declares the settings.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command};
@@ -11,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use super::cluster::ClusterFile;
 use super::error::{ConfigError, FileError};
 use super::file::{FileTable, SettingLocation, SettingsFile, table_key};
 
@@ -55,6 +57,8 @@ pub(super) struct Settings {
     pub(super) sources: BTreeMap<String, SettingSource>,
     /// The `[[model]]` tables of the file.
     pub(super) tables: Vec<FileTable>,
+    /// The `[[engine]]` and `[[route]]` tables of the file.
+    pub(super) cluster: Arc<ClusterFile>,
     /// Position of the `[[model]]` table that these settings come from. `None` for settings outside the tables.
     table: Option<SettingLocation>,
 }
@@ -75,6 +79,7 @@ impl Settings {
             values: values.map_err(|error| ConfigError::Invalid(error.to_string()))?,
             sources: sources.collect(),
             tables: Vec::new(),
+            cluster: Arc::default(),
             table: None,
         })
     }
@@ -89,6 +94,7 @@ impl Settings {
         file: &SettingsFile,
     ) -> Result<(), Vec<FileError>> {
         self.tables.clone_from(&file.models);
+        self.cluster = Arc::clone(&file.cluster);
         self.add_table::<S>(&file.top)
     }
 
@@ -170,6 +176,13 @@ impl Settings {
         source.is_some_and(|source| !matches!(source, SettingSource::Default))
     }
 
+    /// Returns the keys of the settings whose values differ from those in `other`.
+    pub(super) fn changed_keys(&self, other: &Self) -> Vec<String> {
+        let keys = self.sources.keys();
+        let changed = keys.filter(|key| self.values.get(*key) != other.values.get(*key));
+        changed.cloned().collect()
+    }
+
     /// Returns the name of a setting as its source spells it: `--slots`, `TOKENWAY_SLOTS` or `model[1].slots`.
     pub(super) fn name(&self, key: &str) -> String {
         match (self.sources.get(key), &self.table) {
@@ -208,12 +221,14 @@ fn argument_source(argument: &Arg, matches: &ArgMatches) -> SettingSource {
 
 /// Replaces the names of Rust types in a message of the `toml` crate with TOML's names, for example "integer" for
 /// `i64`.
-fn use_toml_type_names(message: &str) -> String {
+pub(super) fn use_toml_type_names(message: &str) -> String {
     let names = [
         ("expected i64", "expected an integer"),
         ("expected u32", "expected an integer from 0 to 4294967295"),
         ("expected f64", "expected a number"),
         ("expected a sequence", "expected a list"),
+        ("invalid type: sequence", "invalid type: list"),
+        ("invalid type: map", "invalid type: table"),
     ];
     let mut message = message.to_owned();
     for (rust, toml) in names {

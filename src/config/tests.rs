@@ -6,6 +6,7 @@ use super::*;
 use crate::server::{EngineParts, Source};
 
 mod check;
+mod cluster;
 mod http;
 mod log;
 mod models;
@@ -21,7 +22,7 @@ fn read_line(arguments: &[&str]) -> Result<ParsedCommand, ConfigError> {
 
 fn server_parts(arguments: &[&str]) -> ServerParts {
     match read_line(arguments) {
-        Ok(ParsedCommand::Serve(parts, _)) => *parts,
+        Ok(ParsedCommand::Serve(server)) => server.parts,
         Ok(ParsedCommand::Work(_) | ParsedCommand::Complete(_) | ParsedCommand::Print(_)) => {
             panic!("{arguments:?} is not a server command")
         }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::cluster::ServerKind;
 use crate::gateway::{StreamFormat, UnknownFieldPolicy};
 use crate::logging::LogFormat;
-use crate::request::MAX_TIMEOUT;
+use crate::request::{MAX_MODEL_NAME_BYTES, MAX_TIMEOUT};
 
 /// An integer of at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,6 +185,69 @@ impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for ParsedText<T> {
 
 /// A path, which must be valid UTF-8.
 pub(super) type FilePath = ParsedText<PathBuf>;
+
+/// Name of an engine behind a gateway. The log and the metrics show it.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct EngineName(String);
+
+impl EngineName {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for EngineName {
+    type Error = &'static str;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        if name.trim().is_empty() {
+            return Err("must not be empty");
+        }
+        if name.chars().any(char::is_control) {
+            return Err("must not contain line breaks or other control characters");
+        }
+        Ok(Self(name))
+    }
+}
+
+/// Name of a model that requests can select.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct ModelName(String);
+
+impl ModelName {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for ModelName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match name.len() {
+            0 => Err("must not be empty".to_owned()),
+            1..=MAX_MODEL_NAME_BYTES => Ok(Self(name)),
+            length => Err(format!(
+                "must be at most {MAX_MODEL_NAME_BYTES} bytes long (got {length})"
+            )),
+        }
+    }
+}
+
+impl FromStr for ServerKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "vllm" => Ok(Self::Vllm),
+            "llama.cpp" => Ok(Self::LlamaCpp),
+            "openai" => Ok(Self::OpenAi),
+            _ => Err("must be vllm, llama.cpp or openai".to_owned()),
+        }
+    }
+}
 
 impl FromStr for LogFormat {
     type Err = String;

@@ -7,8 +7,9 @@ use tokio_util::sync::CancellationToken;
 use super::engine::Engine;
 use super::health::ServerHealth;
 use super::parts::{ServerParts, Source};
+use super::remote_engines::RemoteEngines;
 use super::start_error::StartError;
-use crate::cluster::{Cluster, Membership};
+use crate::cluster::Cluster;
 use crate::critical::CriticalTasks;
 use crate::grpc;
 use crate::listen::Address;
@@ -20,6 +21,8 @@ pub(super) struct Backend {
     pub(super) engine: Option<Engine>,
     pub(super) service: Service,
     pub(super) cluster: Cluster,
+    /// Engines and routes that the cluster of a gateway follows.
+    pub(super) remote_engines: Option<RemoteEngines>,
     pub(super) health: ServerHealth,
 }
 
@@ -59,17 +62,14 @@ impl Backend {
                     engine: Some(engine),
                     service: Service::Engine(Box::new(service)),
                     cluster,
+                    remote_engines: None,
                     health,
                 })
             }
             Source::Remote(spec) => {
                 let stop = CancellationToken::new();
-                let cluster = Cluster::remote(
-                    Membership::fixed(spec.clone()),
-                    telemetry,
-                    lifecycle.critical,
-                    &stop,
-                );
+                let (remote_engines, membership) = RemoteEngines::new(spec.clone());
+                let cluster = Cluster::remote(membership, telemetry, lifecycle.critical, &stop);
                 let health = ServerHealth::for_cluster(cluster.clone(), stop);
                 let open = health.clone();
                 let proxy = Proxy::new(ProxyParts {
@@ -81,6 +81,7 @@ impl Backend {
                     engine: None,
                     service: Service::Proxy(proxy),
                     cluster,
+                    remote_engines: Some(remote_engines),
                     health,
                 })
             }

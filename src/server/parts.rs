@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::engine::EngineParts;
-use crate::cluster::{ClusterSpec, check_listen_address, check_no_duplicates};
+use crate::cluster::{ClusterSpec, EngineConflict, find_conflicts};
 use crate::gateway::{OriginPolicy, StreamFormat, UnknownFieldPolicy};
 use crate::listen::{Address, Limits};
 
@@ -48,22 +48,16 @@ impl ServerParts {
         }
     }
 
-    /// Checks that no remote engine is listed twice, and that none is this server itself.
-    ///
-    /// # Errors
-    /// Returns a message that names the setting and both entries.
-    pub(crate) fn check_engines(&self) -> Result<(), String> {
+    /// Finds the remote engines that are listed twice, and those that are this server itself.
+    pub(crate) fn engine_conflicts(&self) -> Vec<EngineConflict> {
         let Source::Remote(ClusterSpec { engines, .. }) = &self.source else {
-            return Ok(());
+            return Vec::new();
         };
-        check_no_duplicates(engines)?;
-        if let Some(http) = &self.http {
-            check_listen_address(engines, "http-listen", &http.listen.to_string())?;
-        }
-        if let Some(grpc) = &self.grpc {
-            check_listen_address(engines, "grpc-listen", &grpc.to_string())?;
-        }
-        Ok(())
+        let http = self.http.iter().map(|http| ("http-listen", &http.listen));
+        let grpc = self.grpc.iter().map(|address| ("grpc-listen", address));
+        let listeners = http.chain(grpc);
+        let listeners = listeners.map(|(setting, address)| (setting, address.to_string()));
+        find_conflicts(engines, &listeners.collect::<Vec<_>>())
     }
 }
 

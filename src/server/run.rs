@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
+use self::reload::reload_on_each_hangup;
 use super::{EngineParts, HttpFrontend, ModelParts, Server, ServerParts, Source, StartError};
 use crate::cluster::ClusterSpec;
 use crate::critical::TaskPanicked;
@@ -15,6 +16,9 @@ use crate::listen::Address;
 use crate::output::Output;
 
 mod progress;
+mod reload;
+
+pub use reload::{OnHangup, ReloadedSettings};
 
 /// Time within which a repeated signal is ignored. For example, `timeout` signals both a process and its process
 /// group, so the process receives the signal twice.
@@ -42,7 +46,8 @@ pub enum RunError {
     Panicked(#[from] TaskPanicked),
 }
 
-/// Serves until SIGTERM or Ctrl-C, then drains. A second signal stops the server at once.
+/// Serves until SIGTERM or Ctrl-C, then drains. A second signal stops the server at once. SIGHUP does what `on_hangup`
+/// says.
 ///
 /// `out` (standard output) receives the addresses and the readiness of the models. `err` (standard error) receives a
 /// progress bar if it is a terminal.
@@ -52,10 +57,12 @@ pub enum RunError {
 /// panics.
 pub async fn serve_until_signalled(
     parts: ServerParts,
+    on_hangup: OnHangup,
     out: &Output,
     err: &Output,
 ) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
+    let mut hangups = signal(SignalKind::hangup())?;
     let (drain, source) = (parts.drain, parts.source.clone());
     let rejects_host_names = parts
         .http
@@ -66,28 +73,9 @@ pub async fn serve_until_signalled(
     if rejects_host_names {
         out.write_line(format_args!("hosts    {HOSTS_NOTE}"));
     }
-    match &source {
-        Source::Remote(spec) => {
-            let engines = engine_names(spec);
-            out.write_line(format_args!("waiting  for an engine: {engines}"));
-        }
-        Source::Engine(engine) => print_worker_addresses(&server, engine, out),
-    }
-    let startup = tokio::select! {
-        loaded = wait_until_ready(&server, err) => match loaded {
-            Ok(()) => StartupOutcome::Ready,
-            Err(error) => StartupOutcome::ShutDown(Err(error.into())),
-        },
-        outcome = wait_for_shutdown(&server, &mut signals) => StartupOutcome::ShutDown(outcome),
-    };
-    let outcome = match startup {
-        StartupOutcome::Ready => {
-            for line in ready_lines(&source) {
-                out.write_line(format_args!("ready    {line}"));
-            }
-            wait_for_shutdown(&server, &mut signals).await
-        }
-        StartupOutcome::ShutDown(outcome) => outcome,
+    let outcome = tokio::select! {
+        outcome = run_until_shutdown(&server, &source, &mut signals, (out, err)) => outcome,
+        never = reload_on_each_hangup(&server, &mut hangups, &on_hangup) => match never {},
     };
     if !matches!(outcome, Err(RunError::Start(_))) {
         let seconds = drain.grace.as_secs_f64();
@@ -99,12 +87,29 @@ pub async fn serve_until_signalled(
     outcome
 }
 
-/// Outcome of the start-up phase.
-enum StartupOutcome {
-    /// All models are loaded.
-    Ready,
-    /// The server must shut down before all models are loaded, because of a signal or an error.
-    ShutDown(Result<(), RunError>),
+/// Prints the readiness of the server. Returns when the server must shut down: because of a signal, a critical task
+/// that panicked, or a model that cannot be loaded.
+async fn run_until_shutdown(
+    server: &Server,
+    source: &Source,
+    signals: &mut Signals,
+    (out, err): (&Output, &Output),
+) -> Result<(), RunError> {
+    match source {
+        Source::Remote(spec) => {
+            let engines = engine_names(spec);
+            out.write_line(format_args!("waiting  for an engine: {engines}"));
+        }
+        Source::Engine(engine) => print_worker_addresses(server, engine, out),
+    }
+    tokio::select! {
+        loaded = wait_until_ready(server, err) => loaded?,
+        outcome = wait_for_shutdown(server, signals) => return outcome,
+    }
+    for line in ready_lines(server, source) {
+        out.write_line(format_args!("ready    {line}"));
+    }
+    wait_for_shutdown(server, signals).await
 }
 
 /// Waits until a signal arrives or a critical task panics.
@@ -131,9 +136,14 @@ async fn drain_server(mut server: Server, signals: &mut Signals) -> Result<(), R
 
 /// Returns the "ready" lines that are printed when the models are loaded: one per model, or one for all remote
 /// engines.
-fn ready_lines(source: &Source) -> Vec<String> {
+fn ready_lines(server: &Server, source: &Source) -> Vec<String> {
     match source {
-        Source::Remote(spec) => vec![format!("in front of {}", engine_names(spec))],
+        Source::Remote(at_start) => {
+            // The engines may have been replaced while the server waited for them.
+            let spec = server.cluster();
+            let engines = engine_names(spec.as_ref().unwrap_or(at_start));
+            vec![format!("in front of {engines}")]
+        }
         Source::Engine(engine) => engine.models.iter().map(ready_line).collect(),
     }
 }

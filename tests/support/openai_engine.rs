@@ -170,6 +170,8 @@ pub fn chat_delta(text: &str, finish_reason: Option<&str>) -> Value {
 #[derive(Clone, Debug)]
 pub struct Received {
     pub path: String,
+    /// Value of the header `authorization`.
+    pub authorization: Option<String>,
     pub body: Value,
     /// Number of the connection, from 0.
     pub connection: usize,
@@ -276,13 +278,17 @@ impl Engine {
     async fn serve(self: Arc<Self>, mut socket: TcpStream, connection: usize) {
         socket.set_nodelay(true).expect("it is a socket");
         let mut buffer = Vec::new();
-        while let Some((path, body)) = read_request(&mut socket, &mut buffer).await {
+        while let Some((head, body)) = read_request(&mut socket, &mut buffer).await {
+            let path = head.split(' ').nth(1).expect("a request line");
             if path.ends_with("/models") {
                 write_answer(&mut socket, 200, "", &self.models).await;
                 continue;
             }
+            let mut lines = head.lines();
+            let authorization = lines.find_map(|line| line.strip_prefix("authorization: "));
             let received = Received {
-                path,
+                path: path.to_owned(),
+                authorization: authorization.map(str::to_owned),
                 body: serde_json::from_slice(&body).expect("the body is JSON"),
                 connection,
                 at: Instant::now(),
@@ -341,7 +347,7 @@ async fn write_answer(socket: &mut TcpStream, status: u16, headers: &str, body: 
     write(socket, (head + body).as_bytes()).await;
 }
 
-/// Reads a request. Returns its path and its body, or `None` if the connection has ended.
+/// Reads a request. Returns its head and its body, or `None` if the connection has ended.
 async fn read_request(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(String, Vec<u8>)> {
     let head_end = loop {
         if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -365,6 +371,5 @@ async fn read_request(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(S
     }
     let body = buffer[head_end..end].to_vec();
     buffer.drain(..end);
-    let path = head.split(' ').nth(1).expect("a request line").to_owned();
-    Some((path, body))
+    Some((head, body))
 }

@@ -6,10 +6,6 @@ fn engine(text: &str) -> EngineAddress {
     text.parse().expect("a valid address")
 }
 
-fn listed(text: &str) -> EngineSpec {
-    EngineSpec::at(engine(text))
-}
-
 #[test]
 fn an_error_names_the_invalid_part_of_an_address_and_hides_secrets() {
     for (text, shown, problem) in [
@@ -86,69 +82,13 @@ fn an_invalid_openai_address_is_rejected_without_its_secrets() {
 }
 
 #[test]
-fn one_engine_written_in_two_ways_is_listed_twice() {
-    for (one, other) in [
-        ("http://a:1", "http://a:1/"),
-        ("http://a:1", "http://A:1"),
-        ("http://a", "http://a:80"),
-        ("http://[::1]:1", "http://[0:0::1]:1"),
-        ("unix:/a/b", "unix:///a//./b"),
-        ("http://127.0.0.1:1", "http://localhost:1"),
-        ("http://localhost:1", "http://127.0.0.1:1"),
-        ("http://[::1]:1", "http://localhost:1"),
-        ("http://0.0.0.0:1", "http://127.0.0.1:1"),
-    ] {
-        let error = check_no_duplicates(&[listed(one), listed("http://b:1"), listed(other)]);
-        let error = error.expect_err("the engine is listed twice");
-        let expected =
-            format!("--engine lists the same engine twice: {one} and {other}. Remove one of them.");
-        assert_eq!(error, expected);
-    }
-}
-
-#[test]
-fn different_engines_may_be_listed_together() {
-    let engines = [
-        "http://a:1",
-        "http://a:2",
-        "http://b:1",
-        "http://127.0.0.1:1",
-        "http://127.0.0.2:1",
-        "unix:/a",
-        "unix:/b",
-    ];
-    assert_eq!(check_no_duplicates(&engines.map(listed)), Ok(()));
-}
-
-#[test]
-fn an_engine_at_the_gateways_own_address_is_rejected() {
-    let check = |text, listen: &str| {
-        check_listen_address(&[listed("http://b:1"), listed(text)], "grpc-listen", listen)
-    };
-    for (text, listen) in [
-        ("http://127.0.0.1:50051", "127.0.0.1:50051"),
-        ("http://localhost:50051", "127.0.0.1:50051"),
-        ("http://127.0.0.1:50051", "localhost:50051"),
-        ("http://[::1]:50051", "localhost:50051"),
-        ("http://127.0.0.1:50051", "0.0.0.0:50051"),
-        ("http://localhost:50051", "[::]:50051"),
-        ("http://a.example:50051", "A.example:50051"),
-        ("unix:/run//t.sock", "unix:/run/t.sock"),
-    ] {
-        let error = check(text, listen).expect_err("the engine is the gateway");
-        assert!(error.contains(&format!("--engine {text} ")), "{error}");
-        assert!(
-            error.contains(&format!("--grpc-listen {listen}")),
-            "{error}"
-        );
-    }
-    for (text, listen) in [
-        ("http://127.0.0.1:50052", "127.0.0.1:50051"),
-        ("http://127.0.0.2:50051", "127.0.0.1:50051"),
-        ("http://10.0.0.1:50051", "0.0.0.0:50051"),
-        ("http://a.example:50051", "localhost:50051"),
-        ("unix:/run/a.sock", "unix:/run/b.sock"),
-    ] {
-        assert_eq!(check(text, listen), Ok(()), "{text} {listen}");
-    }
+fn grpc_is_another_spelling_of_the_http_address_of_a_tokenway_engine() {
+    let grpc = engine("grpc://a:1");
+    assert_eq!(grpc, engine("http://a:1"));
+    assert!(grpc.is_tokenway());
+    assert_eq!(grpc.to_string(), "grpc://a:1");
+    assert_eq!(grpc.endpoint().uri().to_string(), "http://a:1/");
+    let error = "grpc://user:secret@a:1".parse::<EngineAddress>();
+    let error = error.expect_err("a user name");
+    assert!(error.contains("'grpc://…'"), "{error}");
 }

@@ -1,6 +1,7 @@
 //! The kinds of OpenAI-compatible servers that differ in what they support.
 
 use crate::cluster::ladder::Abilities;
+use crate::cluster::spec::ServerKind;
 use crate::request::Parameter;
 
 /// An OpenAI-compatible server, as its list of models identifies it.
@@ -39,6 +40,16 @@ const LLAMA_CPP: [Parameter; 6] = [
     Parameter::StopTokenIds,
     Parameter::Suffix,
 ];
+
+impl From<ServerKind> for Flavor {
+    fn from(kind: ServerKind) -> Self {
+        match kind {
+            ServerKind::Vllm => Self::Vllm,
+            ServerKind::LlamaCpp => Self::LlamaCpp,
+            ServerKind::OpenAi => Self::Other,
+        }
+    }
+}
 
 impl Flavor {
     /// Recognizes a server by the `owned_by` of its models.

@@ -64,6 +64,8 @@ struct LlamaCppMeta {
 pub(super) struct ModelWatch {
     pub(super) client: EngineClient,
     pub(super) health: HealthPublisher,
+    /// Kind of the server, if the settings name it.
+    pub(super) known: Option<Flavor>,
     pub(super) facts: watch::Sender<Flavor>,
 }
 
@@ -97,20 +99,20 @@ impl ModelWatch {
                 return None;
             }
             let body = Limited::new(response.into_body(), MAX_LIST_BYTES);
-            facts_from(&body.collect().await.ok()?.to_bytes())
+            facts_from(&body.collect().await.ok()?.to_bytes(), self.known)
         };
         timeout(CHECK_TIMEOUT, asking).await.ok()?
     }
 }
 
 /// Reads a list of models. Returns `None` if it is not one.
-fn facts_from(body: &[u8]) -> Option<EngineFacts> {
+fn facts_from(body: &[u8], known: Option<Flavor>) -> Option<EngineFacts> {
     let list: ModelList = serde_json::from_slice(body).ok()?;
     let owner = list
         .data
         .first()
         .and_then(|model| model.owned_by.as_deref());
-    let flavor = Flavor::from_owner(owner.unwrap_or_default());
+    let flavor = known.unwrap_or_else(|| Flavor::from_owner(owner.unwrap_or_default()));
     let unsupported = flavor.unsupported().iter();
     let unsupported: Vec<_> = unsupported
         .map(|parameter| parameter.name().to_owned())
@@ -141,7 +143,7 @@ mod tests {
 
     fn facts(models: &serde_json::Value) -> EngineFacts {
         let list = json!({"object": "list", "data": models});
-        facts_from(list.to_string().as_bytes()).expect("a list of models")
+        facts_from(list.to_string().as_bytes(), None).expect("a list of models")
     }
 
     #[test]
@@ -164,9 +166,19 @@ mod tests {
     }
 
     #[test]
+    fn the_settings_override_the_kind_of_server() {
+        let list = br#"{"data":[{"id":"a","owned_by":"llamacpp"}]}"#;
+        let facts = facts_from(list, Some(Flavor::Vllm)).expect("a list of models");
+        assert_eq!(
+            (facts.flavor, &*facts.models[0].runner),
+            (Flavor::Vllm, "vllm")
+        );
+    }
+
+    #[test]
     fn an_answer_that_is_no_list_of_models_is_not_one() {
         for body in ["", "{}", "[]", "{\"data\":[{}]}"] {
-            assert!(facts_from(body.as_bytes()).is_none(), "{body}");
+            assert!(facts_from(body.as_bytes(), None).is_none(), "{body}");
         }
     }
 }

@@ -88,6 +88,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::health::Health;
+    use crate::cluster::spec::EngineSpec;
 
     async fn wait_for(health: &mut watch::Receiver<Health>, expected: Availability) {
         let changed = health.wait_for(|health| health.availability == expected);
@@ -108,7 +109,8 @@ mod tests {
         let incoming = TcpListenerStream::new(listener);
         let server = Server::builder().add_service(service);
         engine.spawn(server.serve_with_incoming(incoming));
-        let (publisher, mut health) = HealthPublisher::new(&address.as_str().into());
+        let (publisher, mut health) =
+            HealthPublisher::new(&EngineSpec::at(address.parse().unwrap()));
         assert!(health.borrow().is_up(), "an unknown state counts as up");
         let watching = HealthWatch {
             gateway: GatewayId::random(),

@@ -1,7 +1,7 @@
 use super::*;
 
 /// The problems of a settings file with this text, without the file's path.
-fn problems(text: &str) -> Vec<String> {
+pub(super) fn problems(text: &str) -> Vec<String> {
     let (_folder, path) = settings_file(text);
     match read_line(&["config", "check", &path]) {
         Ok(ParsedCommand::Print(text)) => {
@@ -17,7 +17,7 @@ fn problems(text: &str) -> Vec<String> {
 }
 
 #[track_caller]
-fn assert_problems(text: &str, expected: &[&str]) {
+pub(super) fn assert_problems(text: &str, expected: &[&str]) {
     let problems = problems(text);
     assert_eq!(problems.len(), expected.len(), "{problems:?}");
     for (problem, expected) in problems.iter().zip(expected) {
@@ -81,6 +81,6 @@ fn a_combination_that_no_command_accepts_is_a_problem() {
     );
     assert_problems(
         "drain_grace = 1\nengine = [\"http://a:1\", \"http://A:1\"]",
-        &[":2:1: --engine lists the same engine twice: http://a:1 and http://A:1"],
+        &[":2:1: engine: http://A:1 is the same server as http://a:1; remove one of them"],
     );
 }

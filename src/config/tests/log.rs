@@ -3,7 +3,7 @@ use crate::logging::LogFormat;
 
 fn log_format(arguments: &[&str]) -> LogFormat {
     match read_line(arguments) {
-        Ok(ParsedCommand::Serve(_, format)) => format,
+        Ok(ParsedCommand::Serve(server)) => server.log_format,
         Ok(_) => panic!("{arguments:?} is not a server command"),
         Err(error) => panic!("{arguments:?}: {error}"),
     }

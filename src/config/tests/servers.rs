@@ -174,7 +174,7 @@ fn an_engine_that_is_listed_twice_or_is_the_gateway_itself_is_rejected() {
         error_of(&["gateway"].into_iter().chain(flags).collect::<Vec<_>>())
     };
     let twice = gateway(&["http://a:1", "http://b:1", "http://A:1/"]);
-    let expected = "--engine lists the same engine twice: http://a:1 and http://A:1/.";
+    let expected = "--engine: http://A:1/ is the same server as http://a:1; remove one of them";
     assert!(twice.contains(expected), "{twice}");
     for (engine, setting) in [
         ("http://localhost:50051", "--grpc-listen 127.0.0.1:50051"),
