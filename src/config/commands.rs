@@ -62,8 +62,9 @@ pub(super) struct EngineCommandSettings {
 #[command(next_help_heading = "Engines")]
 pub(super) struct GatewaySettings {
     /// Address of an engine: `http://host:port` or `unix:/path` for the gRPC API of a Tokenway engine,
-    /// `openai+http://host:port/v1` (or `openai+https://…`) for an OpenAI-compatible server. Separate several engines
-    /// with commas, or repeat the flag. Required, here or in the settings file
+    /// `openai+http://host:port/v1` (or `openai+https://…`) for an OpenAI-compatible server, `vllm+grpc://host:port` for
+    /// vLLM's gRPC API. Separate several engines with commas, or repeat the flag. Required, here or in the settings
+    /// file
     #[arg(
         long,
         env = "TOKENWAY_ENGINE",
@@ -115,7 +116,8 @@ impl ServerCommand for GatewaySettings {
         if self.engine.is_empty() {
             let name = settings.name("engine");
             let problem = format!(
-                "{name} is required for a gateway: give http://host:port, unix:/path or openai+http://host:port/v1"
+                "{name} is required for a gateway: give http://host:port, unix:/path, openai+http://host:port/v1 or \
+                 vllm+grpc://host:port"
             );
             return Err(settings.error("engine", problem));
         }

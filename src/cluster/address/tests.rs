@@ -152,3 +152,36 @@ fn an_engine_at_the_gateways_own_address_is_rejected() {
         assert_eq!(check(text, listen), Ok(()), "{text} {listen}");
     }
 }
+
+#[test]
+fn the_address_of_vllms_grpc_api_is_a_host_and_a_port() {
+    for (text, expected) in [
+        ("vllm+grpc://a:9000", "http://a:9000/"),
+        ("vllm+grpc://a:9000/", "http://a:9000/"),
+        ("vllm+grpc://[::1]:1", "http://[::1]:1/"),
+    ] {
+        let EngineProtocol::Vllm(url) = engine(text).protocol else {
+            panic!("{text} is not the address of vLLM's gRPC API");
+        };
+        assert_eq!(url.to_string(), expected);
+    }
+    for (text, problem) in [
+        ("vllm+grpc://a", "--grpc-port"),
+        ("vllm+grpc://a:x", "from 0 to 65535"),
+        ("vllm+grpc://a:1/v1", "a path"),
+        ("vllm+grpc://", "vllm+grpc://host:port"),
+        ("vllm+http://a:1", "vllm+grpc://host:port"),
+        ("vllm+grpc://k:secret@a:1", "'vllm+grpc://…'"),
+        ("vllm+grpc://a:1?key=secret", "'vllm+grpc://…'"),
+    ] {
+        let error = text.parse::<EngineAddress>().expect_err(text);
+        assert!(error.contains(problem), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+}
+
+#[test]
+fn one_engine_with_two_protocols_is_listed_twice() {
+    let error = check_no_duplicates(&[listed("vllm+grpc://a:1"), listed("http://a:1")]);
+    assert!(error.is_err());
+}
