@@ -1,10 +1,11 @@
-//! Fuzz targets of addresses in settings, and the source of event streams for the targets of the HTTP API.
+//! Fuzz targets of addresses in settings and of vLLM's responses, and the source of event streams for the targets of the HTTP API.
 
 use prost::Message;
 
 use super::address::{EngineAddress, check_listen_address, check_no_duplicates};
 use super::events::CheckedEvents;
 use super::spec::{ClusterSpec, EngineSpec};
+pub(crate) use super::vllm::fuzzing::responses as vllm_responses;
 use crate::error::Error;
 use crate::listen::Address;
 use crate::proto::v1;

@@ -23,6 +23,8 @@ use crate::proto::v1;
 use crate::request::{MAX_CHOICES, Parameter};
 
 mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod model_info;
 mod progress;
 mod rejection;

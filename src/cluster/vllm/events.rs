@@ -84,3 +84,68 @@ where
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+    use tokio_stream::StreamExt;
+    use vllm_proto::finish_info::FinishReason;
+    use vllm_proto::{FinishInfo, PromptInfo, SequenceOutput};
+
+    use super::*;
+
+    /// Returns a whole response in one message.
+    fn whole() -> GenerateResponse {
+        GenerateResponse {
+            prompt_info: Some(PromptInfo::default()),
+            outputs: Some(SequenceOutput {
+                finish_info: Some(FinishInfo {
+                    finish_reason: FinishReason::Stop.into(),
+                    ..FinishInfo::default()
+                }),
+                ..SequenceOutput::default()
+            }),
+        }
+    }
+
+    /// Returns the events of a stream with one choice, each as its kind.
+    async fn kinds(responses: Vec<Result<GenerateResponse, Status>>) -> Vec<&'static str> {
+        let facts = RequestFacts {
+            request_id: String::new(),
+            model: String::new(),
+            choices: 1,
+            seed: 0,
+            has_logprobs: false,
+            arrived: Instant::now(),
+        };
+        EngineEvents::new(tokio_stream::iter(responses), facts)
+            .map(|event| match event.map(|event| event.event) {
+                Ok(Some(Event::Started(_))) => "started",
+                Ok(Some(Event::Tokens(_))) => "tokens",
+                Ok(Some(Event::Summary(_))) => "summary",
+                Ok(Some(Event::Prompt(_)) | None) => "unexpected",
+                Err(_) => "error",
+            })
+            .collect()
+            .await
+    }
+
+    #[tokio::test]
+    async fn nothing_follows_the_summary() {
+        let expected = ["started", "tokens", "summary"];
+        for late in [Ok(whole()), Err(Status::internal("late"))] {
+            assert_eq!(kinds(vec![Ok(whole()), late]).await, expected);
+        }
+        assert_eq!(kinds(vec![Ok(whole())]).await, expected);
+    }
+
+    #[tokio::test]
+    async fn nothing_follows_an_error() {
+        let broken = || Err(Status::internal("broken"));
+        assert_eq!(
+            kinds(vec![broken(), broken(), Ok(whole())]).await,
+            ["error"]
+        );
+        assert_eq!(kinds(Vec::new()).await, ["error"]);
+    }
+}
