@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use support::http::{BodyEnd, completion, expected_error, get, http_error, post, texts};
 use support::vllm_engine::{Step, VllmEngine, ending, output, prompt, send, whole};
@@ -11,6 +13,7 @@ use tokenway::error::ErrorKind;
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_request::Input;
 use tokenway::server::Source;
+use tokio::time::timeout;
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 use tonic_health::ServingStatus;
@@ -578,7 +581,9 @@ async fn an_engine_is_up_while_its_health_service_says_so() {
         .await;
     let mut reports = watching.expect("health can be watched").into_inner();
     let mut next_status = async || {
-        let report = reports.message().await.expect("the stream goes on");
+        let report = timeout(Duration::from_secs(30), reports.message()).await;
+        let report = report.expect("the health changes within the timeout");
+        let report = report.expect("the stream goes on");
         report.expect("the stream goes on").status()
     };
     assert_eq!(next_status().await, ReportedStatus::Serving);
