@@ -46,6 +46,7 @@ mod spec;
 mod tests;
 mod upstream;
 mod via;
+mod vllm;
 
 pub use address::EngineAddress;
 use address::EngineProtocol;
@@ -72,6 +73,7 @@ pub use upstream::BoxedEventStream;
 use upstream::Upstream;
 use via::GatewayId;
 pub(crate) use via::Via;
+use vllm::VllmUpstream;
 
 /// The upstreams that can complete requests. Clones share the upstreams.
 #[derive(Clone)]
@@ -127,6 +129,10 @@ impl Cluster {
                     let (critical, stop) = (&connector.critical, &connector.stop);
                     let base_url = base_url.clone();
                     Arc::new(OpenAiUpstream::connect(engine, base_url, critical, stop))
+                }
+                EngineProtocol::Vllm(url) => {
+                    let (critical, stop) = (&connector.critical, &connector.stop);
+                    Arc::new(VllmUpstream::connect(engine, url.clone(), critical, stop))
                 }
             }
         };

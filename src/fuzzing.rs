@@ -80,6 +80,11 @@ pub fn tokenize_body(data: &[u8]) {
     gateway::fuzzing::tokenize_body(data);
 }
 
+/// Responses of vLLM's gRPC API.
+pub fn vllm_responses(data: &[u8]) {
+    cluster::fuzzing::vllm_responses(data);
+}
+
 /// Messages of a worker to the engine.
 pub fn worker_messages(data: &[u8]) {
     worker::attached::fuzzing::worker_messages(data);
@@ -97,7 +102,7 @@ mod tests {
     /// A target with its name.
     type Target = (&'static str, fn(&[u8]));
 
-    const TARGETS: [Target; 14] = [
+    const TARGETS: [Target; 15] = [
         ("accept", super::accept),
         ("addresses", super::addresses),
         ("chat_body", super::chat_body),
@@ -110,6 +115,7 @@ mod tests {
         ("settings", super::settings),
         ("text", super::text),
         ("tokenize_body", super::tokenize_body),
+        ("vllm_responses", super::vllm_responses),
         ("worker_messages", super::worker_messages),
         ("worker_step", super::worker_step),
     ];

@@ -356,6 +356,7 @@ fn chat() -> Value {
 /// Asks for the story as a chat. Returns its text and the method of its resumption.
 async fn as_chat(gateway: &TestServer) -> (String, Value) {
     let (_, body) = post("/v1/chat/completions", chat().to_string())
+        .accept("application/x-ndjson")
         .fetch(gateway)
         .await;
     assert_eq!(body.end, BodyEnd::Clean, "{}", body.text);
@@ -409,6 +410,7 @@ async fn a_replay_that_differs_ends_the_stream_with_one_error() {
     let second = OpenAiEngine::answering(other).await;
     let gateway = gateway(&[&first, &second], RoutePolicy::default()).await;
     let (_, body) = post("/v1/chat/completions", chat().to_string())
+        .accept("application/x-ndjson")
         .fetch(&gateway)
         .await;
     assert_eq!(body.end, BodyEnd::Unclean);

@@ -1,7 +1,7 @@
 //! Addresses of remote engines. They are compared in normalized form.
 //!
-//! The scheme of an address names the protocol: `http://`, `grpc://` and `unix:` are Tokenway's gRPC API, and
-//! `openai+http://` is an OpenAI-compatible HTTP API.
+//! The scheme of an address names the protocol: `http://`, `grpc://` and `unix:` are Tokenway's gRPC API,
+//! `openai+http://` is an OpenAI-compatible HTTP API, and `vllm+grpc://` is vLLM's gRPC API.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -25,10 +25,13 @@ const GRPC_PREFIX: &str = "grpc://";
 const OPENAI_PREFIX: &str = "openai+";
 /// Path of an OpenAI-compatible API whose address has none.
 const OPENAI_PATH: &str = "/v1";
+/// Start of the address of vLLM's gRPC API.
+const VLLM_PREFIX: &str = "vllm+grpc://";
 
 /// The forms of an address, for error messages.
 const FORMS: &str = "use http://host:port, grpc://host:port or unix:/path for a Tokenway engine, \
-                     openai+http://host:port/v1 for an OpenAI-compatible one";
+                     openai+http://host:port/v1 for an OpenAI-compatible one, \
+                     vllm+grpc://host:port for vLLM's gRPC API";
 
 /// Address of a remote engine. Addresses are equal if they have the same host and port, or the same socket, even if
 /// they are written differently.
@@ -46,6 +49,8 @@ pub(super) enum EngineProtocol {
     Tokenway,
     /// An OpenAI-compatible HTTP API at this base URL, such as `http://host:8000/v1`.
     OpenAi(Uri),
+    /// vLLM's gRPC API at this URL, such as `http://host:9000`.
+    Vllm(Uri),
 }
 
 /// Normalized address.
@@ -77,6 +82,11 @@ impl EngineAddress {
     /// Returns true if the engine is reached over Tokenway's gRPC API, which has no keys.
     pub(crate) fn is_tokenway(&self) -> bool {
         matches!(self.protocol, EngineProtocol::Tokenway)
+    }
+
+    /// Returns true if the engine is an OpenAI-compatible server.
+    pub(crate) fn is_openai(&self) -> bool {
+        matches!(self.protocol, EngineProtocol::OpenAi(_))
     }
 
     /// Returns the address as it was written.
@@ -131,9 +141,11 @@ impl FromStr for EngineAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parsed = match text.strip_prefix(OPENAI_PREFIX) {
-            Some(url) => parse_openai_url(url),
-            None => {
+        let openai = text.strip_prefix(OPENAI_PREFIX);
+        let parsed = match (openai, text.strip_prefix(VLLM_PREFIX)) {
+            (Some(url), _) => parse_openai_url(url),
+            (None, Some(authority)) => parse_vllm_authority(authority),
+            (None, None) => {
                 let url = tokenway_url(text);
                 parse_target(&url).and_then(|target| {
                     let endpoint = Endpoint::from_shared(url.into_owned());
@@ -184,6 +196,17 @@ fn parse_openai_url(url: &str) -> Result<(EngineProtocol, Target), &'static str>
     }
     let url = format!("{scheme}://{authority}{path}");
     Ok((EngineProtocol::OpenAi(url.parse().map_err(|_| "")?), target))
+}
+
+/// Parses the host and the port of vLLM's gRPC API. The error is that of [`parse_target`].
+fn parse_vllm_authority(authority: &str) -> Result<(EngineProtocol, Target), &'static str> {
+    let authority = authority.trim_end_matches('/');
+    let target = parse_authority(authority, HTTP_PORT)?;
+    let uri: Uri = format!("http://{authority}").parse().map_err(|_| "")?;
+    if uri.port().is_none() {
+        return Err(": it must have the port that `vllm serve` got as --grpc-port");
+    }
+    Ok((EngineProtocol::Vllm(uri), target))
 }
 
 /// Parses the address of a Tokenway engine. The error is appended to "… is not a valid engine address": it is empty,
@@ -238,6 +261,7 @@ pub(crate) fn without_secrets(address: &str) -> String {
         "unix:",
         "openai+http://",
         "openai+https://",
+        VLLM_PREFIX,
     ]
     .into_iter()
     .find(|scheme| address.starts_with(scheme));

@@ -22,12 +22,18 @@ impl Failure {
     /// the engine is unreachable, did not answer in time, or its connection broke.
     pub(super) fn rejection(status: &Status) -> Self {
         let mut failure = Self::new(rejection(status), status);
-        // tonic returns UNAVAILABLE with a source if it cannot connect.
-        let is_engines = !status.details().is_empty();
-        if status.code() == Code::Unavailable && !is_engines && status.source().is_some() {
+        if is_unreachable(status) {
             failure.fault = Fault::Unreachable;
         }
         failure
+    }
+
+    /// Creates the failure of a call to an engine of another kind. `error` is the converted status.
+    pub(super) fn foreign(error: Error, status: &Status) -> Self {
+        match is_unreachable(status) {
+            true => Self::unreachable(),
+            false => error.into(),
+        }
     }
 
     /// Creates the failure of a request that could not be sent, because the engine cannot be reached.
@@ -146,6 +152,12 @@ impl Failure {
             Fault::Request | Fault::NotServed | Fault::Busy(_) => false,
         }
     }
+}
+
+/// Returns true if tonic could not connect. It then returns UNAVAILABLE with a source, which an engine never sends.
+fn is_unreachable(status: &Status) -> bool {
+    let is_engines = !status.details().is_empty();
+    status.code() == Code::Unavailable && !is_engines && status.source().is_some()
 }
 
 /// Returns what an error of this kind means for the next try.

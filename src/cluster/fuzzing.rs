@@ -1,4 +1,4 @@
-//! Fuzz targets of addresses in settings, and the source of event streams for the targets of the HTTP API.
+//! Fuzz targets of addresses in settings and of vLLM's responses, and the source of event streams for the targets of the HTTP API.
 
 use prost::Message;
 
@@ -6,6 +6,7 @@ use super::address::EngineAddress;
 use super::conflicts::find_conflicts;
 use super::events::{CheckedEvents, UpstreamChecks};
 use super::spec::{ClusterSpec, EngineSpec};
+pub(crate) use super::vllm::fuzzing::responses as vllm_responses;
 use crate::error::Error;
 use crate::listen::Address;
 use crate::proto::v1;

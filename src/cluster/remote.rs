@@ -1,17 +1,9 @@
 //! A remote Tokenway engine as an upstream: its connections and its calls.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
-
-use http::{Request as HttpRequest, Response as HttpResponse};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use tonic::body::Body;
-use tonic::transport::Endpoint;
 use tonic::{Request, Status};
-use tower::ServiceExt;
-use tower::util::BoxCloneSyncService;
 
 use super::failure::Failure;
 use super::health::{Health, HealthPublisher};
@@ -24,40 +16,20 @@ use crate::proto::v1;
 use crate::proto::v1::inference_client::InferenceClient;
 use crate::request::Parameter;
 
-mod read_ahead;
-mod watch_health;
+pub(super) mod connections;
+mod list_models;
+pub(super) mod read_ahead;
+pub(super) mod watch_health;
 
+pub(super) use connections::EngineChannel;
+use connections::{Connections, connect, with_options};
+use list_models::TokenwayModels;
 use watch_health::HealthWatch;
-
-/// Number of connections to each engine. With only one, all streams would wait for the same socket.
-const CONNECTIONS_PER_ENGINE: usize = 2;
-
-/// HTTP/2 flow-control window of a connection, in bytes.
-///
-/// h2 charges small unread frames, such as tokens, to the connection. When they use up half of the window, h2 closes
-/// the connection. This window is larger than the unread data of all streams can become.
-const CONNECTION_WINDOW: u32 = 1 << 30;
-/// Flow-control window of a stream, in bytes. It is small to limit the unread data.
-const STREAM_WINDOW: u32 = 64 * 1024;
-
-/// Number of reset streams that a connection remembers. h2 ignores late frames of a remembered stream.
-const REMEMBERED_RESET_STREAMS: usize = 10_000;
-
-/// Interval between pings, and also the timeout for the reply. Their sum, one second, is the time after which a hung
-/// engine is detected.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(500);
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// A connection to a remote engine.
-pub(super) type EngineChannel = BoxCloneSyncService<HttpRequest<Body>, HttpResponse<Body>, Status>;
 
 /// A remote engine. Each stream is read into a buffer of its own. Otherwise an unread stream would use up the
 /// flow-control window that all streams of its connection share.
 pub(super) struct RemoteUpstream {
-    /// Connections to the engine; calls take them in turn.
-    channels: Vec<EngineChannel>,
-    next_channel: AtomicUsize,
+    connections: Connections,
     health: watch::Receiver<Health>,
     /// Tracks the tasks that read the streams.
     tasks: TaskTracker,
@@ -78,27 +50,20 @@ impl Connector {
     /// Connects to an engine and starts to watch its health. The engine may be started later.
     pub(super) fn connect(&self, engine: &EngineSpec) -> RemoteUpstream {
         let endpoint = with_options(engine.address.endpoint());
-        let channel = || {
-            EngineChannel::new(
-                endpoint
-                    .connect_lazy()
-                    .map_err(|error| Status::from_error(error.into())),
-            )
-        };
         let (publisher, health) = HealthPublisher::new(engine);
+        let channel = connect(&endpoint, None);
         let watching = HealthWatch {
-            gateway: self.gateway.clone(),
+            models: TokenwayModels::new(channel.clone(), self.gateway.clone()),
             health: publisher,
         }
-        .run(endpoint.connect_lazy());
+        .run(channel);
         let stop = self.stop.child_token();
         let watch = stop.clone().drop_guard();
         self.critical.spawn("engine watch", async move {
             stop.run_until_cancelled_owned(watching).await;
         });
         RemoteUpstream {
-            channels: (0..CONNECTIONS_PER_ENGINE).map(|_| channel()).collect(),
-            next_channel: AtomicUsize::new(0),
+            connections: Connections::new(&endpoint, None),
             health,
             tasks: self.critical.tracker().clone(),
             _watch: watch,
@@ -111,22 +76,15 @@ impl RemoteUpstream {
     #[cfg(test)]
     pub(super) fn scripted(channel: EngineChannel, health: Health) -> Self {
         Self {
-            channels: vec![channel],
-            next_channel: AtomicUsize::new(0),
+            connections: Connections::scripted(channel),
             health: watch::channel(health).1,
             tasks: TaskTracker::new(),
             _watch: CancellationToken::new().drop_guard(),
         }
     }
 
-    /// Returns the connection for the next call.
-    fn channel(&self) -> EngineChannel {
-        let index = self.next_channel.fetch_add(1, Ordering::Relaxed) % self.channels.len();
-        self.channels[index].clone()
-    }
-
     fn client(&self) -> InferenceClient<EngineChannel> {
-        InferenceClient::new(self.channel())
+        InferenceClient::new(self.connections.next())
     }
 }
 
@@ -136,7 +94,7 @@ impl Upstream for RemoteUpstream {
         &self,
         request: Request<v1::CompletionRequest>,
     ) -> Result<BoxedEventStream, Failure> {
-        let channel = self.channel();
+        let channel = self.connections.next();
         let mut client = InferenceClient::new(channel.clone());
         let response = client.complete(request).await;
         let response = response.map_err(|status| Failure::rejection(&status))?;
@@ -192,22 +150,4 @@ impl Upstream for RemoteUpstream {
     fn unsupported(&self) -> &[Parameter] {
         &Parameter::PASSED_ON
     }
-}
-
-/// Sets the options of the connections to an engine.
-fn with_options(endpoint: Endpoint) -> Endpoint {
-    endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        // When a client disconnects, the gateway resets its stream, and the engine may still send frames on it. h2
-        // ignores them as long as it remembers the stream.
-        .http2_max_concurrent_reset_streams(REMEMBERED_RESET_STREAMS)
-        // A frame on a forgotten stream is a local error, and too many of them would close the connection with the
-        // streams of all other clients. The number is not limited, because engines are trusted.
-        .http2_max_local_error_reset_streams(None)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_INTERVAL)
-        .keep_alive_while_idle(true)
 }

@@ -92,3 +92,30 @@ fn grpc_is_another_spelling_of_the_http_address_of_a_tokenway_engine() {
     let error = error.expect_err("a user name");
     assert!(error.contains("'grpc://…'"), "{error}");
 }
+
+#[test]
+fn the_address_of_vllms_grpc_api_is_a_host_and_a_port() {
+    for (text, expected) in [
+        ("vllm+grpc://a:9000", "http://a:9000/"),
+        ("vllm+grpc://a:9000/", "http://a:9000/"),
+        ("vllm+grpc://[::1]:1", "http://[::1]:1/"),
+    ] {
+        let EngineProtocol::Vllm(url) = engine(text).protocol else {
+            panic!("{text} is not the address of vLLM's gRPC API");
+        };
+        assert_eq!(url.to_string(), expected);
+    }
+    for (text, problem) in [
+        ("vllm+grpc://a", "--grpc-port"),
+        ("vllm+grpc://a:x", "from 0 to 65535"),
+        ("vllm+grpc://a:1/v1", "a path"),
+        ("vllm+grpc://", "vllm+grpc://host:port"),
+        ("vllm+http://a:1", "vllm+grpc://host:port"),
+        ("vllm+grpc://k:secret@a:1", "'vllm+grpc://…'"),
+        ("vllm+grpc://a:1?key=secret", "'vllm+grpc://…'"),
+    ] {
+        let error = text.parse::<EngineAddress>().expect_err(text);
+        assert!(error.contains(problem), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+}

@@ -18,6 +18,7 @@ fn one_engine_written_in_two_ways_is_listed_twice() {
     for (one, other) in [
         ("http://a:1", "http://a:1/"),
         ("http://a:1", "grpc://a:1"),
+        ("http://a:1", "vllm+grpc://a:1"),
         ("http://a:1", "http://A:1"),
         ("http://a", "http://a:80"),
         ("http://[::1]:1", "http://[0:0::1]:1"),

@@ -135,7 +135,8 @@ impl TryPlan {
     fn candidates(&self, views: &[TargetView]) -> Vec<usize> {
         let usable = |at: &usize| !self.targets[*at].is_excluded && !views[*at].is_blocked;
         let mut candidates: Vec<_> = (0..views.len()).filter(usable).collect();
-        if candidates.iter().any(|at| !views[*at].is_down) {
+        // The health checks are trusted, unless they say that everything is down.
+        if views.iter().any(|view| !view.is_down) {
             candidates.retain(|at| !views[*at].is_down);
         }
         candidates

@@ -6,9 +6,10 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
-use tonic::{Status, Streaming};
+use tonic::Status;
 use tracing::Instrument;
 
 use crate::cluster::upstream::BoxedEventStream;
@@ -31,8 +32,8 @@ struct BufferedEvent {
 
 /// Starts a task that reads a stream into a bounded buffer, and pauses while the buffer is full. Dropping the
 /// returned stream ends the task and cancels the RPC. The task keeps `held` until it ends.
-pub(super) fn start(
-    mut stream: Streaming<v1::CompletionEvent>,
+pub(in crate::cluster) fn start(
+    mut stream: impl Stream<Item = Result<v1::CompletionEvent, Status>> + Unpin + Send + 'static,
     held: impl Send + 'static,
     tasks: &TaskTracker,
 ) -> BoxedEventStream {
@@ -44,7 +45,7 @@ pub(super) fn start(
         let _held = held;
         loop {
             let event = tokio::select! {
-                event = stream.message() => event.transpose(),
+                event = stream.next() => event,
                 () = sender.closed() => return,
             };
             let Some(event) = event else { return };
@@ -62,7 +63,7 @@ pub(super) fn start(
             let has_reader = sender.send(buffered).await.is_ok();
             if is_last {
                 // Only the trailers are missing. Dropping the stream before they arrive would reset it.
-                let _ = timeout(TRAILERS_TIMEOUT, stream.message()).await;
+                let _ = timeout(TRAILERS_TIMEOUT, stream.next()).await;
             }
             if is_last || !has_reader {
                 return;

@@ -1,32 +1,35 @@
-//! Watches the health of a remote engine.
+//! Watches the health of a remote engine through the standard gRPC health service, which costs it no tokens.
 
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
-use tonic::Request;
-use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use super::connections::EngineChannel;
 use crate::backoff::Backoff;
 use crate::cluster::health::{Availability, HEALTH_CHECK_BACKOFF, HealthPublisher};
-use crate::cluster::via::{GatewayId, Via};
 use crate::proto::v1;
-use crate::proto::v1::inference_client::InferenceClient;
 
 /// Maximum wait for the model list of an engine that came up.
 const LIST_MODELS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The task that keeps the health of an engine up to date.
-pub(super) struct HealthWatch {
-    /// Id of this gateway, to recognise an engine that is this gateway itself.
-    pub(super) gateway: GatewayId,
-    pub(super) health: HealthPublisher,
+pub(in crate::cluster) struct HealthWatch<M> {
+    /// Asked for the engine's models whenever the engine comes up.
+    pub(in crate::cluster) models: M,
+    pub(in crate::cluster) health: HealthPublisher,
+}
+
+/// The models of an engine, read over the engine's own protocol.
+pub(in crate::cluster) trait ModelSource: Send {
+    /// Asks the engine for its models.
+    fn list(&mut self) -> impl Future<Output = ListedModels> + Send;
 }
 
 /// Result of asking an engine for its models.
-enum ListedModels {
+pub(in crate::cluster) enum ListedModels {
     Models(Vec<v1::Model>),
     /// The engine did not answer.
     Unknown,
@@ -34,11 +37,10 @@ enum ListedModels {
     Loop,
 }
 
-impl HealthWatch {
+impl<M: ModelSource> HealthWatch<M> {
     /// Follows the health service of the engine. Ends if the engine turns out to be this gateway itself.
-    pub(super) async fn run(self, channel: Channel) {
-        let mut health = HealthClient::new(channel.clone());
-        let mut inference = InferenceClient::new(channel);
+    pub(in crate::cluster) async fn run(mut self, channel: EngineChannel) {
+        let mut health = HealthClient::new(channel);
         let mut backoff = Backoff::new(HEALTH_CHECK_BACKOFF);
         loop {
             if let Ok(response) = health.watch(HealthCheckRequest::default()).await {
@@ -49,7 +51,8 @@ impl HealthWatch {
                         self.health.publish(Availability::Down, None);
                         continue;
                     }
-                    match self.list_models(&mut inference).await {
+                    let listing = timeout(LIST_MODELS_TIMEOUT, self.models.list());
+                    match listing.await.unwrap_or(ListedModels::Unknown) {
                         ListedModels::Models(models) => {
                             self.health.publish(Availability::Up, Some(models))
                         }
@@ -65,16 +68,6 @@ impl HealthWatch {
             sleep(backoff.next_delay()).await;
         }
     }
-
-    async fn list_models(&self, inference: &mut InferenceClient<Channel>) -> ListedModels {
-        let mut request = Request::new(v1::ListModelsRequest {});
-        Via::default().write_with(&self.gateway, request.metadata_mut());
-        match timeout(LIST_MODELS_TIMEOUT, inference.list_models(request)).await {
-            Ok(Ok(listed)) => ListedModels::Models(listed.into_inner().models),
-            Ok(Err(status)) if self.gateway.has_detected_loop(&status) => ListedModels::Loop,
-            Ok(Err(_)) | Err(_) => ListedModels::Unknown,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -88,7 +81,17 @@ mod tests {
 
     use super::*;
     use crate::cluster::health::Health;
+    use crate::cluster::remote::connections::connect;
     use crate::cluster::spec::EngineSpec;
+
+    /// An engine that does not tell its models.
+    struct NoModels;
+
+    impl ModelSource for NoModels {
+        async fn list(&mut self) -> ListedModels {
+            ListedModels::Unknown
+        }
+    }
 
     async fn wait_for(health: &mut watch::Receiver<Health>, expected: Availability) {
         let changed = health.wait_for(|health| health.availability == expected);
@@ -112,11 +115,11 @@ mod tests {
         let (publisher, mut health) =
             HealthPublisher::new(&EngineSpec::at(address.parse().unwrap()));
         assert!(health.borrow().is_up(), "an unknown state counts as up");
+        let channel = connect(&Endpoint::from_shared(address.clone()).unwrap(), None);
         let watching = HealthWatch {
-            gateway: GatewayId::random(),
+            models: NoModels,
             health: publisher,
         };
-        let channel = Endpoint::from_shared(address).unwrap().connect_lazy();
         let watching = tokio::spawn(watching.run(channel));
         let not_serving = tonic_health::ServingStatus::NotServing;
         reporter.set_service_status("", not_serving).await;

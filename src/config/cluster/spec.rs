@@ -76,7 +76,7 @@ impl<'a> SpecBuilder<'a> {
         let address = self.required(located, table.address.as_ref(), "address");
         let api_key = self.api_key(table);
         if let (Some(address), Some(server)) = (address, &table.server)
-            && address.value.is_tokenway()
+            && !address.value.is_openai()
         {
             self.error(server, |name| {
                 format!("{name} applies to OpenAI-compatible engines only; remove it")
