@@ -22,6 +22,8 @@ use crate::telemetry::{Api, Telemetry};
 use remote::{EngineChannel, RemoteUpstream};
 use scripted::{ScriptedEngine, ScriptedStream, engine, started, token};
 
+mod resumption;
+
 const LONG: Duration = Duration::from_secs(3_600);
 
 /// Creates a cluster of remote engines that are up.
