@@ -18,6 +18,7 @@ use crate::context::RequestContext;
 use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
+use crate::proto::v1::completion_request::Input;
 use crate::request::{MAX_CHOICES, Parameter};
 
 mod chunk;
@@ -25,6 +26,7 @@ mod client;
 mod events;
 mod flavor;
 mod json_text;
+mod logprobs;
 mod progress;
 mod rejection;
 mod request_body;
@@ -142,7 +144,9 @@ impl Upstream for OpenAiUpstream {
             model,
             choices: message.n.unwrap_or(1).min(MAX_CHOICES),
             seed,
-            has_token_ids: flavor.reports_token_ids(),
+            has_token_ids: engine_request.reports_token_ids,
+            logprobs: message.logprobs,
+            echo: echoed_prompt(message),
             arrived: Instant::now(),
         };
         Ok(Box::pin(EngineEvents::new(
@@ -199,6 +203,14 @@ impl Upstream for OpenAiUpstream {
 
     fn unsupported(&self) -> &[Parameter] {
         self.flavor().unsupported()
+    }
+}
+
+/// Returns the prompt that the engine repeats, if the request asks for it.
+fn echoed_prompt(message: v1::CompletionRequest) -> Option<String> {
+    match message.input {
+        Some(Input::Prompt(prompt)) if message.echo => Some(prompt),
+        Some(Input::Prompt(_) | Input::PromptTokenIds(_) | Input::Chat(_)) | None => None,
     }
 }
 

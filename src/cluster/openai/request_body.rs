@@ -20,6 +20,8 @@ use chat::{ChatOptions, Message};
 pub(super) struct EngineRequest {
     pub(super) path: &'static str,
     pub(super) body: Vec<u8>,
+    /// True if the request asks for the ids of the tokens, and the engine can report them.
+    pub(super) reports_token_ids: bool,
 }
 
 #[derive(Serialize)]
@@ -34,6 +36,8 @@ struct Body<'a> {
     seed: i64,
     #[serde(flatten)]
     options: Options<'a>,
+    #[serde(flatten)]
+    logprobs: Option<RequestedLogprobs>,
     #[serde(flatten)]
     chat_options: ChatOptions<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,8 +100,18 @@ struct Options<'a> {
     min_tokens: u32,
     #[serde(skip_serializing_if = "is_default")]
     ignore_eos: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    echo: bool,
     #[serde(skip_serializing_if = "str::is_empty")]
     user: &'a str,
+}
+
+/// The wish for log probabilities, in the forms of both routes.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum RequestedLogprobs {
+    Completion { logprobs: u32 },
+    Chat { logprobs: bool, top_logprobs: u32 },
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -116,6 +130,8 @@ impl EngineRequest {
         flavor: Flavor,
     ) -> Result<Self, Error> {
         check_supported(message, flavor)?;
+        // With ids, vLLM leaves the echoed prompt out of the text.
+        let reports_token_ids = flavor.reports_token_ids() && !message.echo;
         let (path, input, default_max_tokens) = match &message.input {
             Some(Input::Chat(chat)) => {
                 let messages = chat::messages(chat, flavor);
@@ -144,14 +160,19 @@ impl EngineRequest {
             },
             seed,
             options: Options::of(message),
+            logprobs: RequestedLogprobs::of(message, flavor),
             chat_options: ChatOptions::of(message)?,
-            return_token_ids: flavor.reports_token_ids().then_some(true),
+            return_token_ids: reports_token_ids.then_some(true),
         };
         let body = serde_json::to_vec(&body).map_err(|error| {
             tracing::error!(%error, "cannot write the request to an engine");
             Error::internal()
         })?;
-        Ok(Self { path, body })
+        Ok(Self {
+            path,
+            body,
+            reports_token_ids,
+        })
     }
 }
 
@@ -172,8 +193,30 @@ impl<'a> Options<'a> {
             include_stop_str_in_output: message.include_stop_str_in_output,
             min_tokens: message.min_tokens,
             ignore_eos: message.ignore_eos,
+            echo: message.echo,
             user: &message.user,
         }
+    }
+}
+
+impl RequestedLogprobs {
+    fn of(message: &v1::CompletionRequest, flavor: Flavor) -> Option<Self> {
+        let top = message.logprobs?;
+        // llama.cpp reports nothing at all for 0. What is too much is left out of the answer.
+        let top = if flavor == Flavor::LlamaCpp {
+            top.max(1)
+        } else {
+            top
+        };
+        Some(match message.input {
+            Some(Input::Chat(_)) => Self::Chat {
+                logprobs: true,
+                top_logprobs: top,
+            },
+            Some(Input::Prompt(_) | Input::PromptTokenIds(_)) | None => {
+                Self::Completion { logprobs: top }
+            }
+        })
     }
 }
 
@@ -187,8 +230,11 @@ fn completion_input<'a>(prompt: Prompt<'a>, message: &'a v1::CompletionRequest) 
 /// Rejects fields that this gateway cannot pass to an OpenAI-compatible engine.
 fn check_supported(message: &v1::CompletionRequest, flavor: Flavor) -> Result<(), Error> {
     let includes_stop = message.include_stop_str_in_output && !flavor.includes_stop_string();
+    // The prompt's text is needed to tell it from the text of the completion.
+    let is_text = matches!(message.input, Some(Input::Prompt(_)));
+    let echoes = message.echo && !(flavor.echoes_prompts() && is_text);
     for (param, is_used) in [
-        ("echo", message.echo),
+        ("echo", echoes),
         ("resume", !message.resume.is_empty()),
         ("include_stamps", message.include_stamps),
         ("include_stop_str_in_output", includes_stop),
