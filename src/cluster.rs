@@ -151,6 +151,11 @@ impl Cluster {
         }
     }
 
+    /// Returns true if a request to this model may have fields that Tokenway does not know.
+    pub(crate) fn takes_extra_fields(&self, model: &str) -> bool {
+        selection::takes_extra_fields(selection::sort_by_load(self.without_self()), model)
+    }
+
     /// Starts a completion on an upstream that admits it. Skips upstreams that cannot accept the request now, and
     /// those that do not support one of its parameters.
     ///

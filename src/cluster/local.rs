@@ -8,6 +8,7 @@ use tonic::{Request, Status};
 use super::upstream::{BoxedEventStream, Health, OpenStreams, Upstream};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
+use crate::request::Parameter;
 
 /// The engine in this process. It always counts as up, because it rejects requests itself when it cannot accept them.
 pub(super) struct LocalUpstream<I> {
@@ -74,5 +75,10 @@ impl<I: Inference> Upstream for LocalUpstream<I> {
 
     fn load(&self) -> usize {
         self.load.get()
+    }
+
+    /// The engine itself rejects all other parameters, with an error that names the model.
+    fn unsupported(&self) -> &[Parameter] {
+        &[Parameter::ExtraFields]
     }
 }

@@ -7,6 +7,7 @@ use super::upstream::{Availability, Upstream};
 use crate::error::{Error, ErrorKind};
 use crate::grpc;
 use crate::proto::v1;
+use crate::request::Parameter;
 
 /// Orders the upstreams for a request to a model: first those that list the model's name, then those that list it as
 /// an alias, then all others. Each group is sorted by load.
@@ -70,6 +71,20 @@ pub(super) fn filter_supporting(
         }
         Some(_) | None => Ok(supporting),
     }
+}
+
+/// Returns true if a request to this model may have fields that Tokenway does not know: if an upstream takes them that
+/// lists the model, or any upstream if none lists it.
+pub(super) fn takes_extra_fields(mut upstreams: Vec<Arc<dyn Upstream>>, model: &str) -> bool {
+    let lists_model = |upstream: &Arc<dyn Upstream>| {
+        let health = upstream.health().borrow();
+        health.models.iter().any(|it| has_name(it, model))
+    };
+    if upstreams.iter().any(lists_model) {
+        upstreams.retain(lists_model);
+    }
+    let takes = |it: &Arc<dyn Upstream>| !it.unsupported().contains(&Parameter::ExtraFields);
+    upstreams.iter().any(takes)
 }
 
 /// Returns a model's name and aliases, for error messages.

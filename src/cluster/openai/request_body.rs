@@ -10,11 +10,13 @@ use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 use crate::request::DEFAULT_MAX_TOKENS;
 
-mod chat;
+pub(super) mod chat;
+mod extra_fields;
 #[cfg(test)]
 mod tests;
 
 use chat::{ChatOptions, Message};
+use extra_fields::ExtraFields;
 
 /// A request to an engine: the path below the engine's base URL, and the JSON body.
 pub(super) struct EngineRequest {
@@ -42,6 +44,8 @@ struct Body<'a> {
     chat_options: ChatOptions<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     return_token_ids: Option<bool>,
+    #[serde(flatten)]
+    extra_fields: ExtraFields<'a>,
 }
 
 #[derive(Serialize)]
@@ -122,7 +126,8 @@ impl EngineRequest {
     /// Writes a request to the model that the engine knows under this name.
     ///
     /// # Errors
-    /// The request has no prompt, uses a field that no such engine has, or has an invalid tool, tool choice or format.
+    /// The request has no prompt, uses a field that no such engine has, or has an invalid tool, tool choice, format or
+    /// extra field.
     pub(super) fn new(
         message: &v1::CompletionRequest,
         model: &str,
@@ -163,6 +168,7 @@ impl EngineRequest {
             logprobs: RequestedLogprobs::of(message, flavor),
             chat_options: ChatOptions::of(message)?,
             return_token_ids: reports_token_ids.then_some(true),
+            extra_fields: ExtraFields::of(message)?,
         };
         let body = serde_json::to_vec(&body).map_err(|error| {
             tracing::error!(%error, "cannot write the request to an engine");
