@@ -31,6 +31,7 @@ mod progress;
 mod rejection;
 mod request_body;
 mod server_sent_events;
+mod tokenizer;
 mod watch_models;
 
 use client::EngineClient;
@@ -38,6 +39,7 @@ use events::EngineEvents;
 use flavor::Flavor;
 use progress::RequestFacts;
 use request_body::EngineRequest;
+use tokenizer::EngineTokenizer;
 use watch_models::ModelWatch;
 
 /// An OpenAI-compatible engine.
@@ -85,6 +87,26 @@ impl OpenAiUpstream {
 
     fn flavor(&self) -> Flavor {
         *self.flavor.borrow()
+    }
+
+    /// Returns the tokenizer of a model. `requested` is the name in the request, which is used if the engine has not
+    /// listed its models yet.
+    fn tokenizer<'a>(
+        &'a self,
+        model: &'a v1::Model,
+        requested: &'a str,
+        context: &'a RequestContext,
+    ) -> EngineTokenizer<'a> {
+        EngineTokenizer {
+            client: &self.client,
+            flavor: self.flavor(),
+            model: if model.name.is_empty() {
+                requested
+            } else {
+                &model.name
+            },
+            request_id: context.id(),
+        }
     }
 
     /// Returns the model with this name or alias, or the only model if the name is empty. `None` if the engine has not
@@ -181,16 +203,29 @@ impl Upstream for OpenAiUpstream {
 
     async fn tokenize(
         &self,
-        _request: Request<v1::TokenizeRequest>,
+        request: Request<v1::TokenizeRequest>,
     ) -> Result<v1::TokenizeResponse, Status> {
-        Err(no_tokenizer().into())
+        let context = RequestContext::from_extensions(request.extensions())?;
+        let message = request.into_inner();
+        let model = self.find_model(&message.model)?.unwrap_or_default();
+        let tokenizer = self.tokenizer(&model, &message.model, &context);
+        Ok(v1::TokenizeResponse {
+            token_ids: tokenizer.tokenize(&message).await?,
+            context_length: model.context_length,
+        })
     }
 
     async fn detokenize(
         &self,
-        _request: Request<v1::DetokenizeRequest>,
+        request: Request<v1::DetokenizeRequest>,
     ) -> Result<v1::DetokenizeResponse, Status> {
-        Err(no_tokenizer().into())
+        let context = RequestContext::from_extensions(request.extensions())?;
+        let message = request.into_inner();
+        let model = self.find_model(&message.model)?.unwrap_or_default();
+        let tokenizer = self.tokenizer(&model, &message.model, &context);
+        Ok(v1::DetokenizeResponse {
+            text: tokenizer.detokenize(&message.token_ids).await?,
+        })
     }
 
     fn health(&self) -> &watch::Receiver<Health> {
@@ -212,9 +247,4 @@ fn echoed_prompt(message: v1::CompletionRequest) -> Option<String> {
         Some(Input::Prompt(prompt)) if message.echo => Some(prompt),
         Some(Input::Prompt(_) | Input::PromptTokenIds(_) | Input::Chat(_)) | None => None,
     }
-}
-
-fn no_tokenizer() -> Error {
-    let message = "The model's engine has no tokenizer API.";
-    Error::new(ErrorKind::NotFound, message)
 }
