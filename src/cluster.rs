@@ -197,6 +197,12 @@ impl Cluster {
         }
     }
 
+    /// Returns true if a request to this model may have fields that Tokenway does not know.
+    pub(crate) fn takes_extra_fields(&self, model: &str) -> bool {
+        let route = self.table.borrow().route(model, &self.members());
+        route.is_some_and(|route| route.takes_extra_fields())
+    }
+
     /// Starts a completion on an upstream that admits it. Skips upstreams that cannot accept the request now, and
     /// those that do not support one of its parameters. On remote engines, a completion goes on with another request
     /// when its stream breaks.

@@ -232,3 +232,35 @@ async fn greedy_texts_stay_the_same_when_one_of_two_servers_is_killed() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_engines_tokenizer_and_log_probabilities_reach_the_client() {
+    let pair = start().await;
+    let text = json!({"content": PROMPT, "add_special": true}).to_string();
+    let expected = direct(&pair, post("/tokenize", text)).await;
+    let text = json!({"prompt": PROMPT}).to_string();
+    let (_, body) = post("/tokenize", text).fetch(&pair.gateway).await;
+    let tokens = body.json()["tokens"].clone();
+    assert_eq!(tokens, expected["tokens"]);
+    let ids = json!({"tokens": tokens}).to_string();
+    let (_, body) = post("/detokenize", ids).fetch(&pair.gateway).await;
+    assert_eq!(body.json()["prompt"], PROMPT);
+    let chat = json!({"messages": [{"role": "user", "content": PROMPT}]}).to_string();
+    let (_, body) = post("/tokenize", chat).fetch(&pair.gateway).await;
+    let count = body.json()["count"].as_u64().expect("a number of tokens");
+    assert!(count > 5, "the template adds tokens");
+
+    // The emoji has several tokens, so the engine's text of the last of them is not the bytes of that token.
+    let mut request = json!({"prompt": "Repeat: \u{1f600}\u{1f600} \u{1f600}", "max_tokens": 6});
+    request["temperature"] = json!(0);
+    let (_, body) = completion(&request).fetch(&pair.gateway).await;
+    let text = body.json()["choices"][0]["text"].clone();
+    request["logprobs"] = json!(0);
+    let (_, body) = completion(&request).fetch(&pair.gateway).await;
+    let choice = &body.json()["choices"][0];
+    assert_eq!(choice["text"], text);
+    let logprobs = choice["logprobs"]["token_logprobs"]
+        .as_array()
+        .expect("a list");
+    assert!(!logprobs.is_empty() && logprobs.iter().all(Value::is_number));
+}

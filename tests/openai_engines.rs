@@ -408,7 +408,6 @@ async fn a_field_that_the_engine_cannot_honor_is_rejected_and_named() {
     let gateway = gateway(&engine).await;
     for (field, value) in [
         ("top_k", json!(3)),
-        ("logprobs", json!(1)),
         ("echo", json!(true)),
         ("ignore_eos", json!(true)),
     ] {

@@ -1,6 +1,11 @@
 //! A gateway in front of real vLLM servers, over OpenAI's HTTP API and over vLLM's own gRPC API. `make test-engines`
 //! installs vLLM and runs these tests; they take some minutes.
 
+#![expect(
+    clippy::print_stdout,
+    reason = "`make test-engines` shows how the streams went on"
+)]
+
 mod support;
 
 use std::net::TcpListener;

@@ -381,6 +381,40 @@ async fn a_request_that_uses_a_declared_unsupported_parameter_goes_to_another_up
 }
 
 #[tokio::test]
+async fn unknown_fields_are_taken_only_for_a_model_whose_upstream_takes_them() {
+    let health = |model: &str| Health {
+        models: vec![v1::Model {
+            name: model.to_owned(),
+            aliases: vec![format!("{model}-alias")],
+            ..v1::Model::default()
+        }],
+        ..Health::always_up()
+    };
+    let tokenway = || remote_engine(silent_engine("t"), health("t"));
+    let openai = || -> Arc<dyn Upstream> {
+        Arc::new(LimitedUpstream {
+            engine: remote_engine(silent_engine("o"), health("o")),
+            unsupported: [Parameter::LogitBias],
+        })
+    };
+    let both = cluster_of([tokenway(), openai()].into());
+    for (model, takes) in [
+        ("t", false),
+        ("t-alias", false),
+        ("o", true),
+        ("o-alias", true),
+        ("", true),
+        ("x", true),
+    ] {
+        assert_eq!(both.takes_extra_fields(model), takes, "{model}");
+    }
+    let alone = cluster_of([tokenway()].into());
+    for model in ["t", "", "x"] {
+        assert!(!alone.takes_extra_fields(model), "{model}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_this_gateway_has_passed_on_before_is_rejected() {
     let cluster = cluster([silent_engine("a")]);
     let gateway = cluster.gateway().cloned().unwrap();
