@@ -42,6 +42,7 @@ pub(crate) mod scripted;
 mod selection;
 mod silence;
 mod spec;
+mod target_call;
 #[cfg(test)]
 mod tests;
 mod upstream;

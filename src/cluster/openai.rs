@@ -28,6 +28,8 @@ mod chunk;
 mod client;
 mod events;
 mod flavor;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod json_text;
 mod logprobs;
 mod progress;
