@@ -127,6 +127,8 @@ impl Attempts {
         self.plan.record_failure(target, fault, Instant::now());
         self.is_interrupted = true;
         self.failure = Some(failure);
+        // The rest of the completion is one more request to an engine, which may have to be retried like the first.
+        lock(&self.budget).add_request(Instant::now());
     }
 
     /// Records that a try failed.

@@ -110,13 +110,14 @@ impl TargetCall<'_> {
                         merged.push_ended(request.choice);
                         continue;
                     }
+                    let repeated = request.repeated_tokens;
                     let message = self.addressed(request.message);
                     let mut sent = self.request(message);
                     if request.continues_message {
                         sent.extensions_mut().insert(ContinuesMessage);
                     }
                     let events = upstream.complete(sent).await?;
-                    merged.push(request.choice, request.delivered_tokens, events);
+                    merged.push(request.choice, request.delivered_tokens, repeated, events);
                 }
                 Box::pin(merged)
             }

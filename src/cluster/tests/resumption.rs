@@ -332,3 +332,43 @@ async fn a_gap_after_the_seam_is_a_failure_and_not_passed_on() {
     assert_eq!(seen.tokens, [numbered(&[(5, "a")])]);
     assert_eq!(seen.errors.len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_breaks_often_does_not_use_up_the_retry_budget() {
+    let breaking = engine(|request| {
+        let resumed = request.resume.first();
+        let next = resumed.map_or(0, |it| u32::try_from(it.token_ids.len()).unwrap());
+        let is_last = next == 16 || request.max_tokens == Some(1);
+        let end = if is_last {
+            summary_of(next + 1)
+        } else {
+            broken()
+        };
+        let token = tokens(0, next, &[(5, "a")], is_last);
+        let events = vec![started_with("m", 1), token, end];
+        Ok(Box::pin(tokio_stream::iter(events)))
+    });
+    // Each resumption is tried here first, while the other engine recovers.
+    let busy = engine(|request| {
+        if request.max_tokens != Some(1) {
+            return Err(Error::new(ErrorKind::QueueFull, "The queue is full.").into());
+        }
+        let events = vec![
+            started_with("m", 1),
+            tokens(0, 0, &[(5, "a")], true),
+            summary_of(1),
+        ];
+        Ok(Box::pin(tokio_stream::iter(events)))
+    });
+    let cluster = cluster([breaking, busy]);
+    let of_length = |max_tokens| v1::CompletionRequest {
+        max_tokens: Some(max_tokens),
+        ..request()
+    };
+    for _ in 0..20 {
+        assert_eq!(seen(run(&cluster, of_length(1)).await).errors, []);
+    }
+    let seen = seen(run(&cluster, of_length(17)).await);
+    assert_eq!(seen.errors, []);
+    assert_eq!(seen.tokens[0].len(), 17);
+}
