@@ -82,6 +82,10 @@ pub enum ErrorKind {
     MissingParameter,
     /// The prompt and `max_tokens` do not fit into the context.
     ContextLengthExceeded,
+    /// The engine's content filter rejected the request.
+    ContentFilter,
+    /// The request violates the content policy of the engine.
+    ContentPolicyViolation,
     /// The API key is missing or unknown.
     InvalidApiKey,
     /// The API key does not permit the request.
@@ -147,7 +151,7 @@ const RETRY_SOON: Option<Duration> = Some(Duration::from_secs(1));
 
 impl ErrorKind {
     /// Every kind, in the order of the enum.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 31] = [
         Self::InvalidJson,
         Self::InvalidType,
         Self::InvalidValue,
@@ -155,6 +159,8 @@ impl ErrorKind {
         Self::UnsupportedParameter,
         Self::MissingParameter,
         Self::ContextLengthExceeded,
+        Self::ContentFilter,
+        Self::ContentPolicyViolation,
         Self::InvalidApiKey,
         Self::InsufficientScope,
         Self::HostNotAllowed,
@@ -206,6 +212,8 @@ impl ErrorKind {
             | Self::UnsupportedParameter
             | Self::MissingParameter
             | Self::ContextLengthExceeded
+            | Self::ContentFilter
+            | Self::ContentPolicyViolation
             | Self::InvalidApiKey
             | Self::InsufficientScope
             | Self::HostNotAllowed
@@ -236,6 +244,12 @@ impl ErrorKind {
             Self::UnsupportedParameter => invalid_request("unsupported_parameter"),
             Self::MissingParameter => invalid_request("missing_parameter"),
             Self::ContextLengthExceeded => invalid_request("context_length_exceeded"),
+            Self::ContentFilter => invalid_request("content_filter"),
+            Self::ContentPolicyViolation => client_error(
+                "content_policy_violation",
+                Http::FORBIDDEN,
+                Grpc::PermissionDenied,
+            ),
             Self::InvalidApiKey => ErrorMapping {
                 error_type: "authentication_error",
                 ..client_error("invalid_api_key", Http::UNAUTHORIZED, Grpc::Unauthenticated)

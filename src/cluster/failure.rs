@@ -4,6 +4,7 @@ use std::error::Error as _;
 
 use tonic::{Code, Status};
 
+use super::ladder::SeamError;
 use super::policy::Fault;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
@@ -89,6 +90,15 @@ impl Failure {
             | Fault::Cut => self.fault,
         };
         Self { fault, ..self }
+    }
+
+    /// Creates the failure of a request that the engine rejected because of the gateway's credentials. Another engine may
+    /// accept the request.
+    pub(super) fn unauthorized(error: Error) -> Self {
+        Self {
+            fault: Fault::NotServed,
+            ..error.into()
+        }
     }
 
     /// Creates the failure of a request to an engine that was silent for too long.
@@ -182,6 +192,8 @@ fn fault_of(error: &Error) -> Fault {
         | ErrorKind::InvalidType
         | ErrorKind::InvalidValue
         | ErrorKind::MissingParameter
+        | ErrorKind::ContentFilter
+        | ErrorKind::ContentPolicyViolation
         | ErrorKind::InvalidApiKey
         | ErrorKind::InsufficientScope
         | ErrorKind::HostNotAllowed
@@ -254,6 +266,21 @@ fn rejection(status: &Status) -> Error {
         | Code::Unavailable
         | Code::DataLoss
         | Code::Unauthenticated => error,
+    }
+}
+
+impl From<SeamError> for Failure {
+    fn from(error: SeamError) -> Self {
+        let text = error.to_string();
+        let failure = Self::from(Error::new(ErrorKind::UpstreamError, text));
+        match error {
+            SeamError::UnexpectedIndex => failure,
+            // The engine works, but it would give another text again.
+            SeamError::DifferentText => Self {
+                fault: Fault::NotServed,
+                ..failure
+            },
+        }
     }
 }
 

@@ -13,4 +13,4 @@ pub(super) use continuation::{Continuation, Requests, TargetFacts, continuation}
 pub(super) use delivered::{Delivered, PromptPosition};
 pub(crate) use rung::{Abilities, Rung};
 pub(super) use rung::{Case, rungs};
-pub(super) use seam::Seam;
+pub(super) use seam::{Seam, SeamError};

@@ -166,7 +166,7 @@ impl Upstream for OpenAiUpstream {
         let request = request.map_err(|_| Error::internal())?;
         let response = self.client.send(request).await?;
         if !response.status().is_success() {
-            return Err(rejection::read_rejection(response).await.into());
+            return Err(rejection::read_rejection(response).await);
         }
         let facts = RequestFacts {
             request_id: context.id().0.to_string(),

@@ -66,7 +66,9 @@ const BODY_ERRORS: [ErrorKind; 15] = [
 ];
 
 /// Additional errors of completion requests.
-const COMPLETION_ERRORS: [ErrorKind; 4] = [
+const COMPLETION_ERRORS: [ErrorKind; 6] = [
+    ErrorKind::ContentFilter,
+    ErrorKind::ContentPolicyViolation,
     ErrorKind::NotAcceptable,
     ErrorKind::QueueFull,
     ErrorKind::RateLimited,

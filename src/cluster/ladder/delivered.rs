@@ -91,6 +91,17 @@ impl Delivered {
         self.model.as_deref().is_none_or(|it| it == model)
     }
 
+    /// Returns true if the text of a choice ends with the start of a stop string. The next engine would not see the match.
+    pub(super) fn ends_within_stop_string(&self, stops: &[String]) -> bool {
+        let ends_within = |text: &str, stop: &String| {
+            let starts = stop.char_indices().skip(1).map(|(at, _)| &stop[..at]);
+            starts.into_iter().any(|start| text.ends_with(start))
+        };
+        let open = self.choices.iter().filter(|choice| !choice.has_ended);
+        open.into_iter()
+            .any(|choice| stops.iter().any(|stop| ends_within(&choice.text, stop)))
+    }
+
     /// Returns the text of each choice whose number of tokens is not known exactly, with its index.
     pub(in crate::cluster) fn uncounted_texts(&self) -> Vec<(usize, String)> {
         if self.has_ids {

@@ -1,9 +1,8 @@
 //! The parts of a chat's answer besides its text: reasoning, refusal and tool calls.
 
-use crate::error::Error;
 use crate::proto::v1;
 
-use super::seam::different_text;
+use super::seam::SeamError;
 
 /// The parts of an answer that the client has.
 #[derive(Clone, Debug, Default)]
@@ -69,7 +68,7 @@ impl MessageParts {
         &self,
         position: &mut PartsPosition,
         delta: &mut v1::ChatDelta,
-    ) -> Result<(), Error> {
+    ) -> Result<(), SeamError> {
         skip(
             &self.reasoning,
             &mut position.reasoning,
@@ -130,11 +129,11 @@ impl MessageParts {
 ///
 /// # Errors
 /// The texts differ.
-fn skip(known: &str, position: &mut usize, new: &mut String) -> Result<(), Error> {
+fn skip(known: &str, position: &mut usize, new: &mut String) -> Result<(), SeamError> {
     let left = known.get(*position..).unwrap_or_default();
     let repeated = left.len().min(new.len());
     if left.as_bytes()[..repeated] != new.as_bytes()[..repeated] {
-        return Err(different_text());
+        return Err(SeamError::DifferentText);
     }
     *position += new.len();
     new.drain(..repeated);
@@ -164,7 +163,10 @@ mod tests {
         }
     }
 
-    fn rest(parts: &MessageParts, deltas: Vec<v1::ChatDelta>) -> Result<Vec<v1::ChatDelta>, Error> {
+    fn rest(
+        parts: &MessageParts,
+        deltas: Vec<v1::ChatDelta>,
+    ) -> Result<Vec<v1::ChatDelta>, SeamError> {
         let mut position = PartsPosition::default();
         let mut rest = deltas;
         for delta in &mut rest {

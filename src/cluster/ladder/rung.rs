@@ -89,6 +89,7 @@ impl Rung {
                     && delivered.has_text
                     && moves_into_prompt
                     && (message.stop.is_empty() || !message.include_stop_str_in_output)
+                    && !delivered.ends_within_stop_string(&message.stop)
             }
             Self::Replay => delivered.has_text,
         }
@@ -133,6 +134,7 @@ pub(in crate::cluster) fn rungs(case: &Case<'_>) -> SmallVec<[Rung; 4]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tokens::{Timestamps, TokenBatch};
 
     const ALL: Abilities = Abilities {
         resumes: true,
@@ -219,6 +221,30 @@ mod tests {
             ..ALL
         };
         assert_eq!(rungs_of(&penalized, counts_prompt), Rung::ALL);
+    }
+
+    #[test]
+    fn text_that_ends_within_a_stop_string_is_only_replayed() {
+        let message = v1::CompletionRequest {
+            stop: vec!["time a".to_owned()],
+            ..prompt()
+        };
+        for (text, is_continued) in [("once", true), ("once upon a time", false), ("no t", false)] {
+            let mut delivered = Delivered::at_start(&message);
+            let mut tokens = TokenBatch::default();
+            tokens.push_with(0, Timestamps::default(), |out| out.push_str(text));
+            delivered.record_tokens(&v1::Tokens {
+                tokens,
+                ..v1::Tokens::default()
+            });
+            let case = Case {
+                message: &message,
+                delivered: &delivered,
+                abilities: Abilities::default(),
+                is_same_model: true,
+            };
+            assert_eq!(rungs(&case).contains(&Rung::Text), is_continued, "{text}");
+        }
     }
 
     #[test]

@@ -3,7 +3,6 @@
 
 use super::delivered::{Delivered, DeliveredChoice};
 use super::message_parts::PartsPosition;
-use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::request::TokenId;
 use crate::tokens::{TextToken, TokenBatch};
@@ -12,6 +11,17 @@ use crate::tokens::{TextToken, TokenBatch};
 #[derive(Debug)]
 pub(in crate::cluster) struct Seam {
     choices: Vec<ChoiceSeam>,
+}
+
+/// An engine's stream does not continue what the client has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(in crate::cluster) enum SeamError {
+    /// Tokens do not continue their choice.
+    #[error("The engine sent tokens with an unexpected choice or index.")]
+    UnexpectedIndex,
+    /// A replay differs from the delivered text.
+    #[error("The engine's stream broke, and another run of the request gave a different text.")]
+    DifferentText,
 }
 
 /// The seam of one choice.
@@ -64,11 +74,11 @@ impl Seam {
         &mut self,
         mut tokens: v1::Tokens,
         delivered: &Delivered,
-    ) -> Result<Option<v1::Tokens>, Error> {
+    ) -> Result<Option<v1::Tokens>, SeamError> {
         let at = usize::try_from(tokens.choice).unwrap_or(usize::MAX);
         let (seam, choice) = match (self.choices.get_mut(at), delivered.choices.get(at)) {
             (Some(seam), Some(choice)) if tokens.first_index == seam.engine_index => (seam, choice),
-            (Some(_) | None, _) => return Err(unexpected_index()),
+            (Some(_) | None, _) => return Err(SeamError::UnexpectedIndex),
         };
         let count = u32::try_from(tokens.tokens.len()).unwrap_or(u32::MAX);
         seam.engine_index = seam.engine_index.saturating_add(count);
@@ -76,7 +86,7 @@ impl Seam {
             return Ok(None);
         }
         if choice.has_ended {
-            return Err(unexpected_index());
+            return Err(SeamError::UnexpectedIndex);
         }
         if seam.repeats() {
             tokens.tokens = seam.remove_repeated(&tokens.tokens, choice)?;
@@ -85,7 +95,7 @@ impl Seam {
         let has_repeated_all =
             seam.repeated_from.is_none() && choice.parts.is_reached_by(&seam.parts);
         if has_ended && !has_repeated_all {
-            return Err(different_text());
+            return Err(SeamError::DifferentText);
         }
         tokens.first_index = choice.next_index;
         Ok((has_ended || !tokens.tokens.is_empty()).then_some(tokens))
@@ -99,17 +109,17 @@ impl Seam {
         &mut self,
         mut delta: v1::ChatDelta,
         delivered: &Delivered,
-    ) -> Result<Option<v1::ChatDelta>, Error> {
+    ) -> Result<Option<v1::ChatDelta>, SeamError> {
         let at = usize::try_from(delta.choice).unwrap_or(usize::MAX);
         let (seam, choice) = match (self.choices.get_mut(at), delivered.choices.get(at)) {
             (Some(seam), Some(choice)) => (seam, choice),
-            (Some(_) | None, _) => return Err(unexpected_index()),
+            (Some(_) | None, _) => return Err(SeamError::UnexpectedIndex),
         };
         if seam.is_dropped {
             return Ok(None);
         }
         if choice.has_ended {
-            return Err(unexpected_index());
+            return Err(SeamError::UnexpectedIndex);
         }
         choice.parts.remove_repeated(&mut seam.parts, &mut delta)?;
         let is_empty = delta.tool_calls.is_empty()
@@ -129,7 +139,7 @@ impl ChoiceSeam {
         &mut self,
         batch: &TokenBatch,
         choice: &DeliveredChoice,
-    ) -> Result<TokenBatch, Error> {
+    ) -> Result<TokenBatch, SeamError> {
         let mut rest = TokenBatch::default();
         for token in batch.iter() {
             if let Some(from) = self.repeated_from {
@@ -147,11 +157,11 @@ impl ChoiceSeam {
     }
 
     /// Compares a token's text with the delivered text at this offset. Returns the length of the repeated part.
-    fn match_text(&mut self, from: usize, text: &str, delivered: &str) -> Result<usize, Error> {
+    fn match_text(&mut self, from: usize, text: &str, delivered: &str) -> Result<usize, SeamError> {
         let left = &delivered[from..];
         let repeated = left.len().min(text.len());
         if left.as_bytes()[..repeated] != text.as_bytes()[..repeated] {
-            return Err(different_text());
+            return Err(SeamError::DifferentText);
         }
         let next = from + repeated;
         self.repeated_from = (next < delivered.len()).then_some(next);
@@ -170,17 +180,6 @@ impl ChoiceSeam {
         self.repeated_tokens = 0;
         false
     }
-}
-
-fn unexpected_index() -> Error {
-    let message = "The engine sent tokens with an unexpected choice or index.";
-    Error::new(ErrorKind::UpstreamError, message)
-}
-
-pub(super) fn different_text() -> Error {
-    let message =
-        "The engine's stream broke, and another run of the request gave a different text.";
-    Error::new(ErrorKind::UpstreamError, message)
 }
 
 #[cfg(test)]
@@ -211,7 +210,11 @@ mod tests {
     type Joined = Option<(u32, Vec<(TokenId, String)>)>;
 
     /// Joins a batch. Returns what the client gets.
-    fn join(seam: &mut Seam, delivered: &Delivered, batch: v1::Tokens) -> Result<Joined, Error> {
+    fn join(
+        seam: &mut Seam,
+        delivered: &Delivered,
+        batch: v1::Tokens,
+    ) -> Result<Joined, SeamError> {
         let joined = seam.join(batch, delivered)?;
         Ok(joined.map(|joined| {
             let tokens = joined.tokens.iter();

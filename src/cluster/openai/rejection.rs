@@ -3,7 +3,7 @@
 //! An error of the client's own request is passed on with its message. An error of the engine is replaced by a general
 //! message, because its text may contain internal details.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use http::header::{HeaderMap, RETRY_AFTER};
@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
+use crate::cluster::failure::Failure;
 use crate::error::{Error, ErrorKind};
 
 /// Maximum size of the body of an error response, in bytes. The rest is not read.
@@ -33,14 +34,20 @@ struct ErrorObject {
 }
 
 /// Reads an error response.
-pub(super) async fn read_rejection(response: http::Response<Incoming>) -> Error {
+pub(super) async fn read_rejection(response: http::Response<Incoming>) -> Failure {
     let (head, body) = response.into_parts();
     let reading = Limited::new(body, MAX_BODY_BYTES).collect();
     let body = match timeout(BODY_TIMEOUT, reading).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(_)) | Err(_) => bytes::Bytes::new(),
     };
-    rejection(head.status, &head.headers, &body)
+    let error = rejection(head.status, &head.headers, &body);
+    match (head.status, error.kind) {
+        (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, ErrorKind::UpstreamError) => {
+            Failure::unauthorized(error)
+        }
+        _ => error.into(),
+    }
 }
 
 pub(super) fn rejection(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Error {
@@ -104,6 +111,10 @@ fn kind_of(status: StatusCode, object: &ErrorObject) -> ErrorKind {
     };
     let message = object.message.as_deref().unwrap_or_default();
     match status {
+        _ if status.is_client_error() && has_name("content_filter") => ErrorKind::ContentFilter,
+        _ if status.is_client_error() && has_name("content_policy_violation") => {
+            ErrorKind::ContentPolicyViolation
+        }
         StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
             // vLLM and llama.cpp report the reason only in words or with a type of their own.
             if has_name("context_length_exceeded")
@@ -119,8 +130,11 @@ fn kind_of(status: StatusCode, object: &ErrorObject) -> ErrorKind {
         StatusCode::PAYLOAD_TOO_LARGE => ErrorKind::RequestTooLarge,
         StatusCode::TOO_MANY_REQUESTS => ErrorKind::QueueFull,
         StatusCode::SERVICE_UNAVAILABLE => ErrorKind::NoWorker,
-        StatusCode::GATEWAY_TIMEOUT => ErrorKind::UpstreamError,
-        // Also 401 and 403: the key is the gateway's and not the client's.
+        // The key is the gateway's and not the client's.
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ErrorKind::UpstreamError,
+        // The engine has waited too long for the gateway.
+        StatusCode::REQUEST_TIMEOUT => ErrorKind::UpstreamError,
+        _ if status.is_client_error() => ErrorKind::InvalidValue,
         _ => ErrorKind::UpstreamError,
     }
 }
@@ -136,13 +150,20 @@ fn message_of(kind: ErrorKind, status: StatusCode) -> &'static str {
     }
 }
 
-/// Reads `retry-after-ms`, or `Retry-After` in seconds. A date is ignored.
+/// Reads `retry-after-ms`, or `Retry-After` in seconds or as a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let number = |name: &str, unit: f64| {
         let value: f64 = headers.get(name)?.to_str().ok()?.trim().parse().ok()?;
         Duration::try_from_secs_f64(value * unit).ok()
     };
-    let delay = number("retry-after-ms", 1e-3).or_else(|| number(RETRY_AFTER.as_str(), 1.0))?;
+    let until_date = || {
+        let date = headers.get(RETRY_AFTER)?.to_str().ok()?;
+        let date = httpdate::parse_http_date(date).ok()?;
+        Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+    };
+    let delay = number("retry-after-ms", 1e-3)
+        .or_else(|| number(RETRY_AFTER.as_str(), 1.0))
+        .or_else(until_date)?;
     Some(delay.min(MAX_RETRY_AFTER))
 }
 
@@ -184,6 +205,24 @@ mod tests {
     }
 
     #[test]
+    fn a_rejected_content_and_other_client_errors_are_errors_of_the_request() {
+        for (status, code, kind) in [
+            (400, "content_filter", ErrorKind::ContentFilter),
+            (
+                403,
+                "content_policy_violation",
+                ErrorKind::ContentPolicyViolation,
+            ),
+            (409, "x", ErrorKind::InvalidValue),
+            (451, "x", ErrorKind::InvalidValue),
+        ] {
+            let body = format!(r#"{{"error":{{"message":"no","code":"{code}"}}}}"#);
+            let error = rejected(status, &body);
+            assert_eq!((error.kind, &*error.message), (kind, "no"), "{status}");
+        }
+    }
+
+    #[test]
     fn an_error_of_the_engine_hides_its_text() {
         for (status, kind) in [
             (401, ErrorKind::UpstreamError),
@@ -193,6 +232,7 @@ mod tests {
             (502, ErrorKind::UpstreamError),
             (503, ErrorKind::NoWorker),
             (302, ErrorKind::UpstreamError),
+            (408, ErrorKind::UpstreamError),
         ] {
             let error = rejected(
                 status,
@@ -218,7 +258,13 @@ mod tests {
             ("retry-after", "99999", Some(3_600.0)),
             ("retry-after", "-1", None),
             ("retry-after", "NaN", None),
-            ("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT", None),
+            ("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT", Some(0.0)),
+            (
+                "retry-after",
+                "Fri, 31 Dec 2199 23:59:59 GMT",
+                Some(3_600.0),
+            ),
+            ("retry-after", "soon", None),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.parse().expect("a valid header"));

@@ -8,6 +8,9 @@ use memchr::memchr;
 /// Maximum size of an event, in bytes. An engine that sends more is broken.
 const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
 
+/// UTF-8's byte order mark, with which a body may start.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// The events of one body.
 #[derive(Default)]
 pub(super) struct EventSplitter {
@@ -18,6 +21,8 @@ pub(super) struct EventSplitter {
     /// The `data` lines of the event that has not ended yet.
     data: Option<Bytes>,
     is_error: bool,
+    /// True once the first line has been read. It may start with a byte order mark.
+    has_first_line: bool,
 }
 
 /// One event.
@@ -73,6 +78,10 @@ impl EventSplitter {
         }
         if line.last() == Some(&b'\r') {
             line.truncate(line.len() - 1);
+        }
+        let is_first = !std::mem::replace(&mut self.has_first_line, true);
+        if is_first && line.starts_with(BYTE_ORDER_MARK) {
+            line.advance(BYTE_ORDER_MARK.len());
         }
         Ok(Some(line))
     }
@@ -136,6 +145,13 @@ mod tests {
         for size in 1..=body.len() {
             let expected = ["{\"a\":1}", "b", "error:x", "one\ntwo", "", "[DONE]"];
             assert_eq!(events(body, size), expected, "{size}");
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_before_the_first_event_is_skipped() {
+        for size in 1..10 {
+            assert_eq!(events("\u{feff}data: a\n\ndata: b\n\n", size), ["a", "b"]);
         }
     }
 

@@ -167,7 +167,7 @@ impl EngineTokenizer<'_> {
             return Err(no_tokenizer());
         }
         if !response.status().is_success() {
-            return Err(rejection::read_rejection(response).await);
+            return Err(rejection::read_rejection(response).await.into());
         }
         let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect();
         let body = body.await.map_err(|error| {
