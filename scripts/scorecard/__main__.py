@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .client import Shape
 from .gateways import Gateway, LiteLlm, Smg, Tokenway
+from .judge import Verdict
 from .play import play_all
 from .report import Cell, progress, table
 from .rows import FAULTS, Fault
@@ -37,7 +39,7 @@ async def main() -> None:
 
 async def _play(faults: Sequence[Fault], gateway: Gateway) -> dict[str, Cell]:
     """Plays the faults on one gateway. Reports each on standard error."""
-    cells: dict[str, dict] = {}
+    cells: dict[str, dict[Shape, Verdict]] = {}
     async for fault, shape, verdict in play_all(faults, gateway):
         cell = cells.setdefault(fault.name, {})
         cell[shape] = verdict

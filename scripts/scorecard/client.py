@@ -103,9 +103,7 @@ class Client:
         return time.monotonic()
 
     async def _exchange(self) -> None:
-        reader, self._writer = await asyncio.open_connection(
-            "127.0.0.1", self.port, limit=MAX_HEAD
-        )
+        reader, self._writer = await asyncio.open_connection("127.0.0.1", self.port, limit=MAX_HEAD)
         self.seen.sent = time.monotonic()
         accept = "text/event-stream" if self.shape.is_stream else "application/json"
         head = (

@@ -63,7 +63,7 @@ class Tokenway:
     ready_status = 200
     lists_models = True
     is_shared = False
-    key = None
+    key: str | None = None
 
     def __init__(self, program: str) -> None:
         self.program = program
@@ -96,7 +96,7 @@ class Smg:
     ready_status = 200
     lists_models = True
     is_shared = False
-    key = None
+    key: str | None = None
 
     def version(self) -> str:
         return version("smg")
@@ -123,7 +123,7 @@ class LiteLlm:
     # Each setup has a name, and so cooldowns and counts of failures, of its own.
     is_shared = True
     # The proxy does not start without a strong key.
-    key = "sk-" + secrets.token_hex(32)
+    key: str | None = "sk-" + secrets.token_hex(32)
 
     def version(self) -> str:
         return version("litellm")
@@ -168,9 +168,7 @@ def free_port() -> int:
 class Running:
     """A gateway that runs in a process group of its own."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, port: int, key: str | None
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, port: int, key: str | None) -> None:
         self.process = process
         self.port = port
         self.key = key

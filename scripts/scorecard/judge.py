@@ -175,9 +175,11 @@ def spaced(played: Played) -> str | None:
     """A busy engine is not tried twice within a second."""
     tries = [pair for engine in (played.a, played.b) for pair in pairwise(engine)]
     shortest = min((later.at - earlier.at for earlier, later in tries), default=MIN_GAP)
-    return f"two tries on one busy engine within {shortest * 1000:.0f} ms" if (
-        shortest < MIN_GAP
-    ) else None
+    return (
+        f"two tries on one busy engine within {shortest * 1000:.0f} ms"
+        if (shortest < MIN_GAP)
+        else None
+    )
 
 
 def at_most(a: int, b: int = MAX_TRIES) -> Rule:
@@ -231,4 +233,3 @@ def within(seconds: float) -> Rule:
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """The verdict with the lowest grade."""
     return min(verdicts, key=lambda verdict: verdict.grade)
-

@@ -38,6 +38,8 @@ from .story import (
 
 ALL = tuple(Shape)
 STREAMS = (Shape.COMPLETION, Shape.CHAT)
+WHOLE = Whole()
+HONEST_B = honest(B)
 
 Scenario = Callable[[scenarios.Stage, Demand], Coroutine[Any, Any, Verdict]]
 
@@ -49,8 +51,8 @@ class Fault:
     name: str
     a: Script
     """The faulty engine."""
-    demand: Demand = Whole()
-    b: Script | None = honest(B)
+    demand: Demand = WHOLE
+    b: Script | None = HONEST_B
     """The second engine. `None` if there is none."""
     shapes: tuple[Shape, ...] = ALL
     is_impatient: bool = False
@@ -82,15 +84,27 @@ def _raw(data: bytes, *end: Step) -> Script:
 BUSY_ROWS = (
     Fault("429 once, `Retry-After: 1`", first(1, BUSY_WITH_DELAY), Whole((spaced,))),
     Fault("429 once, no header", first(1, BUSY), Whole((spaced,))),
-    Fault("429 once, `Retry-After: 1`, no other engine", first(1, BUSY_WITH_DELAY),
-          Whole((spaced,)), b=None),
+    Fault(
+        "429 once, `Retry-After: 1`, no other engine",
+        first(1, BUSY_WITH_DELAY),
+        Whole((spaced,)),
+        b=None,
+    ),
     Fault("429 once, no header, no other engine", first(1, BUSY), Whole((spaced,)), b=None),
     Fault("429 always, `Retry-After: 1`", always(BUSY_WITH_DELAY), Whole((spaced, from_b))),
     Fault("429 always, no header", always(BUSY), Whole((spaced, from_b))),
-    Fault("429 always from both, `Retry-After: 1`", always(BUSY_WITH_DELAY),
-          Rejected(429, rules=(with_retry_after, spaced)), b=always(BUSY_WITH_DELAY)),
-    Fault("429 always from both, no header", always(BUSY),
-          Rejected(429, rules=(with_retry_after, spaced)), b=always(BUSY)),
+    Fault(
+        "429 always from both, `Retry-After: 1`",
+        always(BUSY_WITH_DELAY),
+        Rejected(429, rules=(with_retry_after, spaced)),
+        b=always(BUSY_WITH_DELAY),
+    ),
+    Fault(
+        "429 always from both, no header",
+        always(BUSY),
+        Rejected(429, rules=(with_retry_after, spaced)),
+        b=always(BUSY),
+    ),
 )
 
 FAILED_ROWS = (
@@ -101,17 +115,36 @@ FAILED_ROWS = (
     Fault("connection reset before the head, always", always(Do.RST), Whole((from_b,))),
     Fault("connection closed inside the head, always", _raw(TORN_HEAD, Do.FIN), Whole((from_b,))),
     Fault("connection refused", honest(A), Whole((from_b,)), scenario=scenarios.stopped_engine),
-    Fault("name does not resolve", honest(A), Whole((from_b,)), scenario=scenarios.four_requests,
-          a_url="http://no-such-host.invalid:80"),
+    Fault(
+        "name does not resolve",
+        honest(A),
+        Whole((from_b,)),
+        scenario=scenarios.four_requests,
+        a_url="http://no-such-host.invalid:80",
+    ),
 )
 
 SILENT_ROWS = (
-    Fault("accepts and never answers", always(Do.WAIT_FOR_CLOSE),
-          Whole((at_most(1), from_b, within(5))), is_impatient=True),
-    Fault("head at once, then silence", always(Do.STREAM_HEAD, Do.WAIT_FOR_CLOSE),
-          Whole((at_most(1), from_b, within(5))), shapes=STREAMS, is_impatient=True),
-    Fault("head and role, then silence", always(Do.STREAM_HEAD, ROLE, Do.WAIT_FOR_CLOSE),
-          Whole((at_most(1), within(5))), shapes=(Shape.CHAT,), is_impatient=True),
+    Fault(
+        "accepts and never answers",
+        always(Do.WAIT_FOR_CLOSE),
+        Whole((at_most(1), from_b, within(5))),
+        is_impatient=True,
+    ),
+    Fault(
+        "head at once, then silence",
+        always(Do.STREAM_HEAD, Do.WAIT_FOR_CLOSE),
+        Whole((at_most(1), from_b, within(5))),
+        shapes=STREAMS,
+        is_impatient=True,
+    ),
+    Fault(
+        "head and role, then silence",
+        always(Do.STREAM_HEAD, ROLE, Do.WAIT_FOR_CLOSE),
+        Whole((at_most(1), within(5))),
+        shapes=(Shape.CHAT,),
+        is_impatient=True,
+    ),
 )
 
 CUT_ROWS = (
@@ -126,45 +159,94 @@ CUT_ROWS = (
     Fault("cut by an error event and `[DONE]`", cut(4, ERROR_EVENT, DONE, Do.END), shapes=STREAMS),
     Fault("cut after the last word, before the finish reason", cut(7, Do.FIN), shapes=STREAMS),
     Fault("cut, no other engine", cut(4, Do.FIN), b=None),
-    Fault("cut, and the next engine rejects a started answer", cut(4, Do.RST),
-          b=refuses_started_answers, shapes=(Shape.CHAT,)),
-    Fault("silence after 4 words", cut(4, Do.WAIT_FOR_CLOSE), Whole((within(5),)),
-          is_impatient=True),
+    Fault(
+        "cut, and the next engine rejects a started answer",
+        cut(4, Do.RST),
+        b=refuses_started_answers,
+        shapes=(Shape.CHAT,),
+    ),
+    Fault(
+        "silence after 4 words", cut(4, Do.WAIT_FOR_CLOSE), Whole((within(5),)), is_impatient=True
+    ),
 )
 
 NOISE_ROWS = (
     Fault("malformed event among good ones", with_noise(Chunk(TORN + b"\n\n")), shapes=STREAMS),
-    Fault("comments, unknown events, empty `choices`", with_noise(*UNKNOWN),
-          Whole((no_unknown_event,)), shapes=STREAMS),
+    Fault(
+        "comments, unknown events, empty `choices`",
+        with_noise(*UNKNOWN),
+        Whole((no_unknown_event,)),
+        shapes=STREAMS,
+    ),
     Fault("whole, without `[DONE]`", without_done(Do.END), shapes=STREAMS),
-    Fault("whole, without `[DONE]`, connection left open", without_done(Do.WAIT_FOR_CLOSE),
-          Whole((at_once,)), shapes=STREAMS),
+    Fault(
+        "whole, without `[DONE]`, connection left open",
+        without_done(Do.WAIT_FOR_CLOSE),
+        Whole((at_once,)),
+        shapes=STREAMS,
+    ),
 )
 
 REQUEST_ROWS = (
-    Fault("400 `context_length_exceeded`", always(error(400, "context_length_exceeded")),
-          Rejected(400, "context_length_exceeded", (at_most(1, 0),))),
-    Fault("400 `content_filter`", always(error(400, "content_filter")),
-          Rejected(400, rules=(at_most(1, 0),))),
+    Fault(
+        "400 `context_length_exceeded`",
+        always(error(400, "context_length_exceeded")),
+        Rejected(400, "context_length_exceeded", (at_most(1, 0),)),
+    ),
+    Fault(
+        "400 `content_filter`",
+        always(error(400, "content_filter")),
+        Rejected(400, rules=(at_most(1, 0),)),
+    ),
     Fault("422", always(error(422, "invalid_value")), Rejected(400, rules=(at_most(1, 0),))),
-    Fault("twelve requests with 400, then good ones", always(error(400, "invalid_value")),
-          shapes=(Shape.UNARY,), b=always(error(400, "invalid_value")),
-          scenario=scenarios.bad_then_good),
+    Fault(
+        "twelve requests with 400, then good ones",
+        always(error(400, "invalid_value")),
+        shapes=(Shape.UNARY,),
+        b=always(error(400, "invalid_value")),
+        scenario=scenarios.bad_then_good,
+    ),
 )
 
 TIME_ROWS = (
-    Fault("fails with 500 for 5 s, then works", always(error(500)), shapes=(Shape.UNARY,),
-          scenario=scenarios.flapping),
-    Fault("refuses connections for 5 s, then works", honest(A), shapes=(Shape.UNARY,),
-          scenario=scenarios.restarted),
-    Fault("client leaves before the head", always(Do.WAIT_FOR_CLOSE),
-          scenario=scenarios.leaves_before_head),
-    Fault("client leaves after 3 words", cut(3, Do.WAIT_FOR_CLOSE), shapes=STREAMS,
-          scenario=scenarios.leaves_after_text),
-    Fault("client leaves between two tries", always(BUSY_WITH_DELAY), b=None,
-          shapes=(Shape.UNARY,), scenario=scenarios.leaves_between_tries),
+    Fault(
+        "fails with 500 for 5 s, then works",
+        always(error(500)),
+        shapes=(Shape.UNARY,),
+        scenario=scenarios.flapping,
+    ),
+    Fault(
+        "refuses connections for 5 s, then works",
+        honest(A),
+        shapes=(Shape.UNARY,),
+        scenario=scenarios.restarted,
+    ),
+    Fault(
+        "client leaves before the head",
+        always(Do.WAIT_FOR_CLOSE),
+        scenario=scenarios.leaves_before_head,
+    ),
+    Fault(
+        "client leaves after 3 words",
+        cut(3, Do.WAIT_FOR_CLOSE),
+        shapes=STREAMS,
+        scenario=scenarios.leaves_after_text,
+    ),
+    Fault(
+        "client leaves between two tries",
+        always(BUSY_WITH_DELAY),
+        b=None,
+        shapes=(Shape.UNARY,),
+        scenario=scenarios.leaves_between_tries,
+    ),
 )
 
 FAULTS = (
-    *BUSY_ROWS, *FAILED_ROWS, *SILENT_ROWS, *CUT_ROWS, *NOISE_ROWS, *REQUEST_ROWS, *TIME_ROWS,
+    *BUSY_ROWS,
+    *FAILED_ROWS,
+    *SILENT_ROWS,
+    *CUT_ROWS,
+    *NOISE_ROWS,
+    *REQUEST_ROWS,
+    *TIME_ROWS,
 )

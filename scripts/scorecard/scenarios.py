@@ -23,7 +23,7 @@ ABANDONED = 3.0
 
 @dataclass
 class Stage:
-    """A gateway that runs in front of the engines, and the model and shape of the client's requests."""
+    """A running gateway, its engines, and the model and shape of the client's requests."""
 
     gateway: Running
     a: Engine
@@ -83,6 +83,7 @@ async def bad_then_good(stage: Stage, _: Demand) -> Verdict:
 
 async def flapping(stage: Stage, _: Demand) -> Verdict:
     """Fails all requests for a while, and then works."""
+
     async def recover() -> None:
         stage.a.script = honest(A)
 
@@ -183,4 +184,3 @@ async def leaves_between_tries(stage: Stage, _: Demand) -> Verdict:
     if later:
         return Verdict(Grade.FAIL, f"{later} more tries for a client that had left")
     return PASS
-

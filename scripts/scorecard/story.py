@@ -76,9 +76,7 @@ def tell(request: Received, teller: Teller) -> list[Step]:
     return [unary(request, teller, "".join(words), usage)]
 
 
-def streamed(
-    request: Received, teller: Teller, words: Sequence[str], usage: Json
-) -> list[Step]:
+def streamed(request: Received, teller: Teller, words: Sequence[str], usage: Json) -> list[Step]:
     steps: list[Step] = [Do.STREAM_HEAD]
     for at, word in enumerate(words):
         finish = "stop" if at + 1 == len(words) else None
