@@ -18,9 +18,9 @@ LIMIT = 15.0
 class Shape(StrEnum):
     """The API and the form of the response."""
 
-    COMPLETION = "completion, streamed"
-    CHAT = "chat, streamed"
-    UNARY = "chat, unary"
+    COMPLETION = "streamed completion"
+    CHAT = "streamed chat"
+    UNARY = "unary chat"
 
     @property
     def is_stream(self) -> bool:

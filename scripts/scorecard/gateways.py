@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -69,7 +70,9 @@ class Tokenway:
         self.program = program
 
     def version(self) -> str:
-        return os.popen(f"'{self.program}' --version").read().split()[-1]
+        command = [self.program, "--version"]
+        shown = subprocess.run(command, capture_output=True, check=True, text=True, timeout=10)
+        return shown.stdout.split()[-1]
 
     def command(self, setups: Sequence[Setup], port: int, folder: Path) -> list[str]:
         (setup,) = setups
@@ -150,7 +153,7 @@ class LiteLlm:
 
 def _deployment(setup: Setup, name: str, url: str) -> dict[str, object]:
     """One engine under one model name, in LiteLLM's form."""
-    params: dict[str, object] = {"model": "hosted_vllm/m", "api_base": f"{url}/v1"}
+    params: dict[str, object] = {"model": "openai/m", "api_base": f"{url}/v1"}
     params["api_key"] = "none"
     if setup.is_impatient:
         params |= {"timeout": IMPATIENCE, "stream_timeout": IMPATIENCE}

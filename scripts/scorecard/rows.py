@@ -13,11 +13,11 @@ from .judge import (
     Rejected,
     Verdict,
     Whole,
+    apart,
     at_most,
     at_once,
     from_b,
     no_unknown_event,
-    spaced,
     with_retry_after,
     within,
 )
@@ -26,12 +26,14 @@ from .story import (
     A,
     B,
     always,
+    busy_until_date,
     cut,
     error,
     event,
     first,
     honest,
     refuses_started_answers,
+    with_mark,
     with_noise,
     without_done,
 )
@@ -61,7 +63,7 @@ class Fault:
     """Address of the faulty engine, if it does not exist."""
 
 
-RETRY_AFTER = "retry-after: 1"
+RETRY_AFTER = "retry-after: 2"
 BUSY = error(429, "rate_limit_exceeded")
 BUSY_WITH_DELAY = error(429, "rate_limit_exceeded", RETRY_AFTER)
 ROLE = event({"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]})
@@ -82,27 +84,33 @@ def _raw(data: bytes, *end: Step) -> Script:
 
 
 BUSY_ROWS = (
-    Fault("429 once, `Retry-After: 1`", first(1, BUSY_WITH_DELAY), Whole((spaced,))),
-    Fault("429 once, no header", first(1, BUSY), Whole((spaced,))),
+    Fault("429 once, `Retry-After: 2`", first(1, BUSY_WITH_DELAY), Whole((apart(2),))),
+    Fault("429 once, no header", first(1, BUSY), Whole((apart(1),))),
     Fault(
-        "429 once, `Retry-After: 1`, no other engine",
+        "429 once, `Retry-After: 2`, no other engine",
         first(1, BUSY_WITH_DELAY),
-        Whole((spaced,)),
+        Whole((apart(2),)),
         b=None,
     ),
-    Fault("429 once, no header, no other engine", first(1, BUSY), Whole((spaced,)), b=None),
-    Fault("429 always, `Retry-After: 1`", always(BUSY_WITH_DELAY), Whole((spaced, from_b))),
-    Fault("429 always, no header", always(BUSY), Whole((spaced, from_b))),
     Fault(
-        "429 always from both, `Retry-After: 1`",
+        "429 once, `Retry-After` as a date, no other engine",
+        busy_until_date,
+        Whole((apart(1.9),)),
+        b=None,
+    ),
+    Fault("429 once, no header, no other engine", first(1, BUSY), Whole((apart(1),)), b=None),
+    Fault("429 always, `Retry-After: 2`", always(BUSY_WITH_DELAY), Whole((apart(2),))),
+    Fault("429 always, no header", always(BUSY), Whole((apart(1),))),
+    Fault(
+        "429 always from both, `Retry-After: 2`",
         always(BUSY_WITH_DELAY),
-        Rejected(429, rules=(with_retry_after, spaced)),
+        Rejected(429, rules=(with_retry_after, apart(2))),
         b=always(BUSY_WITH_DELAY),
     ),
     Fault(
         "429 always from both, no header",
         always(BUSY),
-        Rejected(429, rules=(with_retry_after, spaced)),
+        Rejected(429, rules=(with_retry_after, apart(1))),
         b=always(BUSY),
     ),
 )
@@ -110,31 +118,32 @@ BUSY_ROWS = (
 FAILED_ROWS = (
     Fault("500 once", first(1, error(500)), Whole((at_most(2),))),
     Fault("500 once, no other engine", first(1, error(500)), Whole((at_most(2),)), b=None),
-    Fault("503 always", always(error(503)), Whole((at_most(2), from_b))),
+    Fault("503 always", always(error(503)), Whole((at_most(2),))),
+    Fault("503 always from both", always(error(503)), Rejected(503), b=always(error(503))),
     Fault("connection reset before the head, once", first(1, Do.RST), Whole((at_most(2),))),
-    Fault("connection reset before the head, always", always(Do.RST), Whole((from_b,))),
-    Fault("connection closed inside the head, always", _raw(TORN_HEAD, Do.FIN), Whole((from_b,))),
-    Fault("connection refused", honest(A), Whole((from_b,)), scenario=scenarios.stopped_engine),
+    Fault("connection reset before the head, always", always(Do.RST), Whole((at_most(2),))),
+    Fault("connection closed inside the head, always", _raw(TORN_HEAD, Do.FIN), Whole()),
+    Fault("connection refused", honest(A), scenario=scenarios.stopped_engine),
     Fault(
         "name does not resolve",
         honest(A),
-        Whole((from_b,)),
         scenario=scenarios.four_requests,
         a_url="http://no-such-host.invalid:80",
     ),
+    Fault("500 always: model and usage of the response", always(error(500)), Whole((from_b,))),
 )
 
 SILENT_ROWS = (
     Fault(
         "accepts and never answers",
         always(Do.WAIT_FOR_CLOSE),
-        Whole((at_most(1), from_b, within(5))),
+        Whole((at_most(1), within(5))),
         is_impatient=True,
     ),
     Fault(
         "head at once, then silence",
         always(Do.STREAM_HEAD, Do.WAIT_FOR_CLOSE),
-        Whole((at_most(1), from_b, within(5))),
+        Whole((at_most(1), within(5))),
         shapes=STREAMS,
         is_impatient=True,
     ),
@@ -178,6 +187,7 @@ NOISE_ROWS = (
         Whole((no_unknown_event,)),
         shapes=STREAMS,
     ),
+    Fault("a byte order mark before the first event", with_mark, shapes=STREAMS),
     Fault("whole, without `[DONE]`", without_done(Do.END), shapes=STREAMS),
     Fault(
         "whole, without `[DONE]`, connection left open",
@@ -196,14 +206,37 @@ REQUEST_ROWS = (
     Fault(
         "400 `content_filter`",
         always(error(400, "content_filter")),
-        Rejected(400, rules=(at_most(1, 0),)),
+        Rejected(400, "content_filter", (at_most(1, 0),)),
     ),
-    Fault("422", always(error(422, "invalid_value")), Rejected(400, rules=(at_most(1, 0),))),
+    Fault(
+        "403 `content_policy_violation`",
+        always(error(403, "content_policy_violation")),
+        Rejected(403, "content_policy_violation", (at_most(1, 0),)),
+    ),
+    Fault(
+        "413 `request_too_large`",
+        always(error(413, "request_too_large")),
+        Rejected(413, "request_too_large", (at_most(1, 0),)),
+    ),
+    Fault(
+        "422 `invalid_value`",
+        always(error(422, "invalid_value")),
+        Rejected(422, "invalid_value", (at_most(1, 0),)),
+    ),
     Fault(
         "twelve requests with 400, then good ones",
         always(error(400, "invalid_value")),
-        shapes=(Shape.UNARY,),
+        Rejected(400),
         b=always(error(400, "invalid_value")),
+        shapes=(Shape.UNARY,),
+        scenario=scenarios.bad_then_good,
+    ),
+    Fault(
+        "twelve requests with 403 `content_policy_violation`, then good ones",
+        always(error(403, "content_policy_violation")),
+        Rejected(403),
+        b=always(error(403, "content_policy_violation")),
+        shapes=(Shape.UNARY,),
         scenario=scenarios.bad_then_good,
     ),
 )

@@ -13,6 +13,7 @@ from .story import A, honest
 
 # Requests until the faulty engine has got one. A gateway that picks at random needs the most.
 MAX_REQUESTS = 12
+BAD_REQUESTS = 12
 OUTAGE = 5.0
 RECOVERY = 10.0
 PAUSE = 0.1
@@ -66,19 +67,18 @@ async def stopped_engine(stage: Stage, demand: Demand) -> Verdict:
     return await four_requests(stage, demand)
 
 
-async def bad_then_good(stage: Stage, _: Demand) -> Verdict:
+async def bad_then_good(stage: Stage, demand: Demand) -> Verdict:
     """Sends requests that are at fault themselves, and then good ones to the same engines."""
     assert stage.b is not None
-    for _number in range(12):
-        seen = (await stage.play()).seen
-        if seen.status != 400:
-            return Verdict(Grade.SAFE, f"a request with 400 got {seen.status}")
+    bad = [judge(demand, await stage.play()) for _ in range(BAD_REQUESTS)]
     before = len(stage.a.received)
     stage.a.script = stage.b.script = honest(A)
-    good = [judge(Whole(), await stage.play()) for _ in range(4)]
+    good = worst([judge(Whole(), await stage.play()) for _ in range(4)])
+    if good.grade is not Grade.PASS:
+        good = Verdict(good.grade, f"a good request after them: {good.reason}")
     if len(stage.a.received) == before:
-        good.append(Verdict(Grade.PARTIAL, "the engine got no more requests"))
-    return worst(good)
+        good = worst([good, Verdict(Grade.PARTIAL, "the engine got no more requests")])
+    return worst([good, *bad])
 
 
 async def flapping(stage: Stage, _: Demand) -> Verdict:

@@ -5,8 +5,11 @@ rest word by word.
 """
 
 import json
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from email.utils import formatdate
 
 from .engine import Answer, Chunk, Do, Json, Raw, Received, Script, Step
 
@@ -69,7 +72,8 @@ def tell(request: Received, teller: Teller) -> list[Step]:
     if known is None:
         return [error(400, "not_the_story")]
     words = WORDS[known:]
-    usage = {"prompt_tokens": teller.prompt_tokens + known, "completion_tokens": len(words)}
+    tokens = len(words) * (request.body.get("n") or 1)
+    usage = {"prompt_tokens": teller.prompt_tokens + known, "completion_tokens": tokens}
     usage["total_tokens"] = sum(usage.values())
     if request.is_stream:
         return streamed(request, teller, words, usage)
@@ -108,6 +112,14 @@ def honest(teller: Teller) -> Script:
     return lambda request: tell(request, teller)
 
 
+def busy_until_date(request: Received) -> list[Step]:
+    """Answers 429 once, with a date two to three seconds ahead, and then is honest."""
+    if request.number > 0:
+        return tell(request, A)
+    date = formatdate(math.ceil(time.time()) + 2, usegmt=True)
+    return [error(429, "rate_limit_exceeded", f"retry-after: {date}")]
+
+
 def always(*steps: Step) -> Script:
     return lambda _: list(steps)
 
@@ -139,6 +151,12 @@ def with_noise(*noise: Step) -> Script:
         return [*steps[:5], *noise, *steps[5:]] if len(steps) > 5 else steps
 
     return script
+
+
+def with_mark(request: Received) -> list[Step]:
+    """Is honest, and begins with a byte order mark, which the format of event streams allows."""
+    steps = tell(request, A)
+    return [*steps[:1], Chunk("\ufeff".encode()), *steps[1:]] if request.is_stream else steps
 
 
 def without_done(*end: Step) -> Script:
