@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make scorecard`: plays the faults of an engine on Tokenway, SMG and LiteLLM, and prints a table of grades, in about
-# three minutes once all is built and installed. Arguments go to the scorecard, such as `--gateway Tokenway`,
+# six minutes once all is built and installed. Arguments go to the scorecard, such as `--gateway Tokenway`,
 # `--fault cut` or `--out FILE`. TOKENWAY is the program to test; without it, the program is built.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -167,7 +167,11 @@ class Client:
 async def _events(parts: AsyncIterator[bytes]) -> AsyncIterator[str]:
     """Yields the data of server-sent events."""
     buffer = b""
+    is_first = True
     async for part in parts:
+        # The format allows a byte order mark at the start.
+        part = part.removeprefix("\ufeff".encode()) if is_first else part
+        is_first = False
         buffer += part.replace(b"\r\n", b"\n")
         *events, buffer = buffer.split(b"\n\n")
         for event in events:

@@ -184,7 +184,7 @@ def apart(seconds: float) -> Rule:
         shortest = min((later.at - earlier.at for earlier, later in tries), default=seconds)
         if shortest >= seconds - TOLERANCE:
             return None
-        return f"two tries on one busy engine within {shortest:.2f} s"
+        return f"a busy engine was tried again after {shortest:.2f} s, not {seconds:g} s"
 
     return rule
 
