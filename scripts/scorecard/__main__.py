@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,5 +50,15 @@ async def _play(faults: Sequence[Fault], gateway: Gateway) -> dict[str, Cell]:
     return dict(cells)
 
 
+async def _until_terminated() -> None:
+    """Runs `main`. SIGTERM cancels it, as Ctrl-C does, so that the gateways end with it."""
+    running = asyncio.ensure_future(main())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    await running
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(_until_terminated())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit("interrupted")
