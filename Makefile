@@ -1,4 +1,4 @@
-.PHONY: help run test test-long build perf scorecard venv model check
+.PHONY: help run test test-long test-engines build perf scorecard venv model check
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -11,6 +11,9 @@ test: ## Install what the tests need, and run all of them
 
 test-long: ## End processes two hundred times in each way, and run each fuzz target for a minute
 	@scripts/test_long.sh $(ARGS)
+
+test-engines: ## Put real vLLM servers behind the gateway, and kill one of two
+	@scripts/test_engines.sh $(ARGS)
 
 build: ## Build the server and the performance test
 	@bash -c 'set -euo pipefail; source scripts/llama.sh; cargo build --release "$${FEATURES[@]}"'

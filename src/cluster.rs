@@ -42,6 +42,7 @@ pub(crate) mod scripted;
 mod selection;
 mod silence;
 mod spec;
+mod target_call;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -195,6 +196,12 @@ impl Cluster {
                 Some(()) = changes.next() => {}
             }
         }
+    }
+
+    /// Returns true if a request to this model may have fields that Tokenway does not know.
+    pub(crate) fn takes_extra_fields(&self, model: &str) -> bool {
+        let route = self.table.borrow().route(model, &self.members());
+        route.is_some_and(|route| route.takes_extra_fields())
     }
 
     /// Starts a completion on an upstream that admits it. Skips upstreams that cannot accept the request now, and

@@ -58,9 +58,19 @@ pub fn model_file(data: &[u8]) {
     crate::runner::llama::fuzzing::model_file(data);
 }
 
+/// Responses of OpenAI-compatible engines.
+pub fn openai_responses(data: &[u8]) {
+    cluster::fuzzing::openai_responses(data);
+}
+
 /// The id and the timeout of a request.
 pub fn request_headers(data: &[u8]) {
     frontend::fuzzing::request_headers(data);
+}
+
+/// A completion whose stream breaks and goes on.
+pub fn seams(data: &[u8]) {
+    cluster::fuzzing::seams(data);
 }
 
 /// Settings files.
@@ -102,7 +112,7 @@ mod tests {
     /// A target with its name.
     type Target = (&'static str, fn(&[u8]));
 
-    const TARGETS: [Target; 15] = [
+    const TARGETS: [Target; 17] = [
         ("accept", super::accept),
         ("addresses", super::addresses),
         ("chat_body", super::chat_body),
@@ -111,7 +121,9 @@ mod tests {
         ("completions_body", super::completions_body),
         ("engine_messages", super::engine_messages),
         ("host", super::host),
+        ("openai_responses", super::openai_responses),
         ("request_headers", super::request_headers),
+        ("seams", super::seams),
         ("settings", super::settings),
         ("text", super::text),
         ("tokenize_body", super::tokenize_body),

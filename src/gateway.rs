@@ -54,6 +54,8 @@ mod body_schema;
 
 mod buffered_request;
 
+mod extra_fields;
+
 mod fields;
 
 mod json_object;

@@ -25,6 +25,7 @@ pub(crate) mod fuzzing;
 mod passed_on;
 mod stream;
 mod tonic_errors;
+mod without_prompt;
 
 pub(crate) use convert::first_used_parameter;
 use stream::Delivery;

@@ -2,11 +2,16 @@
 
 mod support;
 
+use std::sync::Arc;
+
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::http::{BodyEnd, Request, completion, get, post, texts};
 use support::program::{RunningProgram, llama_cpp_server};
-use support::{Setup, TestServer, grpc, model_path};
+use support::{Setup, TestServer, grpc, model_path, route_with_fallbacks};
+use tokenway::cluster::RoutePolicy;
 use tokenway::proto::v1;
+use tokio::sync::Notify;
 
 const PROMPT: &str = "The capital of France is";
 
@@ -18,9 +23,15 @@ struct Pair {
     gateway: TestServer,
 }
 
-async fn start() -> Pair {
+/// Starts llama.cpp's server. Returns it and its URL.
+async fn start_engine() -> (RunningProgram, String) {
     let mut running = llama_cpp_server(&model_path()).start();
     let url = running.read_line().await;
+    (running, url)
+}
+
+async fn start() -> Pair {
+    let (running, url) = start_engine().await;
     let address = url.strip_prefix("http://").expect("a URL").to_owned();
     let gateway = Setup::gateway_at(&[format!("openai+{url}")]).start().await;
     gateway.ready().await.expect("the engine is up");
@@ -115,4 +126,141 @@ async fn the_engines_stop_strings_and_errors_reach_the_client() {
 
     let (_, models) = get("/v1/models").fetch(&pair.gateway).await;
     assert_eq!(models.json()["data"][0]["max_model_len"], 1_024);
+}
+
+/// Number of tokens of each stream of the test that kills an engine.
+const TOKENS: u32 = 24;
+
+/// Number of streams on each API.
+const STREAMS: usize = 20;
+
+fn prompts() -> impl Iterator<Item = String> {
+    let starts = [
+        "The capital of France is",
+        "Once upon a time, in a village near the sea,",
+        "A recipe for apple pie: first",
+        "1, 2, 3, 4, 5,",
+        "Der Rhein flie\u{df}t durch",
+    ];
+    starts.into_iter().cycle().map(str::to_owned).take(STREAMS)
+}
+
+fn stream_of(prompt: &str) -> Value {
+    json!({
+        "model": "m", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "stream": true,
+        "stream_options": {"include_timings": true},
+    })
+}
+
+/// Returns the name of the model that a server lists.
+async fn only_model(url: &str) -> String {
+    let address = url.strip_prefix("http://").expect("a URL");
+    let mut response = get("/v1/models").send_to(address).await;
+    let models = response.read_rest().await.json();
+    models["data"][0]["id"].as_str().expect("a name").to_owned()
+}
+
+/// Reads a greedy text over HTTP, token by token. Returns it with the number of its resumptions.
+async fn text_over_http(gateway: &TestServer, prompt: &str, progress: &Notify) -> (String, u64) {
+    let mut response = completion(&stream_of(prompt)).send(gateway).await;
+    let (mut text, mut resumptions) = (String::new(), 0);
+    while let Some(line) = response.read_json_line().await {
+        assert!(line.get("error").is_none(), "{line}");
+        text += line["choices"][0]["text"].as_str().unwrap_or_default();
+        resumptions += line["timings"]["resumptions"].as_u64().unwrap_or(0);
+        progress.notify_one();
+    }
+    (text, resumptions)
+}
+
+async fn text_over_grpc(gateway: &TestServer, prompt: &str) -> (String, u64) {
+    let request = v1::CompletionRequest {
+        model: "m".to_owned(),
+        temperature: Some(0.0),
+        ..grpc::request(prompt, TOKENS)
+    };
+    let seen = grpc::collect(gateway.stream(request).await).await;
+    assert!(seen.error.is_none(), "{:?}", seen.error);
+    (seen.texts(0).concat(), seen.timings().resumptions.into())
+}
+
+#[tokio::test]
+async fn greedy_texts_stay_the_same_when_one_of_two_servers_is_killed() {
+    let (first, first_url) = start_engine().await;
+    let (_second, second_url) = start_engine().await;
+    let model = only_model(&first_url).await;
+    let urls = [first_url, second_url].map(|url| format!("openai+{url}"));
+    let policy = RoutePolicy {
+        // The number of slots of each server.
+        max_concurrency: Some(2),
+        ..RoutePolicy::default()
+    };
+    let mut route = route_with_fallbacks(0, policy);
+    let mut second = route.targets[0].clone();
+    second.engine = "1".into();
+    route.targets.push(second);
+    for target in &mut route.targets {
+        target.model = Some(model.clone());
+    }
+    let gateway = Setup::route(&urls, route).start().await;
+    gateway.ready().await.expect("the engines are up");
+    let progress = Arc::new(Notify::new());
+    let mut expected = Vec::new();
+    for prompt in prompts().take(5) {
+        expected.push(text_over_http(&gateway, &prompt, &progress).await.0);
+    }
+    let over_http = prompts().map(|prompt| {
+        let (gateway, progress) = (&gateway, Arc::clone(&progress));
+        async move { text_over_http(gateway, &prompt, &progress).await }
+    });
+    let over_grpc = prompts().map(|prompt| {
+        let gateway = &gateway;
+        async move { text_over_grpc(gateway, &prompt).await }
+    });
+    let kill = async {
+        for _ in 0..5 {
+            progress.notified().await;
+        }
+        first.signal(rustix::process::Signal::KILL);
+    };
+    let (http, grpc, ()) = tokio::join!(join_all(over_http), join_all(over_grpc), kill);
+    let resumptions: u64 = http.iter().chain(&grpc).map(|(_, count)| count).sum();
+    assert!(resumptions > 0, "the killed server had no stream");
+    for (api, texts) in [("HTTP", http), ("gRPC", grpc)] {
+        for (at, (text, _)) in texts.iter().enumerate() {
+            assert_eq!(text, &expected[at % 5], "{api}, stream {at}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_engines_tokenizer_and_log_probabilities_reach_the_client() {
+    let pair = start().await;
+    let text = json!({"content": PROMPT, "add_special": true}).to_string();
+    let expected = direct(&pair, post("/tokenize", text)).await;
+    let text = json!({"prompt": PROMPT}).to_string();
+    let (_, body) = post("/tokenize", text).fetch(&pair.gateway).await;
+    let tokens = body.json()["tokens"].clone();
+    assert_eq!(tokens, expected["tokens"]);
+    let ids = json!({"tokens": tokens}).to_string();
+    let (_, body) = post("/detokenize", ids).fetch(&pair.gateway).await;
+    assert_eq!(body.json()["prompt"], PROMPT);
+    let chat = json!({"messages": [{"role": "user", "content": PROMPT}]}).to_string();
+    let (_, body) = post("/tokenize", chat).fetch(&pair.gateway).await;
+    let count = body.json()["count"].as_u64().expect("a number of tokens");
+    assert!(count > 5, "the template adds tokens");
+
+    // The emoji has several tokens, so the engine's text of the last of them is not the bytes of that token.
+    let mut request = json!({"prompt": "Repeat: \u{1f600}\u{1f600} \u{1f600}", "max_tokens": 6});
+    request["temperature"] = json!(0);
+    let (_, body) = completion(&request).fetch(&pair.gateway).await;
+    let text = body.json()["choices"][0]["text"].clone();
+    request["logprobs"] = json!(0);
+    let (_, body) = completion(&request).fetch(&pair.gateway).await;
+    let choice = &body.json()["choices"][0];
+    assert_eq!(choice["text"], text);
+    let logprobs = choice["logprobs"]["token_logprobs"]
+        .as_array()
+        .expect("a list");
+    assert!(!logprobs.is_empty() && logprobs.iter().all(Value::is_number));
 }

@@ -3,12 +3,14 @@
 
 mod support;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::http::{BodyEnd, completion, expected_error, http_error, texts};
 use support::vllm_engine::{Step, VllmEngine, ending, output, prompt, send, whole};
 use support::{Setup, TestServer, grpc};
 use tonic::{Code, Status};
 use vllm_proto::finish_info::FinishReason;
+use vllm_proto::generate_request::Prompt;
 
 async fn gateway(engine: &VllmEngine) -> TestServer {
     let gateway = Setup::gateway_at(&[engine.url()]).start().await;
@@ -30,6 +32,15 @@ fn cut(end: &[Step]) -> Vec<Step> {
     steps.into_iter().chain(end.iter().cloned()).collect()
 }
 
+/// Starts an engine that answers with these steps, and fails every request that continues a stream.
+async fn cutting(steps: Vec<Step>) -> VllmEngine {
+    VllmEngine::start(move |request| match &request.prompt {
+        Some(Prompt::Text(text)) if text == "hi" => steps.clone(),
+        _ => vec![Step::Fail(Status::internal("it fails"))],
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_stream_that_the_engine_cuts_ends_with_one_error_and_never_looks_whole() {
     let given_up = |reason: i32| send(ending(output(0, "", &[]), reason, 2));
@@ -49,9 +60,10 @@ async fn a_stream_that_the_engine_cuts_ends_with_one_error_and_never_looks_whole
         &[send(output(1, "c", &[12])), Step::WaitForCancel],
     ];
     for end in ends {
-        let engine = VllmEngine::answering(cut(end)).await;
-        let gateway = gateway(&engine).await;
-        let (response, body) = completion(&stream_body()).fetch(&gateway).await;
+        let engine = cutting(cut(end)).await;
+        // A gateway for each request, because the faults of several requests would open the breaker.
+        let gateways = join_all((0..4).map(|_| gateway(&engine))).await;
+        let (response, body) = completion(&stream_body()).fetch(&gateways[0]).await;
         let lines = body.lines();
         assert_eq!(
             (response.status, body.end),
@@ -64,17 +76,19 @@ async fn a_stream_that_the_engine_cuts_ends_with_one_error_and_never_looks_whole
         assert!(!body.text.contains("secret"), "{end:?}");
 
         let sse = completion(&stream_body()).accept("text/event-stream");
-        let (_, body) = sse.fetch(&gateway).await;
+        let (_, body) = sse.fetch(&gateways[1]).await;
         assert!(!body.text.contains("[DONE]"), "{end:?}");
 
-        let (response, body) = completion(&json!({"prompt": "hi"})).fetch(&gateway).await;
+        let (response, body) = completion(&json!({"prompt": "hi"}))
+            .fetch(&gateways[2])
+            .await;
         assert_eq!(
             (response.status, &*body.error().0),
             (502, "upstream_error"),
             "{end:?}"
         );
 
-        let over_grpc = grpc::collect(gateway.stream(grpc::request("hi", 9)).await).await;
+        let over_grpc = grpc::collect(gateways[3].stream(grpc::request("hi", 9)).await).await;
         let status = over_grpc.error.as_ref().expect("the stream fails");
         assert_eq!(
             (status.code(), over_grpc.token_count(0)),
@@ -88,7 +102,7 @@ async fn a_stream_that_the_engine_cuts_ends_with_one_error_and_never_looks_whole
 #[tokio::test]
 async fn a_stream_that_the_engine_resets_ends_with_one_error() {
     // A reset drops what has not been flushed, so the engine waits until the client has the tokens.
-    let engine = VllmEngine::answering(cut(&[Step::WaitForSignal, Step::Reset])).await;
+    let engine = cutting(cut(&[Step::WaitForSignal, Step::Reset])).await;
     let gateway = gateway(&engine).await;
     let mut response = completion(&stream_body()).send(&gateway).await;
     for _ in 0..2 {

@@ -114,6 +114,7 @@ impl Options {
             request_timestamps: self.stamps,
             every_gap: true,
             spread: self.spread_ms,
+            prompt: None,
             expect_test_runner: self.expect_test_runner,
             model: self.model.clone(),
             timeout: Some(self.timeout_ms),

@@ -5,6 +5,7 @@
 //! makes them, whatever the client does. Each token is timed from its due time, so a stall counts against every token
 //! that it delays.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -21,7 +22,7 @@ pub(crate) use generator::{ConnectionPlan, LoadGenerator};
 
 use crate::arguments::ServerUrl;
 use crate::device::Device;
-use crate::stream::{CompletionRequest, Format};
+use crate::stream::{CompletionRequest, Format, RequestInput, StreamOptions};
 
 /// Description of one load.
 #[derive(Clone, Debug, Serialize)]
@@ -41,6 +42,9 @@ pub(crate) struct Load {
     /// Time over which the starts of the streams are evenly spread.
     #[serde(skip)]
     pub(crate) spread: Duration,
+    /// Text to complete. `None` for the default prompt.
+    #[serde(skip)]
+    pub(crate) prompt: Option<Arc<str>>,
     /// True if each stream must consist of `token_0`, `token_1`, … up to the requested number of tokens.
     pub(crate) expect_test_runner: bool,
     /// Model to request. `None` lets the server choose.
@@ -68,6 +72,7 @@ impl Load {
             request_timestamps: false,
             every_gap: false,
             spread: Duration::ZERO,
+            prompt: None,
             expect_test_runner: true,
             model: None,
             timeout: None,
@@ -75,10 +80,14 @@ impl Load {
     }
 
     pub(crate) fn completion_request(&self) -> CompletionRequest<'_> {
+        let default = CompletionRequest::of_tokens(self.tokens);
+        let input = self.prompt.as_deref();
+        let timestamps = StreamOptions::IncludeStamps(true);
         CompletionRequest {
             model: self.model.as_deref(),
-            stamps: self.request_timestamps,
-            ..CompletionRequest::of_tokens(self.tokens)
+            input: input.map_or(default.input, |prompt| RequestInput::Text { prompt }),
+            stream_options: self.request_timestamps.then_some(timestamps),
+            ..default
         }
     }
 }

@@ -17,6 +17,7 @@ mod metrics;
 mod open_files;
 mod order;
 mod overhead;
+mod peers;
 mod process;
 mod progress;
 mod report;
@@ -43,6 +44,7 @@ enum Command {
     Streaming(streaming::Options),
     Overhead(overhead::Options),
     Compare(compare::Options),
+    Peers(peers::Options),
     Soak(soak::Options),
     Survive(survive::Options),
     #[command(hide = true)]
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         Command::Streaming(options) => on_this_thread(streaming::run(&options, out)),
         Command::Overhead(options) => on_this_thread(overhead::run(&options, out)),
         Command::Compare(options) => on_this_thread(compare::run(&options, out)),
+        Command::Peers(options) => on_this_thread(peers::run(&options, out)),
         Command::Soak(options) => on_this_thread(soak::run(&options, out)),
         Command::Survive(options) => on_this_thread(survive::run(&options, out)),
         Command::Worker(options) => on_this_thread(worker::run(*options)),

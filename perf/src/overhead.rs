@@ -29,6 +29,7 @@ use baseline::Baseline;
 use path::MeasuredPath;
 use plan::{LoadKind, Plan};
 use report::Report;
+pub(crate) use results::Round;
 use scenario::Scenario;
 
 use crate::report::{Machine, ReportFiles};

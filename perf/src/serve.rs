@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use tokenway::cluster::{ClusterSpec, RoutePolicy, RouteSpec, ServerKind, TargetSpec};
 use tokenway::listen::{Address, Limits};
 use tokenway::logging::{self, LogFormat, Timestamps};
 use tokenway::models::UnknownModelPolicy;
@@ -27,6 +28,10 @@ use crate::{CommandResult, Verdict};
 
 mod bare;
 mod lines;
+pub(crate) mod openai;
+pub(crate) mod story;
+
+use openai::Script;
 
 /// Kind of server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -42,6 +47,8 @@ pub(crate) enum Role {
     Engine,
     /// A Tokenway gateway in front of an engine.
     Gateway,
+    /// A scripted engine with OpenAI's API.
+    OpenAi,
     /// The floor of every API: NDJSON lines over a raw socket.
     Tcp,
     /// The floor of the HTTP API: axum with one handler.
@@ -70,11 +77,31 @@ pub(crate) struct Options {
     pub(crate) queue: usize,
     /// Address on which the gRPC API listens.
     pub(crate) grpc_listen: String,
-    /// Address of the engine behind the gateway.
-    pub(crate) engine: Option<String>,
+    /// Addresses of the engines behind the gateway.
+    #[serde(default)]
+    pub(crate) engines: Vec<String>,
+    /// Number of engines, from the first one, that are known to be vLLM, which reports token ids.
+    #[serde(default)]
+    pub(crate) vllm_engines: usize,
+    /// Routes of the gateway. Without routes, every engine gets requests for each model.
+    #[serde(default)]
+    pub(crate) routes: Vec<RouteOptions>,
+    /// Behaviour of the scripted engine.
+    #[serde(default)]
+    pub(crate) script: Script,
     /// Time after which the server gives up a peer that sends no headers or reads too slowly. The timeout for bodies,
     /// and for sockets that accept nothing, is three times as long.
     pub(crate) peer_timeout: Duration,
+}
+
+/// A route of a gateway to models of scripted engines.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct RouteOptions {
+    pub(crate) model: String,
+    /// Addresses of the engines.
+    pub(crate) engines: Vec<String>,
+    /// Number of times that a request is sent without receiving a token.
+    pub(crate) tries: u32,
 }
 
 /// Address to listen on any free port.
@@ -89,7 +116,10 @@ impl Options {
             slots,
             queue,
             grpc_listen: ANY_PORT.to_owned(),
-            engine: None,
+            engines: Vec::new(),
+            vllm_engines: 0,
+            routes: Vec::new(),
+            script: Script::default(),
             peer_timeout: Duration::from_secs(10),
         }
     }
@@ -110,7 +140,7 @@ pub(crate) async fn run(Arguments { options }: &Arguments, out: &mut dyn Write) 
             out.flush()?;
             wait_for_stdin_close().await;
         }
-        Role::Tcp | Role::Axum | Role::Tonic => {
+        Role::Tcp | Role::Axum | Role::Tonic | Role::OpenAi => {
             let device = Device::start(options.interval, options.slots).await?;
             let listener = TcpListener::bind(ANY_PORT).await?;
             let is_tonic = options.role == Role::Tonic;
@@ -118,7 +148,7 @@ pub(crate) async fn run(Arguments { options }: &Arguments, out: &mut dyn Write) 
             writeln!(out, "{api}={}", listener.local_addr()?)?;
             out.flush()?;
             tokio::select! {
-                ended = serve_floor(options.role, listener, device) => ended?,
+                ended = serve_floor(options, listener, device) => ended?,
                 () = wait_for_stdin_close() => {}
             }
         }
@@ -126,11 +156,13 @@ pub(crate) async fn run(Arguments { options }: &Arguments, out: &mut dyn Write) 
     Ok(Verdict::Passed)
 }
 
-async fn serve_floor(role: Role, listener: TcpListener, device: Device) -> io::Result<()> {
-    if role == Role::Axum {
+async fn serve_floor(options: &Options, listener: TcpListener, device: Device) -> io::Result<()> {
+    if options.role == Role::Axum {
         bare::serve_axum(listener, device).await
-    } else if role == Role::Tonic {
+    } else if options.role == Role::Tonic {
         bare::serve_tonic(listener, device).await
+    } else if options.role == Role::OpenAi {
+        openai::serve(listener, options.script.clone(), device).await
     } else {
         bare::serve_tcp(listener, device).await
     }
@@ -152,12 +184,11 @@ async fn wait_for_stdin_close() {
 
 fn server_parts(options: &Options) -> io::Result<ServerParts> {
     let has_http = options.role != Role::Engine;
-    let has_grpc = options.role != Role::Gateway;
     let http = HttpFrontend::listening_on(Address::Tcp(ANY_PORT.to_owned()));
     let grpc = options.grpc_listen.parse().map_err(io::Error::other)?;
     Ok(ServerParts {
         http: has_http.then_some(http),
-        grpc: has_grpc.then_some(grpc),
+        grpc: Some(grpc),
         limits: Limits {
             header_timeout: options.peer_timeout,
             keep_alive_timeout: options.peer_timeout,
@@ -178,9 +209,7 @@ fn server_parts(options: &Options) -> io::Result<ServerParts> {
 
 fn server_source(options: &Options) -> io::Result<Source> {
     if options.role == Role::Gateway {
-        let engine = options.engine.iter().map(|address| address.parse());
-        let engines = engine.collect::<Result<_, _>>().map_err(io::Error::other)?;
-        return Ok(Source::Remote(engines));
+        return Ok(Source::Remote(gateway_spec(options)?));
     }
     let runner = TestRunnerOptions {
         interval: options.interval,
@@ -201,6 +230,33 @@ fn server_source(options: &Options) -> io::Result<Source> {
         unknown_model: UnknownModelPolicy::Refuse,
         workers: WorkerParts::default(),
     }))
+}
+
+/// Returns the engines and routes of a gateway. Its limits for silent engines are those for clients.
+fn gateway_spec(options: &Options) -> io::Result<ClusterSpec> {
+    let engines = options.engines.iter().map(|address| address.parse());
+    let engines: Result<ClusterSpec, _> = engines.collect();
+    let target = |engine: &String| TargetSpec {
+        engine: engine.as_str().into(),
+        model: Some(openai::MODEL.to_owned()),
+        weight: 1,
+    };
+    let route = |route: &RouteOptions| RouteSpec {
+        model: route.model.clone(),
+        targets: route.engines.iter().map(target).collect(),
+        fallback: Vec::new(),
+        policy: RoutePolicy {
+            tries: route.tries,
+            first_token_timeout: options.peer_timeout,
+            stall_timeout: options.peer_timeout,
+            ..RoutePolicy::default()
+        },
+    };
+    let mut spec = engines.map_err(io::Error::other)?;
+    let known = spec.engines.iter_mut().take(options.vllm_engines);
+    known.for_each(|engine| engine.server = Some(ServerKind::Vllm));
+    spec.routes = options.routes.iter().map(route).collect();
+    Ok(spec)
 }
 
 /// Returns the isolation of the worker: with the role `Child`, this executable runs it as a process.

@@ -20,8 +20,10 @@ mod request;
 pub(crate) use connection::{Connection, Protocol, connect, reset_on_close};
 #[cfg(test)]
 pub(crate) use decoder::Token;
-pub(crate) use decoder::{Decoder, Event};
-pub(crate) use request::{CompletionRequest, grpc_request, http_request};
+pub(crate) use decoder::{Decoder, Event, Timings};
+pub(crate) use request::{
+    ChatMessage, CompletionRequest, RequestInput, StreamOptions, grpc_request, http_request,
+};
 
 use crate::fault::Fault;
 use connection::{ReadClock, Response, next_piece};
@@ -126,6 +128,11 @@ impl Stream {
 
     pub(crate) fn token_count(&self) -> u32 {
         self.count
+    }
+
+    /// Returns the timings at the end of the stream, if they have arrived.
+    pub(crate) fn timings(&self) -> Option<&Timings> {
+        self.decoder.timings()
     }
 
     /// Reads the next piece of the body. Passes its events to `take`, with the time of the read in nanoseconds of

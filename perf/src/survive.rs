@@ -17,6 +17,7 @@ mod faults;
 mod server;
 mod stream;
 mod tally;
+mod upstreams;
 
 use faults::FaultInjector;
 use server::Server;
@@ -51,6 +52,9 @@ pub(crate) struct Options {
     /// Number of tokens of each stream
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(2..))]
     tokens: u32,
+    /// Run the streams through a gateway in front of three scripted engines that fail most requests, instead of workers
+    #[arg(long, conflicts_with_all = ["workers", "least_ms", "most_ms", "model_path"])]
+    upstreams: bool,
     /// Number of worker processes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     workers: u16,
@@ -72,6 +76,9 @@ pub(crate) struct Options {
 }
 
 pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult {
+    if options.upstreams {
+        return upstreams::run(options, out).await;
+    }
     let tally = LocalSet::new().run_until(run_with_faults(options)).await?;
     tally.write(out)?;
     Ok(Verdict::from_report(tally.has_passed()))

@@ -2,6 +2,9 @@
 
 use serde::Deserialize;
 
+/// Separates the text of a scripted engine's token from its emission time.
+pub(crate) const TEXT_STAMP: &str = "@";
+
 /// Timestamps of one token, in nanoseconds of the server's CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct TokenTimestamps {

@@ -27,3 +27,22 @@ fn every_stream_is_whole_while_workers_are_killed_and_stopped() {
     // Each stream has started and ended.
     assert!(number_after(out, "streams          ") >= 24, "{out}");
 }
+
+#[test]
+fn every_stream_is_whole_behind_a_gateway_whose_engines_fail() {
+    let arguments =
+        "survive --upstreams --seed 1 --seconds 4 --streams 32 --tokens 120 --interval-ms 5";
+    let ran = run(perf_command(split_words(arguments)));
+    assert_eq!(ran.code, Some(0), "{ran}");
+    let out = &ran.out;
+    assert!(
+        out.contains("lost 0, repeated 0, wrong 0; 0 faults"),
+        "{out}"
+    );
+    assert!(number_after(out, "seed 1: ") >= 32, "{out}");
+    assert!(number_after(out, "whole streams and ") > 0, "{out}");
+    assert!(number_after(out, "; 0 faults; ") > 0, "{out}");
+    for method in ["text", "token_ids", "replay"] {
+        assert!(number_after(out, &format!("{method} ")) > 0, "{out}");
+    }
+}

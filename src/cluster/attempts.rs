@@ -7,26 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic::Request;
 
 use super::context::CallContext;
 use super::failure::Failure;
-use super::ladder::{
-    Case, Continuation, Delivered, Requests, Rung, Seam, TargetFacts, continuation, rungs,
-};
+use super::ladder::{Delivered, Rung, Seam};
 use super::member::EnginePass;
-use super::merged_choices::MergedChoices;
 use super::policy::{Fault, NextTry, OutstandingTokens, RetryBudget, TargetView, TryPlan};
 use super::route::{Route, Target};
 use super::selection::more_informative;
-use super::upstream::{BoxedEventStream, ContinuesMessage};
+use super::target_call::{Opened, TargetCall};
+use super::upstream::BoxedEventStream;
 use super::via::GatewayId;
 use crate::error::{Error, ErrorKind};
-use crate::grpc;
 use crate::proto::v1;
-use crate::proto::v1::completion_request::Input;
-use crate::proto::v1::tokenize_request::Input as TokenizeInput;
-use crate::request::TokenId;
 
 /// The tries of one request.
 pub(super) struct Attempts {
@@ -134,6 +127,8 @@ impl Attempts {
         self.plan.record_failure(target, fault, Instant::now());
         self.is_interrupted = true;
         self.failure = Some(failure);
+        // The rest of the completion is one more request to an engine, which may have to be retried like the first.
+        lock(&self.budget).add_request(Instant::now());
     }
 
     /// Records that a try failed.
@@ -209,8 +204,8 @@ impl Attempts {
         target: usize,
         delivered: &mut Delivered,
     ) -> Result<OpenStream, (usize, Failure)> {
-        self.check_supported(target)
-            .map_err(|failure| (target, failure))?;
+        let supported = self.call(target).check_supported();
+        supported.map_err(|failure| (target, failure))?;
         let acquired = self.route.acquire(target).await;
         let (target, permit) = acquired.map_err(|full| {
             // All targets of the route share the queue.
@@ -221,7 +216,8 @@ impl Attempts {
             return Err((target, Failure::blocked()));
         };
         let opened = Instant::now();
-        let opening = self.open_on(target, delivered);
+        let outstanding = self.target(target).member.load.add(&self.message);
+        let opening = self.call(target).open(delivered);
         let opening = async {
             match self.has_alternative(target) {
                 true => {
@@ -241,7 +237,7 @@ impl Attempts {
                 rung,
                 opened,
                 pass,
-                outstanding: self.target(target).member.load.add(&self.message),
+                outstanding,
                 _permit: permit,
             }),
             Err(failure) => {
@@ -253,156 +249,16 @@ impl Attempts {
         }
     }
 
-    /// Checks that a target's engine supports all parameters of the request.
-    fn check_supported(&self, target: usize) -> Result<(), Failure> {
-        let unsupported = self.target(target).member.upstream.unsupported();
-        match grpc::first_used_parameter(&self.message, unsupported)? {
-            None => Ok(()),
-            Some(parameter) => Err(Failure::unsupported(parameter.name())),
-        }
-    }
-
-    /// Opens a stream on a target by the first rung that it accepts.
-    async fn open_on(&self, target: usize, delivered: &mut Delivered) -> Result<Opened, Failure> {
-        let target = self.target(target);
-        let upstream = &target.member.upstream;
-        if delivered.is_empty() {
-            let message = v1::CompletionRequest {
-                // The client may know the seed of an earlier try.
-                seed: self.seed,
-                ..(*self.message).clone()
-            };
-            let message = self.addressed_to(target, message);
-            let events = upstream.complete(self.request(message)).await?;
-            return Ok(Opened {
-                events,
-                seam: Seam::continuing(delivered),
-                rung: None,
-            });
-        }
-        let case = Case {
+    /// Prepares calls of a target for this request.
+    fn call(&self, target: usize) -> TargetCall<'_> {
+        TargetCall {
+            target: self.target(target),
             message: &self.message,
-            delivered,
-            abilities: upstream.abilities(),
-            is_same_model: delivered.is_same_model(&target.served_model()),
-        };
-        let mut refused = None;
-        for rung in rungs(&case) {
-            match self.climb(rung, target, delivered).await {
-                Ok(opened) => return Ok(opened),
-                // The rung, not the client's request, is at fault.
-                Err(failure) if matches!(failure.fault(), Fault::Request | Fault::NotServed) => {
-                    refused = Some(failure);
-                }
-                Err(failure) => return Err(failure),
-            }
-        }
-        Err(Failure::not_continued(refused, &self.message))
-    }
-
-    /// Opens the stream of one rung.
-    async fn climb(
-        &self,
-        rung: Rung,
-        target: &Target,
-        delivered: &mut Delivered,
-    ) -> Result<Opened, Failure> {
-        if rung == Rung::Text {
-            self.count_tokens(target, delivered).await;
-        }
-        let facts = TargetFacts {
-            prompt_ids: match rung {
-                Rung::TokenIds => self.prompt_ids(target).await?,
-                Rung::Resume | Rung::Text | Rung::Replay => Vec::new(),
-            },
-            seed: self.seed.unwrap_or_default(),
-        };
-        let Continuation { requests, seam } = continuation(rung, &self.message, delivered, &facts);
-        let events: BoxedEventStream = match requests {
-            Requests::Whole(message) => {
-                let message = self.addressed_to(target, *message);
-                target
-                    .member
-                    .upstream
-                    .complete(self.request(message))
-                    .await?
-            }
-            Requests::PerChoice(requests) => {
-                let mut merged = MergedChoices::new(delivered);
-                for request in requests {
-                    if request.tokens_left == Some(0) {
-                        merged.push_ended(request.choice);
-                        continue;
-                    }
-                    let message = self.addressed_to(target, request.message);
-                    let mut sent = self.request(message);
-                    if request.continues_message {
-                        sent.extensions_mut().insert(ContinuesMessage);
-                    }
-                    let events = target.member.upstream.complete(sent).await?;
-                    merged.push(request.choice, request.delivered_tokens, events);
-                }
-                Box::pin(merged)
-            }
-        };
-        let rung = Some(rung);
-        Ok(Opened { events, seam, rung })
-    }
-
-    /// Counts the delivered tokens with the target's tokenizer, if it has one. Otherwise each piece of text that an
-    /// engine has sent counts as a token.
-    async fn count_tokens(&self, target: &Target, delivered: &mut Delivered) {
-        for (choice, text) in delivered.uncounted_texts() {
-            let request = self.request(v1::TokenizeRequest {
-                model: target.model.clone(),
-                input: Some(TokenizeInput::Text(text)),
-                add_special_tokens: Some(false),
-            });
-            if let Ok(tokenized) = target.member.upstream.tokenize(request).await {
-                delivered.set_token_count(choice, tokenized.token_ids.len());
-            }
+            context: &self.context,
+            gateway: &self.gateway,
+            seed: self.seed,
         }
     }
-
-    /// Returns the ids of the prompt's tokens, with the target's tokenizer.
-    async fn prompt_ids(&self, target: &Target) -> Result<Vec<TokenId>, Failure> {
-        let input = match &self.message.input {
-            Some(Input::PromptTokenIds(prompt)) => return Ok(prompt.ids.clone()),
-            Some(Input::Prompt(text)) => TokenizeInput::Text(text.clone()),
-            Some(Input::Chat(chat)) => TokenizeInput::Chat(chat.clone()),
-            None => return Ok(Vec::new()),
-        };
-        let request = self.request(v1::TokenizeRequest {
-            model: target.model.clone(),
-            input: Some(input),
-            add_special_tokens: None,
-        });
-        let tokenized = target.member.upstream.tokenize(request).await;
-        let tokenized = tokenized.map_err(|status| Failure::rejection(&status))?;
-        Ok(tokenized.token_ids)
-    }
-
-    fn addressed_to(
-        &self,
-        target: &Target,
-        message: v1::CompletionRequest,
-    ) -> v1::CompletionRequest {
-        v1::CompletionRequest {
-            model: target.model.clone(),
-            ..message
-        }
-    }
-
-    fn request<T>(&self, message: T) -> Request<T> {
-        self.context.build_request(message, Some(&self.gateway))
-    }
-}
-
-/// A stream that an upstream has opened, and its seam to the delivered tokens.
-struct Opened {
-    events: BoxedEventStream,
-    seam: Seam,
-    rung: Option<Rung>,
 }
 
 fn lock(budget: &Mutex<RetryBudget>) -> std::sync::MutexGuard<'_, RetryBudget> {

@@ -119,7 +119,7 @@ impl UpstreamChecks {
         self.is_chat && choice.is_some_and(|choice| choice < self.next_indices.len())
     }
 
-    fn check(&mut self, event: v1::CompletionEvent) -> Result<Event, Error> {
+    pub(super) fn check(&mut self, event: v1::CompletionEvent) -> Result<Event, Error> {
         match event.event {
             Some(Event::Prompt(prompt)) if !self.record_prompt(&prompt) => Err(upstream_error(
                 "The engine sent prompt tokens with an unexpected index.",

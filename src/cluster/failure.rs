@@ -107,7 +107,15 @@ impl Failure {
         if status.details().is_empty() && error.kind != ErrorKind::DeadlineExceeded {
             return broken_connection().into();
         }
-        Self::new(error, status)
+        let mut failure = Self::new(error, status);
+        if matches!(
+            failure.error.kind,
+            ErrorKind::WorkerLost | ErrorKind::Internal
+        ) {
+            // The engine itself could not go on, so it is not asked again for this request.
+            failure.fault = Fault::Unavailable;
+        }
+        failure
     }
 
     /// Wraps the status from [`super::via::GatewayId::loop_detected_status`], whose metadata names the gateway.

@@ -1,10 +1,13 @@
-//! Fuzz targets of addresses in settings and of vLLM's responses, and the source of event streams for the targets of the HTTP API.
+//! Fuzz targets of addresses in settings, of the responses of engines and of the ladder, and the source of event streams
+//! for the targets of the HTTP API.
 
 use prost::Message;
 
 use super::address::EngineAddress;
 use super::conflicts::find_conflicts;
 use super::events::{CheckedEvents, UpstreamChecks};
+pub(crate) use super::ladder::fuzzing::seams;
+pub(crate) use super::openai::fuzzing::responses as openai_responses;
 use super::spec::{ClusterSpec, EngineSpec};
 pub(crate) use super::vllm::fuzzing::responses as vllm_responses;
 use crate::error::Error;

@@ -3,6 +3,8 @@
 
 mod continuation;
 mod delivered;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod message_parts;
 mod rung;
 mod seam;

@@ -9,6 +9,7 @@ use super::health::Health;
 use super::upstream::{BoxedEventStream, Upstream};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
+use crate::request::Parameter;
 
 /// The engine in this process. It always counts as up, because it rejects requests itself when it cannot accept them.
 pub(super) struct LocalUpstream<I> {
@@ -66,5 +67,10 @@ impl<I: Inference> Upstream for LocalUpstream<I> {
 
     fn health(&self) -> &watch::Receiver<Health> {
         &self.health
+    }
+
+    /// The engine itself rejects all other parameters, with an error that names the model.
+    fn unsupported(&self) -> &[Parameter] {
+        &[Parameter::ExtraFields]
     }
 }

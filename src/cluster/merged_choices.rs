@@ -28,7 +28,7 @@ pub(super) struct MergedChoices {
 
 struct ChoiceStream {
     choice: u32,
-    /// Number of delivered tokens, which the engine counts as part of the prompt.
+    /// Number of delivered tokens in the prompt, which the engine counts as part of it.
     delivered_tokens: u32,
     events: BoxedEventStream,
     has_ended: bool,
@@ -52,8 +52,17 @@ impl MergedChoices {
         }
     }
 
-    /// Adds the stream that continues a choice after this number of delivered tokens.
-    pub(super) fn push(&mut self, choice: u32, delivered_tokens: u32, events: BoxedEventStream) {
+    /// Adds the stream that continues a choice after this number of delivered tokens. The engine generates
+    /// `repeated_tokens` again, and its usage counts them.
+    pub(super) fn push(
+        &mut self,
+        choice: u32,
+        delivered_tokens: u32,
+        repeated_tokens: u32,
+        events: BoxedEventStream,
+    ) {
+        let total = &mut self.usage.completion_tokens;
+        *total = total.saturating_sub(repeated_tokens);
         self.streams.push(ChoiceStream {
             choice,
             delivered_tokens,

@@ -21,17 +21,22 @@ use crate::context::RequestContext;
 use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
+use crate::proto::v1::completion_request::Input;
 use crate::request::{MAX_CHOICES, Parameter};
 
 mod chunk;
 mod client;
 mod events;
 mod flavor;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod json_text;
+mod logprobs;
 mod progress;
 mod rejection;
 mod request_body;
 mod server_sent_events;
+mod tokenizer;
 mod watch_models;
 
 use client::EngineClient;
@@ -39,6 +44,7 @@ use events::EngineEvents;
 use flavor::Flavor;
 use progress::RequestFacts;
 use request_body::{BodyFacts, EngineRequest};
+use tokenizer::EngineTokenizer;
 use watch_models::ModelWatch;
 
 /// An OpenAI-compatible engine.
@@ -85,6 +91,26 @@ impl OpenAiUpstream {
 
     fn flavor(&self) -> Flavor {
         *self.flavor.borrow()
+    }
+
+    /// Returns the tokenizer of a model. `requested` is the name in the request, which is used if the engine has not
+    /// listed its models yet.
+    fn tokenizer<'a>(
+        &'a self,
+        model: &'a v1::Model,
+        requested: &'a str,
+        context: &'a RequestContext,
+    ) -> EngineTokenizer<'a> {
+        EngineTokenizer {
+            client: &self.client,
+            flavor: self.flavor(),
+            model: if model.name.is_empty() {
+                requested
+            } else {
+                &model.name
+            },
+            request_id: context.id(),
+        }
     }
 
     /// Returns the model with this name or alias, or the only model if the name is empty. `None` if the engine has not
@@ -147,7 +173,9 @@ impl Upstream for OpenAiUpstream {
             model,
             choices: message.n.unwrap_or(1).min(MAX_CHOICES),
             seed,
-            has_token_ids: flavor.reports_token_ids(),
+            has_token_ids: engine_request.reports_token_ids,
+            logprobs: message.logprobs,
+            echo: echoed_prompt(message),
             arrived: Instant::now(),
         };
         let body = response.into_body();
@@ -179,16 +207,29 @@ impl Upstream for OpenAiUpstream {
 
     async fn tokenize(
         &self,
-        _request: Request<v1::TokenizeRequest>,
+        request: Request<v1::TokenizeRequest>,
     ) -> Result<v1::TokenizeResponse, Status> {
-        Err(no_tokenizer().into())
+        let context = RequestContext::from_extensions(request.extensions())?;
+        let message = request.into_inner();
+        let model = self.find_model(&message.model)?.unwrap_or_default();
+        let tokenizer = self.tokenizer(&model, &message.model, &context);
+        Ok(v1::TokenizeResponse {
+            token_ids: tokenizer.tokenize(&message).await?,
+            context_length: model.context_length,
+        })
     }
 
     async fn detokenize(
         &self,
-        _request: Request<v1::DetokenizeRequest>,
+        request: Request<v1::DetokenizeRequest>,
     ) -> Result<v1::DetokenizeResponse, Status> {
-        Err(no_tokenizer().into())
+        let context = RequestContext::from_extensions(request.extensions())?;
+        let message = request.into_inner();
+        let model = self.find_model(&message.model)?.unwrap_or_default();
+        let tokenizer = self.tokenizer(&model, &message.model, &context);
+        Ok(v1::DetokenizeResponse {
+            text: tokenizer.detokenize(&message.token_ids).await?,
+        })
     }
 
     fn health(&self) -> &watch::Receiver<Health> {
@@ -204,7 +245,10 @@ impl Upstream for OpenAiUpstream {
     }
 }
 
-fn no_tokenizer() -> Error {
-    let message = "The model's engine has no tokenizer API.";
-    Error::new(ErrorKind::NotFound, message)
+/// Returns the prompt that the engine repeats, if the request asks for it.
+fn echoed_prompt(message: v1::CompletionRequest) -> Option<String> {
+    match message.input {
+        Some(Input::Prompt(prompt)) if message.echo => Some(prompt),
+        Some(Input::Prompt(_) | Input::PromptTokenIds(_) | Input::Chat(_)) | None => None,
+    }
 }

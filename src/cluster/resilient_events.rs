@@ -2,17 +2,24 @@
 //! with another stream, and the client sees only a pause.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::time::{Sleep, sleep_until};
 
 use super::attempts::{Attempts, OpenStream};
 use super::failure::Failure;
 use super::ladder::{Delivered, PromptPosition, Rung};
 use super::silence::SilenceTimer;
 use crate::error::{Error, ErrorKind};
+use crate::poll_on_wake::PollOnWake;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
+
+/// Extra time for the engine to report a passed deadline before the gateway does.
+const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 
 /// The events of one completion. The stream ends after the summary or after one error.
 pub(super) struct ResilientEvents {
@@ -27,6 +34,8 @@ pub(super) struct ResilientEvents {
     resumptions: u32,
     /// The rung of the last resumption.
     last_rung: Option<Rung>,
+    /// Completes when the request's deadline has passed and the engine has not reported that in time.
+    deadline: PollOnWake<Pin<Box<Sleep>>>,
 }
 
 enum State {
@@ -68,7 +77,9 @@ enum Step {
 
 impl ResilientEvents {
     pub(super) fn new(stream: OpenStream, attempts: Attempts, delivered: Delivered) -> Self {
+        let deadline = attempts.context().request.deadline() + DEADLINE_GRACE;
         Self {
+            deadline: PollOnWake::new(Box::pin(sleep_until(deadline))),
             state: State::Open(Box::new(Running::new(stream, attempts))),
             delivered,
             started: None,
@@ -84,6 +95,18 @@ impl ResilientEvents {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Event, Failure>>> {
+        if let Poll::Ready(event) = self.poll_engines(cx) {
+            return Poll::Ready(event);
+        }
+        ready!(self.deadline.poll(cx));
+        self.state = State::Ended;
+        let message = "The request's deadline passed.";
+        let error = Error::new(ErrorKind::DeadlineExceeded, message);
+        Poll::Ready(Some(Err(error.into())))
+    }
+
+    /// Polls the engine's stream, or the opening of the next stream.
+    fn poll_engines(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, Failure>>> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(event)));

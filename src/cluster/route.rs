@@ -14,6 +14,7 @@ use super::selection::has_name;
 use super::spec::{RoutePolicy, RouteSpec, TargetSpec};
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
+use crate::request::Parameter;
 use crate::telemetry::GaugeGuard;
 
 /// The engines of a cluster and the routes to them, at one moment.
@@ -112,6 +113,21 @@ impl Route {
                 policy: RoutePolicy::default(),
             },
             waiting: Arc::default(),
+        }
+    }
+
+    /// Returns true if a request may have fields that Tokenway does not know: if a target takes them whose engine lists
+    /// the model, or any target if no engine lists it.
+    pub(super) fn takes_extra_fields(&self) -> bool {
+        let is_listed = |target: &&Target| target.listed_model().is_some();
+        let takes = |target: &Target| {
+            let unsupported = target.member.upstream.unsupported();
+            !unsupported.contains(&Parameter::ExtraFields)
+        };
+        let mut listed = self.targets.iter().filter(is_listed).peekable();
+        match listed.peek() {
+            Some(_) => listed.any(takes),
+            None => self.targets.iter().any(takes),
         }
     }
 

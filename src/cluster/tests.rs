@@ -22,6 +22,8 @@ use crate::telemetry::{Api, Telemetry};
 use remote::{EngineChannel, RemoteUpstream};
 use scripted::{ScriptedEngine, ScriptedStream, engine, started, token};
 
+mod resumption;
+
 const LONG: Duration = Duration::from_secs(3_600);
 
 /// Creates a cluster of remote engines that are up.
@@ -376,6 +378,40 @@ async fn a_request_that_uses_a_declared_unsupported_parameter_goes_to_another_up
     let error = failure.error();
     let expected = (ErrorKind::UnsupportedParameter, Some("logit_bias"));
     assert_eq!((error.kind, error.param.as_deref()), expected);
+}
+
+#[tokio::test]
+async fn unknown_fields_are_taken_only_for_a_model_whose_upstream_takes_them() {
+    let health = |model: &str| Health {
+        models: vec![v1::Model {
+            name: model.to_owned(),
+            aliases: vec![format!("{model}-alias")],
+            ..v1::Model::default()
+        }],
+        ..Health::always_up()
+    };
+    let tokenway = || remote_engine(silent_engine("t"), health("t"));
+    let openai = || -> Arc<dyn Upstream> {
+        Arc::new(LimitedUpstream {
+            engine: remote_engine(silent_engine("o"), health("o")),
+            unsupported: [Parameter::LogitBias],
+        })
+    };
+    let both = cluster_of([tokenway(), openai()].into());
+    for (model, takes) in [
+        ("t", false),
+        ("t-alias", false),
+        ("o", true),
+        ("o-alias", true),
+        ("", true),
+        ("x", true),
+    ] {
+        assert_eq!(both.takes_extra_fields(model), takes, "{model}");
+    }
+    let alone = cluster_of([tokenway()].into());
+    for model in ["t", "", "x"] {
+        assert!(!alone.takes_extra_fields(model), "{model}");
+    }
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ use super::completion_stream::{CompletionStream, MergedStreams, deadline_exceede
 use super::dialect::{Dialect, ParsedBody, RecordWriter, ResponseFacts, StreamRequest};
 use super::echoed_prompts::EchoedPrompts;
 use super::error_response;
+use super::extra_fields::ExtraFieldNames;
 use super::fields::Fields;
 use super::queued_body::{QueuedBody, StartFuture};
 use super::stream_body::{self, StreamBody, StreamParts};
@@ -82,8 +83,12 @@ async fn respond<D: Dialect>(
     let ignored = std::mem::take(&mut parsed.ignored);
     ignored.add_to_metric(&gateway.telemetry);
     let names = parsed.body.names;
+    let extra = std::mem::take(&mut parsed.extra);
     let response = complete_parsed(gateway, context, parsed).await;
-    let response = response.map_err(|error| names.with_client_field_name(error))?;
+    let response = response.map_err(|error| {
+        let error = names.with_client_field_name(error);
+        extra.with_client_field_name(error)
+    })?;
     Ok(ignored.add_header(response))
 }
 
@@ -103,8 +108,10 @@ async fn complete_parsed<D: Dialect>(
 /// A request with a valid body.
 struct ParsedRequest<D: Dialect> {
     body: ParsedBody<D::StreamOptions>,
-    /// Unknown fields of the body.
+    /// Unknown fields of the body that were ignored.
     ignored: IgnoredFields,
+    /// Unknown fields of the body that the engine gets.
+    extra: ExtraFieldNames,
     /// Options of the stream. `None` for a response that is not streamed.
     stream: Option<StreamRequest<D::StreamOptions>>,
 }
@@ -117,7 +124,14 @@ impl<D: Dialect> ParsedRequest<D> {
     ) -> Result<Self, Error> {
         let request = BufferedRequest::read(context, request).await?;
         let mut fields = Fields::parse(&request.body, gateway.unknown_fields)?;
-        let body = D::parse(&mut fields)?;
+        if gateway
+            .cluster
+            .takes_extra_fields(fields.peek_text("model"))
+        {
+            fields.keep_unknown();
+        }
+        let mut body = D::parse(&mut fields)?;
+        let extra = ExtraFieldNames::add_to(&mut body.messages, fields.take_kept())?;
         let stream = match &body.stream {
             Some(options) => Some(StreamRequest {
                 format: D::stream_format(&request.headers, gateway.stream_format)?,
@@ -130,6 +144,7 @@ impl<D: Dialect> ParsedRequest<D> {
         Ok(Self {
             body,
             ignored: fields.into_ignored(),
+            extra,
             stream,
         })
     }

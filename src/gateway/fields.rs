@@ -1,10 +1,10 @@
 //! Reads the fields of a JSON body one by one, and checks their types. Fields that remain at the end are unknown.
-//! They are rejected or ignored.
+//! They are rejected or ignored, or kept for an engine that takes them.
 
 use serde_json::{Map, Number, Value};
 
 use super::json_object::{self, json_type_name};
-use super::unknown::{IgnoredFields, UnknownFieldPolicy};
+use super::unknown::{IgnoredFields, UnknownFieldPolicy, unknown_field};
 use crate::error::{Error, ErrorKind};
 
 /// The fields of a JSON object that have not been read yet.
@@ -15,6 +15,8 @@ pub(super) struct Fields {
     /// Policy for the fields that remain at the end.
     unknown: UnknownFieldPolicy,
     ignored: IgnoredFields,
+    /// Unknown fields for the engine. `None` if `unknown` applies.
+    kept: Option<Map<String, Value>>,
     /// Names of all fields that were read, present or not.
     #[cfg(test)]
     pub(super) requested: std::collections::BTreeSet<String>,
@@ -39,6 +41,7 @@ impl Fields {
             path,
             unknown,
             ignored: IgnoredFields::default(),
+            kept: None,
             #[cfg(test)]
             requested: Default::default(),
         }
@@ -228,7 +231,24 @@ impl Fields {
         Ok(())
     }
 
-    /// Rejects or ignores the remaining fields. Fields that are null are always accepted.
+    /// Keeps the fields that remain at the end for the engine, instead of rejecting or ignoring them. Nested objects are
+    /// not affected.
+    pub(super) fn keep_unknown(&mut self) {
+        self.kept = Some(Map::new());
+    }
+
+    /// Returns the unknown fields that were kept, after [`Self::finish`].
+    pub(super) fn take_kept(&mut self) -> Map<String, Value> {
+        self.kept.take().unwrap_or_default()
+    }
+
+    /// Returns the text of a field that has not been read, or an empty text.
+    pub(super) fn peek_text(&self, name: &str) -> &str {
+        let value = self.fields.get(name);
+        value.and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// Keeps, rejects or ignores the remaining fields. Fields that are null are always accepted.
     ///
     /// # Errors
     /// Unknown fields are rejected. The error names the first one.
@@ -237,16 +257,14 @@ impl Fields {
             if value.is_null() {
                 continue;
             }
+            if let Some(kept) = &mut self.kept {
+                kept.insert(name, value);
+                continue;
+            }
             let name = self.full_name(&name);
             match self.unknown {
                 UnknownFieldPolicy::Ignore => self.ignored.add(&name),
-                UnknownFieldPolicy::Refuse => {
-                    let message = format!(
-                        "The field '{name}' is unknown. Leave it out, or start the server with \
-                         --unknown-fields ignore."
-                    );
-                    return Err(Error::new(ErrorKind::UnknownParameter, message).with_param(name));
-                }
+                UnknownFieldPolicy::Refuse => return Err(unknown_field(&name)),
             }
         }
         Ok(())

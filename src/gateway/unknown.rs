@@ -1,10 +1,12 @@
-//! Unknown request fields: the policy for them, and the response header that lists those that were ignored.
+//! Unknown request fields: the policy and the error for them, and the response header that lists those that were
+//! ignored.
 //!
 //! This module must not know the fields of any body.
 
 use axum::http::HeaderValue;
 use axum::response::Response;
 
+use crate::error::{Error, ErrorKind};
 use crate::telemetry::Telemetry;
 
 /// Response header that lists the ignored fields.
@@ -24,6 +26,14 @@ pub enum UnknownFieldPolicy {
     Refuse,
     /// Ignores the field and lists it in the response header `x-ignored-fields`.
     Ignore,
+}
+
+/// Creates the error for an unknown field, by its path.
+pub(super) fn unknown_field(name: &str) -> Error {
+    let message = format!(
+        "The field '{name}' is unknown. Leave it out, or start the server with --unknown-fields ignore."
+    );
+    Error::new(ErrorKind::UnknownParameter, message).with_param(name)
 }
 
 /// Ignored fields of one request.

@@ -3,6 +3,7 @@
 use tokio::time::Instant;
 
 use super::passed_on::passed_on_parameters;
+use super::without_prompt::without_prompt;
 use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
@@ -66,8 +67,8 @@ pub(super) fn convert_with_times(
 
 /// Returns the first of these parameters that a request uses, or `None`.
 ///
-/// The request is converted only if one of `parameters` is among those that a runner may support. The check for the
-/// others costs nothing that grows with the prompt.
+/// The request is converted only if one of `parameters` is among those that a runner may support. The prompt is not
+/// copied.
 ///
 /// # Errors
 /// Returns an error for the first invalid field of a request that was converted.
@@ -82,7 +83,7 @@ pub(crate) fn first_used_parameter(
         return Ok(passed_on.copied());
     }
     let now = Instant::now();
-    let request = convert_with_times(message.clone(), RequestId::random(), now, now)?;
+    let request = convert_with_times(without_prompt(message), RequestId::random(), now, now)?;
     let used = parameters
         .iter()
         .find(|parameter| request.uses_parameter(**parameter));
@@ -274,6 +275,36 @@ mod tests {
             assert_eq!(error.param.as_deref(), Some(param));
             assert_eq!(error.kind.mapping().http, http::StatusCode::BAD_REQUEST);
         }
+    }
+
+    #[test]
+    fn a_used_parameter_is_found_in_every_form_of_a_prompt_and_an_invalid_prompt_is_an_error() {
+        let with_input = |input: Option<ProtoInput>| v1::CompletionRequest {
+            input,
+            logprobs: Some(1),
+            ..v1::CompletionRequest::default()
+        };
+        let used = |input| first_used_parameter(&with_input(input), &Parameter::ALL);
+        let message = v1::ChatMessage {
+            role: "user".to_owned(),
+            ..v1::ChatMessage::default()
+        };
+        let chat = |messages| Some(ProtoInput::Chat(v1::Chat { messages }));
+        let ids = |ids| Some(ProtoInput::PromptTokenIds(v1::TokenIds { ids }));
+        let text = Some(ProtoInput::Prompt("a".repeat(100)));
+        for input in [text, ids(vec![7, 8]), chat(vec![message])] {
+            assert_eq!(used(input), Ok(Some(Parameter::Logprobs)));
+        }
+        let roleless = vec![v1::ChatMessage::default()];
+        for input in [None, ids(Vec::new()), chat(Vec::new()), chat(roleless)] {
+            assert!(used(input).is_err());
+        }
+        let infill = v1::CompletionRequest {
+            suffix: Some("b".to_owned()),
+            ..with_input(Some(ProtoInput::Prompt("a".to_owned())))
+        };
+        let suffix = first_used_parameter(&infill, &[Parameter::Suffix]);
+        assert_eq!(suffix, Ok(Some(Parameter::Suffix)));
     }
 
     #[test]

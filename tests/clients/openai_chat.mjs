@@ -43,6 +43,17 @@ async function the_stream_helper_collects_the_whole_message(url) {
   assert.equal(choices[0].message.content, tokens(256).join(""));
 }
 
+async function the_stream_helper_joins_a_tool_call(url) {
+  const parameters = { type: "object", properties: { city: { type: "string" } } };
+  const tools = [{ type: "function", function: { name: "weather", parameters } }];
+  const stream = connect(url).chat.completions.stream({ ...ASK, model: "m", tools });
+  const { choices } = await stream.finalChatCompletion();
+  assert.equal(choices[0].finish_reason, "tool_calls");
+  const [call] = choices[0].message.tool_calls;
+  assert.deepEqual([call.id, call.type, call.function.name], ["call_a", "function", "weather"]);
+  assert.deepEqual(JSON.parse(call.function.arguments), { city: "Paris" });
+}
+
 async function a_unary_completion_has_the_whole_message_and_its_usage(url) {
   const ask = { ...ASK, max_completion_tokens: 256 };
   const { choices, usage } = await connect(url).chat.completions.create(ask);
@@ -106,6 +117,7 @@ async function a_truncated_stream_raises(url) {
 await run({
   a_stream_has_the_role_then_every_token_then_the_usage,
   the_stream_helper_collects_the_whole_message,
+  the_stream_helper_joins_a_tool_call,
   a_unary_completion_has_the_whole_message_and_its_usage,
   a_rejected_request_raises_bad_request_with_param_and_code,
   a_failing_stream_raises_after_its_last_token,

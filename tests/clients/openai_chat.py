@@ -1,6 +1,7 @@
 """OpenAI's official library for Python: chat completions. `tests/clients` starts the servers."""
 
 import asyncio
+import json
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -15,6 +16,20 @@ MESSAGES: list[Any] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "What is the capital of France?"},
 ]
+
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 def connect(url: str) -> OpenAI:
@@ -83,6 +98,40 @@ def choices_are_identified_by_index(url: str) -> None:
         model=MODEL, messages=MESSAGES, max_tokens=20, n=3
     )
     assert [choice.index for choice in completion.choices] == [0, 1, 2]
+
+
+def the_stream_helper_joins_a_tool_call(url: str) -> None:
+    ask: dict[str, Any] = {"model": "m", "messages": MESSAGES, "tools": [WEATHER]}
+    with connect(url).chat.completions.stream(**ask) as events:
+        for _ in events:
+            pass
+        completion = events.get_final_completion()
+    [choice] = completion.choices
+    assert choice.finish_reason == "tool_calls", choice
+    [call] = choice.message.tool_calls or []
+    assert (call.id, call.type, call.function.name) == ("call_a", "function", "weather"), call
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+
+
+def a_stream_has_the_reasoning_before_the_tool_call(url: str) -> None:
+    chunks = stream(url, model="m", tools=[WEATHER])
+    deltas = [part.delta for chunk in chunks for part in chunk.choices]
+    reasoning = [getattr(delta, "reasoning_content", None) or "" for delta in deltas]
+    assert "".join(reasoning) == "One city."
+    last = max(at for at, text in enumerate(reasoning) if text)
+    calls = [at for at, delta in enumerate(deltas) if delta.tool_calls]
+    assert calls and last < calls[0], deltas
+
+
+def a_unary_completion_has_the_tool_call(url: str) -> None:
+    ask: dict[str, Any] = {"model": "m", "messages": MESSAGES, "tools": [WEATHER]}
+    completion = connect(url).chat.completions.create(**ask)
+    message = completion.choices[0].message
+    assert message.content is None, message
+    [call] = message.tool_calls or []
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    details = completion.usage and completion.usage.completion_tokens_details
+    assert details is not None and details.reasoning_tokens == 4, completion.usage
 
 
 def a_rejected_request_raises_bad_request_with_param_and_code(url: str) -> None:
@@ -159,6 +208,9 @@ if __name__ == "__main__":
             an_async_stream_has_every_token_in_order,
             a_unary_completion_has_the_whole_message_and_its_usage,
             choices_are_identified_by_index,
+            the_stream_helper_joins_a_tool_call,
+            a_stream_has_the_reasoning_before_the_tool_call,
+            a_unary_completion_has_the_tool_call,
             a_rejected_request_raises_bad_request_with_param_and_code,
             an_unknown_model_is_not_found,
             a_full_queue_raises_rate_limit_with_retry_after,

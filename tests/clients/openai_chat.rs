@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 
 use super::client::{Api, Client};
-use super::servers::{failing_server, full_server, server};
+use super::servers::{failing_server, full_server, server, tool_calling_server};
 use super::support::program::python;
 
 const OPENAI_CHAT: Client = Client {
@@ -16,6 +16,9 @@ cases! { OPENAI_CHAT:
     an_async_stream_has_every_token_in_order(server());
     a_unary_completion_has_the_whole_message_and_its_usage(server());
     choices_are_identified_by_index(server());
+    the_stream_helper_joins_a_tool_call(tool_calling_server());
+    a_stream_has_the_reasoning_before_the_tool_call(tool_calling_server());
+    a_unary_completion_has_the_tool_call(tool_calling_server());
     a_rejected_request_raises_bad_request_with_param_and_code(server());
     an_unknown_model_is_not_found(server());
     a_full_queue_raises_rate_limit_with_retry_after(full_server());

@@ -3,10 +3,12 @@
 use std::ops::Deref;
 use std::time::Duration;
 
+use serde_json::json;
 use tokenway::proto::v1;
 use tokenway::runner::llm_test::TestRunnerOptions;
 use tonic::Streaming;
 
+use super::support::openai_engine::{OpenAiEngine, chat_event, whole_with_usage};
 use super::support::program::{RunningProgram, start_server};
 use super::support::{Setup, TestServer, full_speed, grpc, silent_at, with_interval};
 
@@ -76,6 +78,47 @@ pub(super) async fn full_server() -> OccupiedServer {
         busy.streams.push(queued);
     }
     busy
+}
+
+/// A gateway in front of an OpenAI-compatible engine.
+pub(super) struct GatewayToEngine {
+    gateway: TestServer,
+    _engine: OpenAiEngine,
+}
+
+impl Deref for GatewayToEngine {
+    type Target = TestServer;
+
+    fn deref(&self) -> &TestServer {
+        &self.gateway
+    }
+}
+
+/// Starts a gateway in front of an engine that reasons and then calls the function `weather`.
+pub(super) async fn tool_calling_server() -> GatewayToEngine {
+    let call = json!([{"index": 0, "id": "call_a", "type": "function",
+        "function": {"name": "weather", "arguments": ""}}]);
+    let arguments =
+        |text: &str| json!({"tool_calls": [{"index": 0, "function": {"arguments": text}}]});
+    let events = vec![
+        chat_event(&json!({"role": "assistant", "content": ""}), None),
+        chat_event(&json!({"reasoning": "One "}), None),
+        chat_event(&json!({"reasoning": "city."}), None),
+        chat_event(&json!({"tool_calls": call}), None),
+        chat_event(&arguments("{\"city\": "), None),
+        chat_event(&arguments("\"Paris\"}"), Some("tool_calls")),
+    ];
+    let usage = json!({
+        "prompt_tokens": 20, "completion_tokens": 9, "total_tokens": 29,
+        "completion_tokens_details": {"reasoning_tokens": 4},
+    });
+    let engine = OpenAiEngine::answering(whole_with_usage(events, &usage)).await;
+    let gateway = Setup::gateway_at(&[engine.url()]).start().await;
+    gateway.ready().await.expect("the engine is up");
+    GatewayToEngine {
+        gateway,
+        _engine: engine,
+    }
 }
 
 /// Asserts that the case's stream was counted as one cancellation, and that nothing is still running.

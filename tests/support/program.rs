@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, kill_process, kill_process_group, pidfd_open, waitpid,
+};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
@@ -67,6 +69,15 @@ pub fn lm_eval(script: &str) -> Program {
 pub fn llama_cpp_server(model: &Path) -> Program {
     let script = "tests/support/llama_cpp_server.py";
     python_of("TOKENWAY_TEST_WORKER_PYTHON", ".venv-python-worker", script).arg(model)
+}
+
+/// Returns a real vLLM that serves OpenAI's API and its own gRPC API on these ports of 127.0.0.1. Its processes are a
+/// process group.
+pub fn vllm_server(http: u16, grpc: u16) -> Program {
+    let mut program = Program::new(&project_path("scripts/vllm.sh"));
+    program.0.process_group(0).stderr(Stdio::null());
+    let [http, grpc] = [http, grpc].map(|port| port.to_string());
+    program.args(["serve", "--port", &http, "--grpc-port", &grpc])
 }
 
 /// Returns the program that runs the example Python worker (`examples/python_worker`).
@@ -341,6 +352,14 @@ impl RunningProgram {
     /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.id(), signal).expect("the process is running");
+    }
+
+    /// Sends a signal to the process group that the process leads. The group may already have exited.
+    pub fn signal_group(&self, signal: Signal) {
+        if let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
+            let id = Pid::from_raw(id).expect("a process has an id");
+            let _ = kill_process_group(id, signal);
+        }
     }
 
     /// Suspends the process with SIGSTOP, and waits until it has stopped.

@@ -39,7 +39,8 @@ impl Consumer {
         stats: &mut LoadStats,
     ) -> Result<(), Fault> {
         match event {
-            Event::Token(token) => {
+            Event::Token(mut token) => {
+                token.take_stamp_from_text();
                 let index = if self.expect_test_runner {
                     Some(order::check_index(&token.text, token.index)?)
                 } else {

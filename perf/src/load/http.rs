@@ -106,7 +106,11 @@ pub(super) fn encode_request(
         return format!("{body}\n").into();
     }
     let accept = format.content_type();
-    let (path, host, length) = (url.path("/v1/completions"), &url.authority, body.len());
+    let (path, host, length) = (
+        url.path(completion.input.path()),
+        &url.authority,
+        body.len(),
+    );
     format!(
         "POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\
          accept: {accept}\r\ncontent-length: {length}\r\n\r\n{body}"

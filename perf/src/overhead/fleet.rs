@@ -97,7 +97,7 @@ impl Fleet {
             None => engine.grpc_url()?.to_string(),
         };
         let mut gateway = self.server_options(Role::Gateway);
-        gateway.engine = Some(address);
+        gateway.engines = vec![address];
         Ok([start_server(&gateway).await?, engine])
     }
 

@@ -80,7 +80,7 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    pub(super) fn from_stats(
+    pub(crate) fn from_stats(
         stats: &LoadStats,
         cpu: Option<Duration>,
         rss_bytes: Option<u64>,

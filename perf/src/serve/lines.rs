@@ -120,12 +120,12 @@ mod tests {
     use super::super::{Options, Role, bare, server_parts};
     use crate::arguments::ServerUrl;
     use crate::device::Device;
-    use crate::stream::{CompletionRequest, Connection, Protocol, http_request};
+    use crate::stream::{CompletionRequest, Connection, Protocol, StreamOptions, http_request};
 
     async fn read_body(address: &str, stamps: bool) -> String {
         let url = ServerUrl::from_authority(address);
         let completion = CompletionRequest {
-            stamps,
+            stream_options: stamps.then_some(StreamOptions::IncludeStamps(true)),
             ..CompletionRequest::of_tokens(12)
         };
         let request = http_request(&url, "application/x-ndjson", &completion);

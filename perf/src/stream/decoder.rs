@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::records::{Record, RecordSplitter};
 use super::{Format, messages};
 use crate::fault::Fault;
-use crate::timestamps::TokenTimestamps;
+use crate::timestamps::{TEXT_STAMP, TokenTimestamps};
 
 /// One event of a completion.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,6 +40,28 @@ pub(crate) struct Token<'a> {
     pub(crate) bytes: usize,
 }
 
+/// Resumptions of a completion by a gateway, from the timings at the end of its stream.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Timings {
+    pub(crate) resumptions: u32,
+    /// Method of the last resumption.
+    pub(crate) resumption_method: Option<String>,
+}
+
+impl Token<'_> {
+    /// Moves the emission time that a scripted engine wrote after the token's text into the token's timestamps.
+    pub(crate) fn take_stamp_from_text(&mut self) {
+        let Some((text, time)) = self.text.split_once(TEXT_STAMP) else {
+            return;
+        };
+        if let Ok(emitted_ns) = time.parse() {
+            let due_ns = None;
+            self.stamp = Some(TokenTimestamps { due_ns, emitted_ns });
+            self.text = Cow::Owned(text.to_owned());
+        }
+    }
+}
+
 /// Callback that consumes events.
 pub(crate) trait TakeEvent: FnMut(Event<'_>) -> Result<(), Fault> {}
 impl<F: FnMut(Event<'_>) -> Result<(), Fault>> TakeEvent for F {}
@@ -63,6 +85,7 @@ struct CompletionState {
     has_finished: bool,
     is_done: bool,
     has_failed: bool,
+    timings: Option<Timings>,
 }
 
 /// Key of the timestamps in a record.
@@ -93,6 +116,10 @@ impl Decoder {
         })
     }
 
+    pub(crate) fn timings(&self) -> Option<&Timings> {
+        self.completion.timings.as_ref()
+    }
+
     /// Returns the part of the stream that has not arrived, or `None` if the stream is complete.
     pub(crate) fn missing_part(&self) -> Option<&'static str> {
         let format = self.records.format();
@@ -121,7 +148,11 @@ impl CompletionState {
         }
         match record {
             Record::Message(message) => {
-                messages::decode(message, |event| self.emit_event(event, take))
+                messages::decode(message, |event| self.emit_event(event, take))?;
+                if self.is_done {
+                    self.timings = messages::timings(message);
+                }
+                Ok(())
             }
             Record::Object(object) => self.decode_object(object, take),
             Record::Error(data) => {
@@ -142,15 +173,20 @@ impl CompletionState {
         if let Some(error) = parsed.error {
             return self.emit_event(Event::Error(Failure::from_error_object(&error)), take);
         }
+        self.timings = parsed.timings;
         let choices = parsed.choices;
         let choices = choices.ok_or_else(|| Fault::malformed("no choices", object))?;
-        let Some(Choice {
-            text,
-            finish_reason,
-        }) = choices.into_iter().next()
-        else {
+        let Some(choice) = choices.into_iter().next() else {
             return take(Event::Other);
         };
+        let finish_reason = choice.finish_reason;
+        // A chat ends with a delta that has no content.
+        let no_text = || finish_reason.as_ref().map(|_| Cow::default());
+        let text = match choice.delta {
+            Some(delta) => delta.content.or_else(no_text),
+            None => choice.text,
+        };
+        let text = text.ok_or_else(|| Fault::malformed("no text", object))?;
         if let (Cow::Borrowed(text), None) = (&text, &finish_reason) {
             self.learn_record(object, text);
         }
@@ -232,13 +268,22 @@ struct RecordObject<'a> {
     choices: Option<Vec<Choice<'a>>>,
     stamp: Option<TokenTimestamps>,
     error: Option<Value>,
+    timings: Option<Timings>,
 }
 
 #[derive(Deserialize)]
 struct Choice<'a> {
     #[serde(borrow)]
-    text: Cow<'a, str>,
+    text: Option<Cow<'a, str>>,
+    delta: Option<Delta<'a>>,
     finish_reason: Option<IgnoredAny>,
+}
+
+/// New part of a chat's message.
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(borrow)]
+    content: Option<Cow<'a, str>>,
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 
 use std::borrow::Cow;
 
-use super::decoder::{Event, TakeEvent, Token};
+use prost::Message;
+use tokenway::proto::v1::{self, completion_event};
+
+use super::decoder::{Event, TakeEvent, Timings, Token};
 use crate::fault::Fault;
 use crate::timestamps::TokenTimestamps;
 
@@ -64,6 +67,23 @@ pub(super) fn decode(mut message: &[u8], mut take: impl TakeEvent) -> Result<(),
             return Ok(());
         }
     }
+}
+
+/// Returns the timings of a `CompletionEvent` with a summary.
+pub(super) fn timings(message: &[u8]) -> Option<Timings> {
+    let event = v1::CompletionEvent::decode(message).ok()?.event?;
+    let completion_event::Event::Summary(summary) = event else {
+        return None;
+    };
+    let timings = summary.timings?;
+    let method = timings.resumption_method().as_str_name();
+    let method = method
+        .trim_start_matches("RESUMPTION_METHOD_")
+        .to_ascii_lowercase();
+    Some(Timings {
+        resumptions: timings.resumptions,
+        resumption_method: Some(method).filter(|method| method != "unspecified"),
+    })
 }
 
 /// Decodes a token. Returns `None` if it is malformed.

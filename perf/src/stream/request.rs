@@ -15,26 +15,39 @@ use crate::arguments::ServerUrl;
 pub(crate) struct CompletionRequest<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) model: Option<&'a str>,
-    pub(crate) prompt: &'a str,
+    #[serde(flatten)]
+    pub(crate) input: RequestInput<'a>,
     pub(crate) max_tokens: u32,
     pub(crate) stream: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) seed: Option<i64>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) ignore_eos: bool,
-    #[serde(rename = "stream_options", serialize_with = "stream_options")]
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) stamps: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stream_options: Option<StreamOptions>,
 }
 
-/// Writes the request option that asks the server for timestamps.
-fn stream_options<S: serde::Serializer>(stamps: &bool, serializer: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct StreamOptions {
-        include_stamps: bool,
-    }
-    let include_stamps = *stamps;
-    StreamOptions { include_stamps }.serialize(serializer)
+/// Text or token ids to complete, or the only message of a chat.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum RequestInput<'a> {
+    Text { prompt: &'a str },
+    TokenIds { prompt: &'a [u32] },
+    Chat { messages: [ChatMessage<'a>; 1] },
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct ChatMessage<'a> {
+    pub(crate) role: &'a str,
+    pub(crate) content: &'a str,
+}
+
+/// Asks for timestamps of the tokens, or for timings at the end of the stream.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StreamOptions {
+    IncludeStamps(bool),
+    IncludeTimings(bool),
 }
 
 impl CompletionRequest<'_> {
@@ -42,12 +55,14 @@ impl CompletionRequest<'_> {
     pub(crate) fn of_tokens(max_tokens: u32) -> Self {
         Self {
             model: None,
-            prompt: "Count the tokens.",
+            input: RequestInput::Text {
+                prompt: "Count the tokens.",
+            },
             max_tokens,
             stream: true,
             seed: None,
             ignore_eos: false,
-            stamps: false,
+            stream_options: None,
         }
     }
 
@@ -58,23 +73,50 @@ impl CompletionRequest<'_> {
     pub(crate) fn to_message(self) -> v1::CompletionRequest {
         v1::CompletionRequest {
             model: self.model.unwrap_or_default().to_owned(),
-            input: Some(Input::Prompt(self.prompt.to_owned())),
+            input: Some(self.input.to_message()),
             max_tokens: Some(self.max_tokens),
             seed: self.seed,
             ignore_eos: self.ignore_eos,
-            include_stamps: self.stamps,
+            include_stamps: matches!(self.stream_options, Some(StreamOptions::IncludeStamps(_))),
             ..v1::CompletionRequest::default()
         }
     }
 }
 
-/// Returns a `POST /v1/completions` request that accepts this content type.
+impl RequestInput<'_> {
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Text { .. } | Self::TokenIds { .. } => "/v1/completions",
+            Self::Chat { .. } => "/v1/chat/completions",
+        }
+    }
+
+    fn to_message(self) -> Input {
+        match self {
+            Self::Text { prompt } => Input::Prompt(prompt.to_owned()),
+            Self::TokenIds { prompt } => Input::PromptTokenIds(v1::TokenIds {
+                ids: prompt.to_vec(),
+            }),
+            Self::Chat { messages } => Input::Chat(v1::Chat {
+                messages: messages
+                    .map(|ChatMessage { role, content }| v1::ChatMessage {
+                        role: role.to_owned(),
+                        content: content.to_owned(),
+                        ..v1::ChatMessage::default()
+                    })
+                    .to_vec(),
+            }),
+        }
+    }
+}
+
+/// Returns a `POST` request to an API for completions that accepts this content type.
 pub(crate) fn http_request(
     url: &ServerUrl,
     accept: &str,
     completion: &CompletionRequest<'_>,
 ) -> Request<Bytes> {
-    Request::post(format!("{url}/v1/completions"))
+    Request::post(format!("{url}{}", completion.input.path()))
         .header(HOST, &url.authority)
         .header(CONTENT_TYPE, "application/json")
         .header(ACCEPT, accept)

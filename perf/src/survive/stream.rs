@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::server::Server;
 use super::tally::Tally;
 use crate::fault::Fault;
-use crate::stream::{CompletionRequest, Connection, Event, Format, Stream};
+use crate::stream::{CompletionRequest, Connection, Event, Format, RequestInput, Stream};
 
 const PROMPT_OPENINGS: [&str; 8] = [
     "The capital of France is",
@@ -69,7 +69,9 @@ impl StreamPlan {
         };
         let mut connection = Connection::open(url, self.format.protocol()).await?;
         let completion = CompletionRequest {
-            prompt: PROMPT_OPENINGS[self.prompt_index()],
+            input: RequestInput::Text {
+                prompt: PROMPT_OPENINGS[self.prompt_index()],
+            },
             seed: Some(self.prompt.into()),
             ignore_eos: true,
             ..CompletionRequest::of_tokens(self.tokens)

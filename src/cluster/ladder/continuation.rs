@@ -32,8 +32,11 @@ pub(in crate::cluster) struct ChoiceRequest {
     pub(in crate::cluster) continues_message: bool,
     /// Number of tokens that the choice may still have. `Some(0)` if it has reached its limit and must not be sent.
     pub(in crate::cluster) tokens_left: Option<u32>,
-    /// Number of tokens of the choice that the client has.
+    /// Number of tokens of the choice that the request contains.
     pub(in crate::cluster) delivered_tokens: u32,
+    /// Number of tokens of the choice that the client has and the request does not contain. The engine generates and
+    /// counts them again.
+    pub(in crate::cluster) repeated_tokens: u32,
 }
 
 /// Facts about the target that a continuation depends on.
@@ -75,6 +78,7 @@ pub(in crate::cluster) fn continuation(
                     ..ChoiceSeam::default()
                 },
                 continues_message: false,
+                repeated: choice.ids.len() - whole,
             }
         }),
         Rung::Text => per_choice(message, delivered, facts.seed, |choice| {
@@ -120,6 +124,8 @@ struct ContinuedChoice {
     seam: ChoiceSeam,
     /// True if the prompt is a chat that ends with the start of the assistant's answer.
     continues_message: bool,
+    /// Number of delivered tokens that the prompt leaves out.
+    repeated: usize,
 }
 
 /// Builds one request for each choice that has not ended.
@@ -143,7 +149,10 @@ fn per_choice(
             input,
             seam,
             continues_message,
+            repeated,
         } = input(choice);
+        let repeated = u32::try_from(repeated).unwrap_or(u32::MAX);
+        let sent_tokens = choice.token_count.saturating_sub(repeated);
         let limit = message.max_tokens;
         let tokens_left = limit.map(|limit| limit.saturating_sub(choice.token_count));
         seams.push(match tokens_left {
@@ -154,12 +163,13 @@ fn per_choice(
             choice: index,
             continues_message,
             tokens_left,
-            delivered_tokens: choice.token_count,
+            delivered_tokens: sent_tokens,
+            repeated_tokens: choice.token_count - sent_tokens,
             message: v1::CompletionRequest {
                 input,
                 n: Some(1),
-                max_tokens: tokens_left,
-                min_tokens: message.min_tokens.saturating_sub(choice.token_count),
+                max_tokens: limit.map(|limit| limit.saturating_sub(sent_tokens)),
+                min_tokens: message.min_tokens.saturating_sub(sent_tokens),
                 // Another seed, so that the engine does not repeat the random draws of the first tokens.
                 seed: Some(continued_seed(seed, index, choice.token_count)),
                 resume: Vec::new(),
@@ -185,6 +195,7 @@ fn continued_by_text(message: &v1::CompletionRequest, choice: &DeliveredChoice) 
         input: message.input.clone(),
         seam: ChoiceSeam::default(),
         continues_message: false,
+        repeated: 0,
     };
     match &mut continued.input {
         Some(Input::Prompt(prompt)) => prompt.push_str(&choice.text),
@@ -193,6 +204,7 @@ fn continued_by_text(message: &v1::CompletionRequest, choice: &DeliveredChoice) 
             let kept = choice.text.trim_end();
             if kept.len() < choice.text.len() {
                 continued.seam.repeated_from = Some(kept.len());
+                continued.repeated = choice.trailing_white_space;
             }
             if !kept.is_empty() {
                 continued.continues_message = true;

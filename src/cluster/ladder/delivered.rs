@@ -37,6 +37,8 @@ pub(in crate::cluster) struct DeliveredChoice {
     pub(super) token_count: u32,
     /// Number of tokens at the end that have no text, for example because a character is incomplete.
     pub(super) trailing_without_text: usize,
+    /// Number of tokens at the end that have no text or end in white space after which nothing but white space follows.
+    pub(super) trailing_white_space: usize,
     pub(super) has_ended: bool,
 }
 
@@ -140,6 +142,10 @@ impl Delivered {
             choice.trailing_without_text = match token.text {
                 "" => choice.trailing_without_text + 1,
                 _ => 0,
+            };
+            choice.trailing_white_space = match token.text.trim_end() {
+                "" => choice.trailing_white_space + 1,
+                text => usize::from(text.len() < token.text.len()),
             };
         }
         if has_text {

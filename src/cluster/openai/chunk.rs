@@ -37,6 +37,9 @@ pub(super) struct ChunkChoice<'a> {
     /// Ids of the new tokens, if the engine was asked for them and can report them.
     #[serde(default)]
     token_ids: Option<SmallVec<[TokenId; 8]>>,
+    /// Parsed only if the client asked for log probabilities.
+    #[serde(borrow, default)]
+    pub(super) logprobs: Option<&'a RawValue>,
     #[serde(borrow, default)]
     pub(super) finish_reason: Option<JsonText<'a>>,
 }

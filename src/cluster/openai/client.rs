@@ -20,6 +20,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::cluster::failure::Failure;
+use crate::cluster::policy::Fault;
 use crate::cluster::spec::ApiKey;
 use crate::error::{Error, ErrorKind};
 
@@ -65,11 +66,39 @@ impl EngineClient {
 
     /// Returns the URL of a path below the base URL, such as `/models`.
     pub(super) fn uri(&self, path: &str) -> Uri {
-        let base = self.base_url.path().trim_end_matches('/');
+        self.uri_below(self.base_path(), path)
+    }
+
+    /// Returns the URL of a path beside `/v1`, such as `/tokenize`.
+    pub(super) fn root_uri(&self, path: &str) -> Uri {
+        let base = self.base_path();
+        self.uri_below(base.strip_suffix("/v1").unwrap_or(base), path)
+    }
+
+    fn base_path(&self) -> &str {
+        self.base_url.path().trim_end_matches('/')
+    }
+
+    fn uri_below(&self, base: &str, path: &str) -> Uri {
         let mut parts = self.base_url.clone().into_parts();
         let path = PathAndQuery::try_from(format!("{base}{path}"));
         parts.path_and_query = Some(path.expect("the base URL is valid"));
         Uri::from_parts(parts).expect("the base URL is valid")
+    }
+
+    /// Sends a request that is no work for the engine, and waits for the head of its response. Sends it once more if the
+    /// connection breaks: some servers close a connection after a response without announcing it.
+    ///
+    /// # Errors
+    /// The engine cannot be reached, or both connections broke before the head.
+    pub(super) async fn ask(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, Failure> {
+        match self.send(request.clone()).await {
+            Err(failure) if failure.fault() == Fault::Passing => self.send(request).await,
+            answered => answered,
+        }
     }
 
     /// Sends a request, and waits for the head of its response.
@@ -115,4 +144,35 @@ fn tls_config(base_url: &Uri) -> ClientConfig {
         .expect("the provider supports the default versions")
         .with_root_certificates(roots)
         .with_no_client_auth()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_paths_of_openais_api_are_below_the_base_url_and_others_beside_v1() {
+        for (base, uri, root) in [
+            (
+                "http://a:1/v1",
+                "http://a:1/v1/models",
+                "http://a:1/tokenize",
+            ),
+            (
+                "http://a:1/v1/",
+                "http://a:1/v1/models",
+                "http://a:1/tokenize",
+            ),
+            ("http://a:1", "http://a:1/models", "http://a:1/tokenize"),
+            (
+                "http://a/x/v1",
+                "http://a/x/v1/models",
+                "http://a/x/tokenize",
+            ),
+        ] {
+            let client = EngineClient::new(base.parse().expect("a URL"), None);
+            assert_eq!(client.uri("/models"), uri);
+            assert_eq!(client.root_uri("/tokenize"), root);
+        }
+    }
 }

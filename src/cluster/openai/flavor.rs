@@ -17,12 +17,11 @@ pub(super) enum Flavor {
 }
 
 /// Parameters that this gateway does not pass to any OpenAI-compatible engine.
-const NEVER: [Parameter; 2] = [Parameter::Logprobs, Parameter::EchoLogprobs];
+const NEVER: [Parameter; 1] = [Parameter::EchoLogprobs];
 
 /// Parameters that OpenAI's own API does not have either.
-const ONLY_OPENAI: [Parameter; 8] = [
+const ONLY_OPENAI: [Parameter; 7] = [
     NEVER[0],
-    NEVER[1],
     Parameter::TopK,
     Parameter::MinP,
     Parameter::RepetitionPenalty,
@@ -32,9 +31,8 @@ const ONLY_OPENAI: [Parameter; 8] = [
 ];
 
 /// llama.cpp's server ignores these fields.
-const LLAMA_CPP: [Parameter; 6] = [
+const LLAMA_CPP: [Parameter; 5] = [
     NEVER[0],
-    NEVER[1],
     Parameter::RepetitionPenalty,
     Parameter::MinTokens,
     Parameter::StopTokenIds,
@@ -95,6 +93,11 @@ impl Flavor {
             },
             Self::Other => Abilities::default(),
         }
+    }
+
+    /// Returns true if the server can start the text of a completion with the prompt.
+    pub(super) fn echoes_prompts(self) -> bool {
+        self == Self::Vllm
     }
 
     /// Returns the parameters that are not passed to the server.

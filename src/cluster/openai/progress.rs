@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::chunk::{Chunk, ChunkChoice, ChunkUsage};
 use super::json_text::JsonText;
+use super::logprobs::{self, ScoredToken};
 use super::rejection;
 use super::server_sent_events::SentEvent;
 use crate::error::{Error, ErrorKind};
@@ -29,6 +30,10 @@ pub(super) struct RequestFacts {
     pub(super) seed: i64,
     /// True if the engine reports the ids of its tokens.
     pub(super) has_token_ids: bool,
+    /// Number of most likely tokens at each position, if the client asked for log probabilities.
+    pub(super) logprobs: Option<u32>,
+    /// The prompt, if the client asked for it with `echo`.
+    pub(super) echo: Option<String>,
     pub(super) arrived: Instant,
 }
 
@@ -50,6 +55,8 @@ struct ChoiceProgress {
     next_index: u32,
     /// Number of deltas that are no tokens, such as reasoning. Used only if the engine reports no usage.
     other_deltas: u32,
+    /// True if the prompt that `echo` asks for has arrived.
+    has_echoed: bool,
     has_ended: bool,
 }
 
@@ -114,8 +121,8 @@ impl Progress {
     }
 
     fn read_choice(&mut self, choice: &ChunkChoice<'_>) -> Result<(), Error> {
-        let index = usize::try_from(choice.index).ok();
-        let progress = index.and_then(|index| self.choices.get_mut(index));
+        let index = usize::try_from(choice.index).map_err(|_| broken_stream())?;
+        let progress = self.choices.get_mut(index);
         let progress = progress
             .filter(|progress| !progress.has_ended)
             .ok_or_else(broken_stream)?;
@@ -128,24 +135,106 @@ impl Progress {
             }
             self.ready.push_back(Event::Chat(delta));
         }
-        let new_tokens = match (choice.token_ids().len(), choice.text()) {
-            (0, None) => 0,
-            (0, Some(_)) => 1,
-            (ids, _) => ids,
+        if choice.text().is_some() && self.expects_echo(index) {
+            return self.read_echo(index, choice, finish_reason);
+        }
+        let scored = self.scored_tokens(choice)?;
+        let new_tokens = match (scored.len(), choice.token_ids().len(), choice.text()) {
+            (0, 0, None) => 0,
+            (0, 0, Some(_)) => 1,
+            (0, ids, _) => ids,
+            (scored, _, _) => scored,
         };
+        self.add_tokens(index, new_tokens, finish_reason, |batch| {
+            if scored.is_empty() {
+                push_tokens(batch, choice)
+            } else {
+                push_scored(batch, choice, scored)
+            }
+        })
+    }
+
+    /// Adds new tokens of a choice, which `push` appends to their event, and the end of the choice.
+    fn add_tokens(
+        &mut self,
+        index: usize,
+        new_tokens: usize,
+        finish_reason: Option<v1::FinishReason>,
+        push: impl FnOnce(&mut TokenBatch) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         if new_tokens == 0 && finish_reason.is_none() {
             return Ok(());
         }
-        let first_index = progress.next_index;
-        progress.next_index += u32::try_from(new_tokens).map_err(|_| broken_stream())?;
-        progress.has_ended = finish_reason.is_some();
         if new_tokens > 0 {
             self.first_token.get_or_insert_with(Instant::now);
         }
-        let tokens = self.batch(choice.index, first_index);
-        push_tokens(&mut tokens.tokens, choice)?;
+        let choice = &mut self.choices[index];
+        let first_index = choice.next_index;
+        choice.next_index += u32::try_from(new_tokens).map_err(|_| broken_stream())?;
+        choice.has_ended = finish_reason.is_some();
+        let number = u32::try_from(index).map_err(|_| broken_stream())?;
+        let tokens = self.batch(number, first_index);
+        push(&mut tokens.tokens)?;
         tokens.finish_reason = finish_reason.unwrap_or_default().into();
         Ok(())
+    }
+
+    /// Returns the new tokens with their log probabilities. Empty if the client did not ask for them, or if the engine
+    /// sent as many ids as tokens of another number: the ids are then right, and the log probabilities belong to nobody.
+    fn scored_tokens(&self, choice: &ChunkChoice<'_>) -> Result<Vec<ScoredToken>, Error> {
+        let (Some(top), Some(json)) = (self.facts.logprobs, choice.logprobs) else {
+            return Ok(Vec::new());
+        };
+        let scored = logprobs::read(json, top).map_err(|_| broken_stream())?;
+        let ids = choice.token_ids().len();
+        if ids > 0 && ids != scored.len() {
+            tracing::debug!(
+                ids,
+                scored = scored.len(),
+                "an engine's lists of tokens differ"
+            );
+            return Ok(Vec::new());
+        }
+        Ok(scored)
+    }
+
+    /// Returns true if the first text of this choice must start with the prompt.
+    fn expects_echo(&self, index: usize) -> bool {
+        self.facts.echo.is_some() && !self.choices[index].has_echoed
+    }
+
+    /// Reads the first text of a choice of a request with `echo`. The text starts with the prompt, which is reported once
+    /// for all choices.
+    fn read_echo(
+        &mut self,
+        index: usize,
+        choice: &ChunkChoice<'_>,
+        finish_reason: Option<v1::FinishReason>,
+    ) -> Result<(), Error> {
+        let prompt = self.facts.echo.as_deref().unwrap_or_default();
+        let text = choice.text().map(JsonText::to_text).unwrap_or_default();
+        let Some(rest) = text.strip_prefix(prompt) else {
+            let message = "The engine did not start its text with the prompt, as `echo` asks.";
+            return Err(Error::new(ErrorKind::UpstreamError, message));
+        };
+        if !self.choices.iter().any(|choice| choice.has_echoed) {
+            self.ready.push_back(Event::Prompt(v1::EchoedPrompt {
+                text: prompt.to_owned(),
+                tokens: None,
+            }));
+        }
+        self.choices[index].has_echoed = true;
+        self.add_tokens(
+            index,
+            usize::from(!rest.is_empty()),
+            finish_reason,
+            |batch| {
+                if !rest.is_empty() {
+                    batch.push_with(0, Timestamps::default(), |text| text.push_str(rest));
+                }
+                Ok(())
+            },
+        )
     }
 
     /// Returns the event to which the next tokens of this choice belong: the last event, if it has tokens of the same
@@ -237,6 +326,26 @@ fn push_tokens(batch: &mut TokenBatch, choice: &ChunkChoice<'_>) -> Result<(), E
     } else {
         Err(broken_stream())
     }
+}
+
+/// Appends the tokens of a chunk with their log probabilities.
+fn push_scored(
+    batch: &mut TokenBatch,
+    choice: &ChunkChoice<'_>,
+    scored: Vec<ScoredToken>,
+) -> Result<(), Error> {
+    let mut text = String::new();
+    if choice.text().is_some_and(|new| !new.append_to(&mut text)) {
+        return Err(broken_stream());
+    }
+    let parts = logprobs::split_text(&text, &scored);
+    let mut ids = choice.token_ids().iter();
+    for (part, token) in parts.into_iter().zip(scored) {
+        let id = ids.next().copied().or(token.id).unwrap_or(0);
+        batch.push_with(id, Timestamps::default(), |text| text.push_str(part));
+        batch.set_last_logprobs(Some(Box::new(token.logprobs)));
+    }
+    Ok(())
 }
 
 /// Converts the engine's finish reason.

@@ -43,7 +43,7 @@ pub(super) async fn read_rejection(response: http::Response<Incoming>) -> Error 
     rejection(head.status, &head.headers, &body)
 }
 
-fn rejection(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Error {
+pub(super) fn rejection(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Error {
     let object = error_object(body);
     let kind = kind_of(status, &object);
     let mut error = if kind.mapping().http.is_client_error() && kind != ErrorKind::QueueFull {

@@ -10,16 +10,20 @@ use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 use crate::request::DEFAULT_MAX_TOKENS;
 
-mod chat;
+pub(super) mod chat;
+mod extra_fields;
 #[cfg(test)]
 mod tests;
 
 use chat::{ChatOptions, Message};
+use extra_fields::ExtraFields;
 
 /// A request to an engine: the path below the engine's base URL, and the JSON body.
 pub(super) struct EngineRequest {
     pub(super) path: &'static str,
     pub(super) body: Vec<u8>,
+    /// True if the request asks for the ids of the tokens, and the engine can report them.
+    pub(super) reports_token_ids: bool,
 }
 
 /// Facts that a body contains besides the client's request.
@@ -46,6 +50,8 @@ struct Body<'a> {
     #[serde(flatten)]
     options: Options<'a>,
     #[serde(flatten)]
+    logprobs: Option<RequestedLogprobs>,
+    #[serde(flatten)]
     chat_options: ChatOptions<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     return_token_ids: Option<bool>,
@@ -53,6 +59,8 @@ struct Body<'a> {
     continue_final_message: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     add_generation_prompt: Option<bool>,
+    #[serde(flatten)]
+    extra_fields: ExtraFields<'a>,
 }
 
 #[derive(Serialize)]
@@ -111,8 +119,18 @@ struct Options<'a> {
     min_tokens: u32,
     #[serde(skip_serializing_if = "is_default")]
     ignore_eos: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    echo: bool,
     #[serde(skip_serializing_if = "str::is_empty")]
     user: &'a str,
+}
+
+/// The wish for log probabilities, in the forms of both routes.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum RequestedLogprobs {
+    Completion { logprobs: u32 },
+    Chat { logprobs: bool, top_logprobs: u32 },
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -123,7 +141,8 @@ impl EngineRequest {
     /// Writes a request.
     ///
     /// # Errors
-    /// The request has no prompt, uses a field that no such engine has, or has an invalid tool, tool choice or format.
+    /// The request has no prompt, uses a field that no such engine has, or has an invalid tool, tool choice, format or
+    /// extra field.
     pub(super) fn new(
         message: &v1::CompletionRequest,
         facts: &BodyFacts<'_>,
@@ -135,6 +154,8 @@ impl EngineRequest {
             continues_message,
         } = *facts;
         check_supported(message, flavor)?;
+        // With ids, vLLM leaves the echoed prompt out of the text.
+        let reports_token_ids = flavor.reports_token_ids() && !message.echo;
         let (path, input, default_max_tokens) = match &message.input {
             Some(Input::Chat(chat)) => {
                 let messages = chat::messages(chat, flavor);
@@ -163,17 +184,23 @@ impl EngineRequest {
             },
             seed,
             options: Options::of(message),
+            logprobs: RequestedLogprobs::of(message, flavor),
             chat_options: ChatOptions::of(message)?,
-            return_token_ids: flavor.reports_token_ids().then_some(true),
+            return_token_ids: reports_token_ids.then_some(true),
             // llama.cpp always continues a last message of the assistant, and does not know these fields.
             continue_final_message: (continues_message && flavor == Flavor::Vllm).then_some(true),
             add_generation_prompt: (continues_message && flavor == Flavor::Vllm).then_some(false),
+            extra_fields: ExtraFields::of(message)?,
         };
         let body = serde_json::to_vec(&body).map_err(|error| {
             tracing::error!(%error, "cannot write the request to an engine");
             Error::internal()
         })?;
-        Ok(Self { path, body })
+        Ok(Self {
+            path,
+            body,
+            reports_token_ids,
+        })
     }
 }
 
@@ -194,8 +221,30 @@ impl<'a> Options<'a> {
             include_stop_str_in_output: message.include_stop_str_in_output,
             min_tokens: message.min_tokens,
             ignore_eos: message.ignore_eos,
+            echo: message.echo,
             user: &message.user,
         }
+    }
+}
+
+impl RequestedLogprobs {
+    fn of(message: &v1::CompletionRequest, flavor: Flavor) -> Option<Self> {
+        let top = message.logprobs?;
+        // llama.cpp reports nothing at all for 0. What is too much is left out of the answer.
+        let top = if flavor == Flavor::LlamaCpp {
+            top.max(1)
+        } else {
+            top
+        };
+        Some(match message.input {
+            Some(Input::Chat(_)) => Self::Chat {
+                logprobs: true,
+                top_logprobs: top,
+            },
+            Some(Input::Prompt(_) | Input::PromptTokenIds(_)) | None => {
+                Self::Completion { logprobs: top }
+            }
+        })
     }
 }
 
@@ -209,8 +258,11 @@ fn completion_input<'a>(prompt: Prompt<'a>, message: &'a v1::CompletionRequest) 
 /// Rejects fields that this gateway cannot pass to an OpenAI-compatible engine.
 fn check_supported(message: &v1::CompletionRequest, flavor: Flavor) -> Result<(), Error> {
     let includes_stop = message.include_stop_str_in_output && !flavor.includes_stop_string();
+    // The prompt's text is needed to tell it from the text of the completion.
+    let is_text = matches!(message.input, Some(Input::Prompt(_)));
+    let echoes = message.echo && !(flavor.echoes_prompts() && is_text);
     for (param, is_used) in [
-        ("echo", message.echo),
+        ("echo", echoes),
         ("resume", !message.resume.is_empty()),
         ("include_stamps", message.include_stamps),
         ("include_stop_str_in_output", includes_stop),

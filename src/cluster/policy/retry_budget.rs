@@ -12,7 +12,8 @@ const REQUESTS_PER_RETRY: u32 = 5;
 /// The retry budget of a gateway.
 ///
 /// Sending a request again to an engine that did nothing for it, because it could not be reached, takes nothing from
-/// the budget. Resuming a stream takes nothing either: the work moves from one engine to another.
+/// the budget. Resuming a stream takes nothing either: the work moves from one engine to another, and the resumption
+/// counts as a request.
 #[derive(Debug)]
 pub(in crate::cluster) struct RetryBudget {
     requests: RecentCount,
@@ -27,7 +28,7 @@ impl RetryBudget {
         }
     }
 
-    /// Counts a request of a client.
+    /// Counts a request of a client, or the resumption of a stream.
     pub(in crate::cluster) fn add_request(&mut self, now: Instant) {
         self.requests.add(now);
     }

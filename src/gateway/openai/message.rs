@@ -201,7 +201,11 @@ pub(super) fn read_function_type(fields: &mut Fields) -> Result<(), Error> {
 fn read_tool_call_id(fields: &mut Fields, role: &str) -> Result<Option<String>, Error> {
     const NAME: &str = "tool_call_id";
     if role == "tool" {
-        return fields.take_required_string(NAME).map(Some);
+        let id = fields.take_required_string(NAME)?;
+        if id.is_empty() {
+            return Err(fields.invalid(NAME, "must not be empty"));
+        }
+        return Ok(Some(id));
     }
     match fields.take_string(NAME)? {
         None => Ok(None),

@@ -117,7 +117,7 @@ fn ids_are_appended_to_the_prompt_up_to_the_last_whole_character() {
     };
     assert_eq!(sent.input, Some(Input::PromptTokenIds(ids)));
     assert_eq!((sent.n, sent.temperature), (Some(1), Some(0.5)));
-    assert_eq!((sent.max_tokens, sent.min_tokens), (Some(7), 1));
+    assert_eq!((sent.max_tokens, sent.min_tokens), (Some(8), 2));
     assert_ne!(sent.seed, Some(77), "the random draws are not repeated");
 }
 
@@ -156,6 +156,20 @@ fn message_of(sent: &ChoiceRequest, at: usize) -> (&str, &str) {
         Some(Input::Chat(chat)) => (&chat.messages[at].role, &chat.messages[at].content),
         other => panic!("expected a chat: {other:?}"),
     }
+}
+
+#[test]
+fn white_space_that_the_engine_generates_again_does_not_count_for_its_limit() {
+    let message = request(chat(), 1);
+    let mut delivered = Delivered::at_start(&message);
+    deliver(&mut delivered, 0, &[(5, "a"), (6, "b "), (7, "\n")], false);
+    let sent = only_choice(continuation(Rung::Text, &message, &delivered, &facts()));
+    assert_eq!((sent.delivered_tokens, sent.repeated_tokens), (1, 2));
+    assert_eq!(
+        (sent.tokens_left, sent.message.max_tokens),
+        (Some(7), Some(9))
+    );
+    assert_eq!(sent.message.min_tokens, 3);
 }
 
 #[test]

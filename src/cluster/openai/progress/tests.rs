@@ -5,14 +5,27 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn progress(choices: u32) -> Progress {
-    Progress::new(RequestFacts {
+fn facts(choices: u32) -> RequestFacts {
+    RequestFacts {
         request_id: "r".to_owned(),
         model: "m".to_owned(),
         choices,
         seed: 7,
         has_token_ids: false,
+        logprobs: None,
+        echo: None,
         arrived: Instant::now(),
+    }
+}
+
+fn progress(choices: u32) -> Progress {
+    Progress::new(facts(choices))
+}
+
+fn progress_with_logprobs() -> Progress {
+    Progress::new(RequestFacts {
+        logprobs: Some(1),
+        ..facts(1)
     })
 }
 
@@ -284,4 +297,104 @@ fn the_details_of_the_usage_are_kept_if_the_engine_reports_them() {
         (usage.cached_prompt_tokens, usage.reasoning_tokens),
         (Some(8), Some(0))
     );
+}
+
+fn scored_chunk(text: &str, tokens: &[&str]) -> Value {
+    let content = tokens
+        .iter()
+        .map(|token| json!({"token": token, "logprob": -0.5}));
+    let logprobs = json!({"content": content.collect::<Vec<_>>()});
+    json!({"choices": [{"index": 0, "delta": {"content": text}, "logprobs": logprobs}]})
+}
+
+#[test]
+fn with_logprobs_each_entry_is_one_token_and_no_text_is_lost() {
+    let mut progress = progress_with_logprobs();
+    let chunks = [
+        scored_chunk("ab", &["a", "b"]),
+        // The bytes of the tokens are not those of the text.
+        scored_chunk("c", &["x", "y"]),
+        scored_chunk("", &["<|im_end|>"]),
+        delta(0, "d", None),
+    ];
+    read_all(&mut progress, &chunks).expect("the chunks are valid");
+    let texts = ["a", "b", "", "c", "", "d"].map(str::to_owned).to_vec();
+    assert_eq!(batches(&progress), [(0, 0, texts, vec![0; 6])]);
+    let Some(Event::Tokens(tokens)) = progress.ready.back() else {
+        panic!("the last event has tokens");
+    };
+    let scored = tokens.tokens.iter().map(|token| token.logprobs.is_some());
+    assert_eq!(
+        scored.collect::<Vec<_>>(),
+        [true, true, true, true, true, false]
+    );
+}
+
+#[test]
+fn ids_that_come_with_logprobs_are_kept() {
+    let chunk = |ids: Value, entries: Value| {
+        json!({"choices": [{"index": 0, "text": "ab", "token_ids": ids,
+            "logprobs": {"content": entries}}]})
+    };
+    let entries = json!([{"token": "a", "id": 3}, {"token": "b"}]);
+    for (ids, expected) in [
+        (Value::Null, (vec!["a", "b"], vec![3, 0])),
+        (json!([7, 8]), (vec!["a", "b"], vec![7, 8])),
+        // The engine disagrees with itself: its ids are the tokens.
+        (json!([7, 8, 9]), (vec!["", "", "ab"], vec![7, 8, 9])),
+    ] {
+        let mut progress = progress_with_logprobs();
+        read_all(&mut progress, &[chunk(ids, entries.clone())]).expect("the chunk is valid");
+        let (texts, ids) = expected;
+        let texts = texts.into_iter().map(str::to_owned).collect();
+        assert_eq!(batches(&progress), [(0, 0, texts, ids)]);
+    }
+}
+
+#[test]
+fn logprobs_that_nobody_asked_for_are_not_read() {
+    let mut progress = progress(1);
+    let chunk = json!({"choices": [{"index": 0, "text": "ab", "logprobs": 7}]});
+    read_all(&mut progress, std::slice::from_ref(&chunk)).expect("the chunk is valid");
+    assert_eq!(batches(&progress), [(0, 0, vec!["ab".to_owned()], vec![0])]);
+    assert!(read_all(&mut progress_with_logprobs(), &[chunk]).is_err());
+}
+
+fn echoing(choices: u32) -> Progress {
+    Progress::new(RequestFacts {
+        echo: Some("The ".to_owned()),
+        ..facts(choices)
+    })
+}
+
+#[test]
+fn an_echoed_prompt_is_reported_once_and_is_part_of_no_token() {
+    let mut progress = echoing(2);
+    let chunks = [
+        delta(1, "The cat", None),
+        delta(0, "The ", None),
+        delta(0, "The ", Some("stop")),
+    ];
+    read_all(&mut progress, &chunks).expect("the chunks are valid");
+    let owned = |text: &str| vec![text.to_owned()];
+    let expected = [
+        (1, 0, owned("cat"), vec![0]),
+        (0, 0, owned("The "), vec![0]),
+    ];
+    assert_eq!(batches(&progress), expected);
+    let prompts: Vec<_> = progress
+        .ready
+        .iter()
+        .filter_map(|event| match event {
+            Event::Prompt(prompt) => Some(&*prompt.text),
+            Event::Started(_) | Event::Summary(_) | Event::Chat(_) | Event::Tokens(_) => None,
+        })
+        .collect();
+    assert_eq!(prompts, ["The "]);
+}
+
+#[test]
+fn a_text_without_the_echoed_prompt_is_an_upstream_error() {
+    let error = echoing(1).read(&sent(&delta(0, "cat", None).to_string()));
+    assert_eq!(error.expect_err("no prompt").kind, ErrorKind::UpstreamError);
 }

@@ -17,7 +17,7 @@ const FUNCTION: &str = "function";
 
 /// A message of the conversation.
 #[derive(Serialize)]
-pub(super) struct Message<'a> {
+pub(in crate::cluster::openai) struct Message<'a> {
     role: &'a str,
     content: Option<&'a str>,
     #[serde(skip_serializing_if = "str::is_empty")]

@@ -139,7 +139,7 @@ fn a_field_that_cannot_be_passed_on_is_named() {
         ),
     ];
     for (param, message) in cases {
-        let rejected = EngineRequest::new(&message, &facts(Flavor::Vllm));
+        let rejected = EngineRequest::new(&message, &facts(Flavor::Other));
         let error = rejected.err().expect("the request is rejected");
         assert_eq!(error.kind, ErrorKind::UnsupportedParameter);
         assert_eq!(error.param.as_deref(), Some(param));
@@ -288,5 +288,58 @@ fn an_invalid_tool_choice_or_format_is_named() {
         let error = rejected.err().expect("the request is rejected");
         assert_eq!(error.kind, ErrorKind::InvalidValue);
         assert_eq!(error.param.as_deref(), Some(param));
+    }
+}
+
+#[test]
+fn logprobs_have_the_form_of_their_route() {
+    let with_logprobs = |top: u32, message: v1::CompletionRequest| v1::CompletionRequest {
+        logprobs: Some(top),
+        ..message
+    };
+    let chat = || chat_request(vec![v1::ChatMessage::default()]);
+    for (flavor, top, sent) in [
+        (Flavor::Vllm, 0, 0),
+        (Flavor::LlamaCpp, 0, 1),
+        (Flavor::Other, 3, 3),
+    ] {
+        let (_, body) = request(&with_logprobs(top, prompt("a")), flavor);
+        assert_eq!(
+            (&body["logprobs"], body.get("top_logprobs")),
+            (&json!(sent), None)
+        );
+        let (_, body) = request(&with_logprobs(top, chat()), flavor);
+        assert_eq!(
+            (&body["logprobs"], &body["top_logprobs"]),
+            (&json!(true), &json!(sent))
+        );
+    }
+}
+
+#[test]
+fn only_vllm_echoes_and_only_a_text_prompt() {
+    let echo = |message: v1::CompletionRequest| v1::CompletionRequest {
+        echo: true,
+        ..message
+    };
+    let (_, body) = request(&echo(prompt("a")), Flavor::Vllm);
+    assert_eq!(
+        (&body["echo"], body.get("return_token_ids")),
+        (&json!(true), None)
+    );
+    let ids = v1::CompletionRequest {
+        input: Some(Input::PromptTokenIds(v1::TokenIds { ids: vec![1] })),
+        ..v1::CompletionRequest::default()
+    };
+    let chat = chat_request(vec![v1::ChatMessage::default()]);
+    for (message, flavor) in [
+        (ids, Flavor::Vllm),
+        (chat, Flavor::Vllm),
+        (prompt("a"), Flavor::LlamaCpp),
+        (prompt("a"), Flavor::Other),
+    ] {
+        let rejected = EngineRequest::new(&echo(message), &facts(flavor)).err();
+        let error = rejected.expect("the request is rejected");
+        assert_eq!(error.param.as_deref(), Some("echo"));
     }
 }

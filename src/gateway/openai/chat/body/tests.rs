@@ -160,6 +160,11 @@ fn an_invalid_message_is_rejected_and_the_field_path_named() {
         (
             "invalid_value",
             "messages[1].tool_call_id",
+            json!({"role": "tool", "content": "a", "tool_call_id": ""}),
+        ),
+        (
+            "invalid_value",
+            "messages[1].tool_call_id",
             json!({"role": "user", "content": "a", "tool_call_id": "b"}),
         ),
         (

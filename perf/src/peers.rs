@@ -1,0 +1,258 @@
+//! The subcommand `peers`: compares Tokenway's gateway with others in front of the same engine with OpenAI's API. The
+//! servers take turns in every round, and only ratios within a round are judged.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+mod fleet;
+
+use fleet::{ENGINE, INTERVAL, Peer, TOKENWAY};
+
+use crate::load::{ConnectionPlan, Load, LoadGenerator};
+use crate::overhead::Round;
+use crate::report::Machine;
+use crate::serve::openai::{FULL_SPEED, MODEL};
+use crate::statistics::{Spread, count_to_f64};
+use crate::{CommandResult, Verdict};
+
+/// Number of streams, and number of concurrent requests with a long prompt.
+const STREAMS: u32 = 64;
+const LONG_PROMPTS: u32 = 16;
+/// Number of lines of a long prompt, which has 470 KB: about 60,000 tokens.
+const PROMPT_LINES: usize = 6_000;
+
+/// Compare the gateway with SMG and Envoy, in front of the same engine.
+///
+/// Prints two tables as Markdown: the figures of each server, as the median of the rounds with the lowest and the
+/// highest, and the targets. A server without a program is left out.
+///
+/// Exit codes: 0 if every token arrived once and in order; 1 if not; 2 if the arguments are wrong.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Number of rounds
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Length of the paced load of each server in a round, in seconds
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=60))]
+    seconds: u32,
+    /// Maximum number of tokens that the engine writes as one chunk. vLLM and llama.cpp write each token as a chunk
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    tokens_per_chunk: u32,
+    /// Program of SMG, such as .venv-peers/bin/smg
+    #[arg(long, value_name = "FILE", env = "SMG")]
+    smg: Option<PathBuf>,
+    /// Program of Envoy, such as .venv-peers/bin/envoy
+    #[arg(long, value_name = "FILE", env = "ENVOY")]
+    envoy: Option<PathBuf>,
+}
+
+/// One round of a server: paced streams, streams at full speed, and requests with long prompts.
+type Turn = [Round; 3];
+
+/// A figure of a round: its name, its number of decimals, and its value.
+type Figure = (&'static str, usize, fn(&Turn) -> Option<f64>);
+
+const FIGURES: [Figure; 7] = [
+    ("one-way p50 µs", 0, |of| Some(of[0].one_way_p50_us)),
+    ("one-way p99 µs", 0, |of| Some(of[0].one_way_p99_us)),
+    ("CPU µs/token, paced", 1, |of| of[0].cpu_us_per_token),
+    ("tokens/s, full speed", 0, |of| {
+        Some(of[1].rates.tokens_per_second)
+    }),
+    ("CPU µs/token, full speed", 2, |of| of[1].cpu_us_per_token),
+    ("RSS MiB after it", 0, |of| {
+        Some(count_to_f64(of[1].rss_bytes?) / 1_048_576.0)
+    }),
+    ("requests/s, 470 KB prompts", 0, |of| {
+        Some(of[2].rates.requests_per_second)
+    }),
+];
+/// Position of the only figure of which the engine's share is left out: a gateway adds to the engine's latency.
+const ADDED: usize = 0;
+
+/// A target of Tokenway: the position of a figure, the server with which it is compared, and the limit of the ratio.
+struct Target(usize, &'static str, Limit);
+
+enum Limit {
+    Least(f64),
+    Most(f64),
+}
+
+const TARGETS: [Target; 7] = [
+    Target(ADDED, "SMG", Limit::Most(0.8)),
+    Target(ADDED, "Envoy", Limit::Most(1.0)),
+    Target(2, "SMG", Limit::Most(1.0)),
+    Target(3, "SMG", Limit::Least(1.1)),
+    Target(4, "SMG", Limit::Most(1.0)),
+    Target(5, "SMG", Limit::Most(0.4)),
+    Target(6, ENGINE, Limit::Least(0.9)),
+];
+
+/// A server and its rounds.
+type Results = (Peer, Vec<Turn>);
+
+pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult {
+    let mut machine = Machine::capture();
+    let mut faults = Vec::new();
+    let rounds = usize::try_from(options.rounds)?;
+    let peers = fleet::start(options).await?;
+    let turns = vec![Turn::default(); rounds];
+    let results = peers.into_iter().map(|peer| (peer, turns.clone()));
+    let mut results: Vec<Results> = results.collect();
+    let count = results.len();
+    let loads = loads(options.seconds);
+    // Long prompts come last, because they leave a process with more memory.
+    for which in [0..2, 2..3] {
+        for round in 0..rounds {
+            // Each server is the first of a round in turn.
+            for at in (0..count).map(|at| (at + round) % count) {
+                let (peer, turns) = &mut results[at];
+                let measured = loads[which.clone()]
+                    .iter()
+                    .zip(&mut turns[round][which.clone()]);
+                for (load, result) in measured {
+                    *result = run_load(peer, load, &mut faults).await?;
+                }
+            }
+        }
+    }
+    machine.record_end();
+    let Machine {
+        cores,
+        load_before,
+        load_after,
+        build,
+        commit,
+        ..
+    } = &machine;
+    writeln!(
+        out,
+        "{rounds} rounds on {cores} cores, load average {load_before} to {load_after}, {build} build, commit {commit}\n"
+    )?;
+    write_figures(&results, out)?;
+    write_targets(&results, out)?;
+    Ok(Verdict::of_failures(faults))
+}
+
+/// Returns the loads of a turn.
+fn loads(seconds: u32) -> [Load; 3] {
+    let paced = Load {
+        tokens: seconds * 100,
+        spread: INTERVAL,
+        model: Some(MODEL.to_owned()),
+        timeout: Some(Duration::from_secs(120)),
+        ..Load::of_test_runner(STREAMS, 1)
+    };
+    let full = Load {
+        tokens: seconds * 10_000,
+        prompt: Some(FULL_SPEED.into()),
+        spread: Duration::ZERO,
+        ..paced.clone()
+    };
+    let lines = "The quick brown fox jumps over the lazy dog, and the dog sleeps on \"as ever\".\n";
+    let long = Load {
+        streams: LONG_PROMPTS,
+        requests: seconds * 5,
+        tokens: 1,
+        prompt: Some(format!("{FULL_SPEED}\n{}", lines.repeat(PROMPT_LINES)).into()),
+        ..full.clone()
+    };
+    [paced, full, long]
+}
+
+/// Puts a load on a server, after a short warm-up.
+async fn run_load(peer: &Peer, load: &Load, faults: &mut Vec<String>) -> anyhow::Result<Round> {
+    let plan = ConnectionPlan::for_streams(load.streams);
+    let generator = LoadGenerator::open(&peer.target, plan).await?;
+    let warm_up = Load {
+        tokens: load.tokens.div_ceil(20),
+        requests: load.requests.div_ceil(5),
+        ..load.clone()
+    };
+    generator.run(&warm_up).await;
+    let before = peer.usage()?;
+    let stats = generator.run(load).await;
+    let after = peer.usage()?;
+    faults.extend(
+        stats
+            .faults
+            .iter()
+            .map(|fault| format!("{}: {fault}", peer.name)),
+    );
+    let cpu = after.cpu - before.cpu;
+    Ok(Round::from_stats(&stats, Some(cpu), Some(after.rss_bytes)))
+}
+
+fn write_figures(results: &[Results], out: &mut dyn Write) -> io::Result<()> {
+    let names = FIGURES.map(|(name, ..)| name);
+    writeln!(
+        out,
+        "| | {} |\n|---{}|",
+        names.join(" | "),
+        "|---".repeat(names.len())
+    )?;
+    for (peer, turns) in results {
+        let cells = FIGURES.map(|(_, decimals, value)| {
+            let values: Option<Vec<_>> = turns.iter().map(value).collect();
+            format_spread(values.and_then(Spread::from_values), decimals)
+        });
+        writeln!(out, "| {} | {} |", peer.name, cells.join(" | "))?;
+    }
+    Ok(())
+}
+
+fn write_targets(results: &[Results], out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "\n| Tokenway's share | ratio | target | reached |\n|---|---|---|---|"
+    )?;
+    let turns_of = |name| results.iter().find(|(peer, _)| peer.name == name);
+    for Target(figure, other, limit) in TARGETS {
+        let (Some((_, alone)), Some((_, own)), Some((_, others))) =
+            (turns_of(ENGINE), turns_of(TOKENWAY), turns_of(other))
+        else {
+            continue;
+        };
+        let (name, _, value) = FIGURES[figure];
+        let ratio = |((alone, own), other)| {
+            let base = if figure == ADDED { value(alone)? } else { 0.0 };
+            Some((value(own)? - base) / (value(other)? - base))
+        };
+        let ratios: Option<Vec<_>> = alone.iter().zip(own).zip(others).map(ratio).collect();
+        let spread = ratios.and_then(Spread::from_values);
+        let is_reached = spread.is_some_and(|Spread { median, .. }| match limit {
+            Limit::Least(least) => median >= least,
+            Limit::Most(most) => median <= most,
+        });
+        let limit = match limit {
+            Limit::Least(least) => format!("≥ {least} ×"),
+            Limit::Most(most) => format!("≤ {most} ×"),
+        };
+        let added = if figure == ADDED { " added" } else { "" };
+        let (ratio, reached) = (
+            format_spread(spread, 2),
+            if is_reached { "yes" } else { "**no**" },
+        );
+        writeln!(
+            out,
+            "| {name}{added}, of {other} | {ratio} | {limit} | {reached} |"
+        )?;
+    }
+    Ok(())
+}
+
+fn format_spread(spread: Option<Spread>, decimals: usize) -> String {
+    spread.map_or_else(
+        || "–".to_owned(),
+        |Spread {
+             median,
+             lowest,
+             highest,
+         }| {
+            format!("{median:.decimals$} ({lowest:.decimals$} to {highest:.decimals$})")
+        },
+    )
+}

@@ -1,0 +1,165 @@
+//! The compared servers: a scripted engine, and the gateways in front of it, each in its own process.
+
+use std::ffi::OsStr;
+use std::io;
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
+
+use super::Options;
+use crate::load::{ConnectionPlan, Load, LoadGenerator, Target};
+use crate::process::ResourceUsage;
+use crate::serve::openai::{MODEL, Script};
+use crate::serve::{self, Role};
+use crate::server::ServerProcess;
+use crate::stream::Format;
+
+/// Names of the servers that are always there.
+pub(super) const ENGINE: &str = "engine alone";
+pub(super) const TOKENWAY: &str = "Tokenway";
+/// Time between two tokens of a paced stream: 100 tokens/s.
+pub(super) const INTERVAL: Duration = Duration::from_millis(10);
+const SLOTS: usize = 256;
+/// Time within which a gateway must answer its first request, and time between two tries.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_POLL: Duration = Duration::from_millis(100);
+
+/// A compared server. Its process ends when this is dropped.
+pub(super) struct Peer {
+    pub(super) name: &'static str,
+    pub(super) target: Target,
+    process: Process,
+}
+
+enum Process {
+    Own(ServerProcess),
+    Foreign(Child),
+}
+
+impl Peer {
+    pub(super) fn usage(&self) -> anyhow::Result<ResourceUsage> {
+        match &self.process {
+            Process::Own(process) => process.usage(),
+            Process::Foreign(child) => {
+                let id = child
+                    .id()
+                    .with_context(|| format!("{} has ended", self.name))?;
+                Ok(ResourceUsage::of_process(id)?)
+            }
+        }
+    }
+
+    async fn own(name: &'static str, options: &serve::Options) -> anyhow::Result<Self> {
+        let process = ServerProcess::start(options).await?;
+        let target = Target::Server(process.http_url()?, Format::Sse);
+        Ok(Self {
+            name,
+            target,
+            process: Process::Own(process),
+        })
+    }
+
+    async fn foreign(
+        name: &'static str,
+        program: &OsStr,
+        port: u16,
+        arguments: &[&str],
+    ) -> anyhow::Result<Self> {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child.with_context(|| format!("cannot run {}", program.display()))?;
+        let url = format!("http://127.0.0.1:{port}")
+            .parse()
+            .map_err(anyhow::Error::msg)?;
+        let target = Target::Server(url, Format::Sse);
+        let end = Instant::now() + START_TIMEOUT;
+        while !answers(&target).await {
+            ensure!(
+                Instant::now() < end,
+                "{name} does not answer within {START_TIMEOUT:?}"
+            );
+            sleep(START_POLL).await;
+        }
+        Ok(Self {
+            name,
+            target,
+            process: Process::Foreign(child),
+        })
+    }
+}
+
+/// Starts the engine, Tokenway's gateway, and the other gateways whose programs are given, in this order.
+pub(super) async fn start(options: &Options) -> anyhow::Result<Vec<Peer>> {
+    let mut engine = serve::Options::new(Role::OpenAi, INTERVAL, SLOTS, SLOTS);
+    engine.script = Script {
+        stamps: true,
+        tokens_per_chunk: options.tokens_per_chunk,
+        ..Script::default()
+    };
+    let engine = Peer::own(ENGINE, &engine).await?;
+    let Target::Server(url, _) = &engine.target else {
+        unreachable!("an engine is a server");
+    };
+    let (url, port) = (
+        url.to_string(),
+        url.authority.rsplit(':').next().unwrap_or_default(),
+    );
+    let mut gateway = serve::Options::new(Role::Gateway, INTERVAL, SLOTS, SLOTS);
+    gateway.engines = vec![format!("openai+{url}/v1")];
+    let mut peers = vec![Peer::own(TOKENWAY, &gateway).await?];
+    if let Some(program) = &options.smg {
+        let (port, metrics) = (free_port()?, free_port()?.to_string());
+        let own = port.to_string();
+        let listen = ["launch", "--host", "127.0.0.1", "--port", &own];
+        let metrics = [
+            "--prometheus-host",
+            "127.0.0.1",
+            "--prometheus-port",
+            &metrics,
+        ];
+        let engine = ["--policy", "round_robin", "--worker-urls", &url];
+        let arguments: Vec<_> = listen.into_iter().chain(metrics).chain(engine).collect();
+        peers.push(Peer::foreign("SMG", program.as_os_str(), port, &arguments).await?);
+    }
+    if let Some(program) = &options.envoy {
+        let own = free_port()?;
+        let settings = include_str!("../../templates/envoy.yaml");
+        let settings = settings.replace("LISTEN_PORT", &own.to_string());
+        let settings = settings.replace("ENGINE_PORT", port);
+        let arguments = [
+            "--disable-hot-restart",
+            "--log-level",
+            "off",
+            "--config-yaml",
+            &settings,
+        ];
+        peers.push(Peer::foreign("Envoy", program.as_os_str(), own, &arguments).await?);
+    }
+    peers.insert(0, engine);
+    Ok(peers)
+}
+
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Returns true if the server completes a request.
+async fn answers(target: &Target) -> bool {
+    let load = Load {
+        model: Some(MODEL.to_owned()),
+        timeout: Some(START_TIMEOUT),
+        ..Load::of_test_runner(1, 1)
+    };
+    match LoadGenerator::open(target, ConnectionPlan::for_streams(1)).await {
+        Ok(generator) => generator.run(&load).await.requests == 1,
+        Err(_) => false,
+    }
+}

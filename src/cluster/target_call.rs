@@ -1,0 +1,173 @@
+//! The calls of one target that open a stream for a request. This module must not know which target is tried.
+
+use tonic::Request;
+
+use super::context::CallContext;
+use super::failure::Failure;
+use super::ladder::{
+    Case, Continuation, Delivered, Requests, Rung, Seam, TargetFacts, continuation, rungs,
+};
+use super::merged_choices::MergedChoices;
+use super::policy::Fault;
+use super::route::Target;
+use super::upstream::{BoxedEventStream, ContinuesMessage};
+use super::via::GatewayId;
+use crate::grpc;
+use crate::proto::v1;
+use crate::proto::v1::completion_request::Input;
+use crate::proto::v1::tokenize_request::Input as TokenizeInput;
+use crate::request::TokenId;
+
+/// A request that is sent to a target.
+pub(super) struct TargetCall<'a> {
+    pub(super) target: &'a Target,
+    pub(super) message: &'a v1::CompletionRequest,
+    pub(super) context: &'a CallContext,
+    pub(super) gateway: &'a GatewayId,
+    /// Seed of the completion: the client's, or that of the first engine.
+    pub(super) seed: Option<i64>,
+}
+
+/// A stream that an upstream has opened, and its seam to the delivered tokens.
+pub(super) struct Opened {
+    pub(super) events: BoxedEventStream,
+    pub(super) seam: Seam,
+    /// The rung that was taken. `None` if the client had nothing yet.
+    pub(super) rung: Option<Rung>,
+}
+
+impl TargetCall<'_> {
+    /// Checks that the target's engine supports all parameters of the request.
+    pub(super) fn check_supported(&self) -> Result<(), Failure> {
+        let unsupported = self.target.member.upstream.unsupported();
+        match grpc::first_used_parameter(self.message, unsupported)? {
+            None => Ok(()),
+            Some(parameter) => Err(Failure::unsupported(parameter.name())),
+        }
+    }
+
+    /// Opens a stream: of the whole completion, or of what the client does not have, by the first rung that the target
+    /// accepts.
+    pub(super) async fn open(self, delivered: &mut Delivered) -> Result<Opened, Failure> {
+        let upstream = &self.target.member.upstream;
+        if delivered.is_empty() {
+            let message = v1::CompletionRequest {
+                // The client may know the seed of an earlier try.
+                seed: self.seed,
+                ..self.message.clone()
+            };
+            let message = self.addressed(message);
+            let events = upstream.complete(self.request(message)).await?;
+            return Ok(Opened {
+                events,
+                seam: Seam::continuing(delivered),
+                rung: None,
+            });
+        }
+        let case = Case {
+            message: self.message,
+            delivered,
+            abilities: upstream.abilities(),
+            is_same_model: delivered.is_same_model(&self.target.served_model()),
+        };
+        let mut refused = None;
+        for rung in rungs(&case) {
+            match self.climb(rung, delivered).await {
+                Ok(opened) => return Ok(opened),
+                // The rung, not the client's request, is at fault.
+                Err(failure) if matches!(failure.fault(), Fault::Request | Fault::NotServed) => {
+                    refused = Some(failure);
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        Err(Failure::not_continued(refused, self.message))
+    }
+
+    /// Opens the stream of one rung.
+    async fn climb(&self, rung: Rung, delivered: &mut Delivered) -> Result<Opened, Failure> {
+        if rung == Rung::Text {
+            self.count_tokens(delivered).await;
+        }
+        let facts = TargetFacts {
+            prompt_ids: match rung {
+                Rung::TokenIds => self.prompt_ids().await?,
+                Rung::Resume | Rung::Text | Rung::Replay => Vec::new(),
+            },
+            seed: self.seed.unwrap_or_default(),
+        };
+        let Continuation { requests, seam } = continuation(rung, self.message, delivered, &facts);
+        let upstream = &self.target.member.upstream;
+        let events: BoxedEventStream = match requests {
+            Requests::Whole(message) => {
+                let message = self.addressed(*message);
+                upstream.complete(self.request(message)).await?
+            }
+            Requests::PerChoice(requests) => {
+                let mut merged = MergedChoices::new(delivered);
+                for request in requests {
+                    if request.tokens_left == Some(0) {
+                        merged.push_ended(request.choice);
+                        continue;
+                    }
+                    let repeated = request.repeated_tokens;
+                    let message = self.addressed(request.message);
+                    let mut sent = self.request(message);
+                    if request.continues_message {
+                        sent.extensions_mut().insert(ContinuesMessage);
+                    }
+                    let events = upstream.complete(sent).await?;
+                    merged.push(request.choice, request.delivered_tokens, repeated, events);
+                }
+                Box::pin(merged)
+            }
+        };
+        let rung = Some(rung);
+        Ok(Opened { events, seam, rung })
+    }
+
+    /// Counts the delivered tokens with the target's tokenizer, if it has one. Otherwise each piece of text that an
+    /// engine has sent counts as a token.
+    async fn count_tokens(&self, delivered: &mut Delivered) {
+        for (choice, text) in delivered.uncounted_texts() {
+            let request = self.request(v1::TokenizeRequest {
+                model: self.target.model.clone(),
+                input: Some(TokenizeInput::Text(text)),
+                add_special_tokens: Some(false),
+            });
+            if let Ok(tokenized) = self.target.member.upstream.tokenize(request).await {
+                delivered.set_token_count(choice, tokenized.token_ids.len());
+            }
+        }
+    }
+
+    /// Returns the ids of the prompt's tokens, with the target's tokenizer.
+    async fn prompt_ids(&self) -> Result<Vec<TokenId>, Failure> {
+        let input = match &self.message.input {
+            Some(Input::PromptTokenIds(prompt)) => return Ok(prompt.ids.clone()),
+            Some(Input::Prompt(text)) => TokenizeInput::Text(text.clone()),
+            Some(Input::Chat(chat)) => TokenizeInput::Chat(chat.clone()),
+            None => return Ok(Vec::new()),
+        };
+        let request = self.request(v1::TokenizeRequest {
+            model: self.target.model.clone(),
+            input: Some(input),
+            add_special_tokens: None,
+        });
+        let tokenized = self.target.member.upstream.tokenize(request).await;
+        let tokenized = tokenized.map_err(|status| Failure::rejection(&status))?;
+        Ok(tokenized.token_ids)
+    }
+
+    /// Returns the message with the name under which the engine knows the model.
+    fn addressed(&self, message: v1::CompletionRequest) -> v1::CompletionRequest {
+        v1::CompletionRequest {
+            model: self.target.model.clone(),
+            ..message
+        }
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        self.context.build_request(message, Some(self.gateway))
+    }
+}
