@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
+use crate::proto::v1::completion_request::Input;
 use crate::proto::v1::inference_server::Inference;
+use crate::request::DEFAULT_MAX_TOKENS;
 use crate::telemetry::Telemetry;
 
 mod address;
@@ -219,6 +221,11 @@ impl Cluster {
         let Some(remote) = &self.remote else {
             return complete_locally(&route, message, context).await;
         };
+        let mut message = message;
+        if !matches!(message.input, Some(Input::Chat(_))) {
+            // The limit of the whole completion, also after a resumption.
+            message.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
+        }
         let message = Arc::new(message);
         let mut delivered = Delivered::at_start(&message);
         let mut attempts = Attempts::new(NewRequest {

@@ -575,6 +575,56 @@ async fn requests_wait_for_a_saturated_target_up_to_the_depth_of_the_queue() {
 }
 
 #[tokio::test]
+async fn a_fallback_takes_what_the_queue_has_no_room_for() {
+    let first =
+        OpenAiEngine::start(|received| story_until(received, 1, &[Step::WaitForClose])).await;
+    let second = honest().await;
+    let policy = RoutePolicy {
+        max_concurrency: Some(1),
+        queue_depth: 0,
+        ..RoutePolicy::default()
+    };
+    let gateway = gateway(&[&first, &second], policy).await;
+    let stream = json!({"model": "m", "prompt": "hi", "stream": true, "max_tokens": 50});
+    let mut running = completion(&stream).send(&gateway).await;
+    running.read_line().await.expect("the first word");
+    assert_eq!(over_http(&gateway).await, whole_story(0));
+    assert_eq!((first.received().len(), second.received().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn many_requests_at_once_survive_an_engine_that_fails_all_of_them() {
+    for fault in [busy(""), failed(500), Step::Rst] {
+        let (first, second) = (
+            OpenAiEngine::answering(vec![fault.clone()]).await,
+            honest().await,
+        );
+        let mut route = route_with_fallbacks(1, RoutePolicy::default());
+        // Both engines share the requests.
+        let second_target = route.fallback.remove(0);
+        route.targets.push(second_target);
+        let gateway = Setup::route(&[first.url(), second.url()], route).start().await;
+        gateway.ready().await.expect("an engine is up");
+        let requests = (0..100).map(|_| over_http(&gateway));
+        let seen = futures_util::future::join_all(requests).await;
+        assert!(seen.iter().all(|seen| *seen == whole_story(0)), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_default_limit_of_a_completion_holds_across_breaks() {
+    let engine = OpenAiEngine::start(|received| story_until(received, 3, &[Step::Fin])).await;
+    let gateway = gateway(&[&engine], RoutePolicy::default()).await;
+    let body = json!({"model": "m", "prompt": "hi", "stream": true});
+    let (_, body) = completion(&body).fetch(&gateway).await;
+    assert_eq!(texts(&body.lines(), 0).concat(), story_text());
+    let received = engine.received();
+    let limits = received.iter().map(|it| it.body["max_tokens"].as_u64());
+    let limits: Vec<_> = limits.collect();
+    assert_eq!(limits, [Some(16), Some(13), Some(10)]);
+}
+
+#[tokio::test]
 async fn a_model_without_a_route_is_not_found_and_a_route_is_listed() {
     let engine = honest().await;
     let mut route = route_with_fallbacks(0, RoutePolicy::default());

@@ -324,7 +324,7 @@ async fn an_engine_that_breaks_every_connection_is_an_upstream_error() {
     let gateway = gateway(&engine).await;
     let (response, body) = completion(&json!({"prompt": "hi"})).fetch(&gateway).await;
     assert_eq!((response.status, &*body.error().0), (502, "upstream_error"));
-    assert_eq!(engine.received().len(), 3);
+    assert_eq!(engine.received().len(), 4);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! reports. Dropping a future cancels what it waits for, so a client that leaves ends the tries.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -13,7 +14,7 @@ use super::failure::Failure;
 use super::ladder::{Delivered, Rung, Seam};
 use super::member::EnginePass;
 use super::policy::{Fault, NextTry, OutstandingTokens, RetryBudget, TargetView, TryPlan};
-use super::route::{Route, Target};
+use super::route::{QueueLimit, Route, Target};
 use super::selection::more_informative;
 use super::target_call::{Opened, TargetCall};
 use super::upstream::BoxedEventStream;
@@ -131,6 +132,11 @@ impl Attempts {
         lock(&self.budget).add_request(Instant::now());
     }
 
+    /// Ends the tries: the next call of [`Self::open`] returns the last failure.
+    pub(super) fn give_up(&mut self) {
+        (0..self.route.targets.len()).for_each(|at| self.plan.exclude(at));
+    }
+
     /// Records that a try failed.
     pub(super) fn record_failure(&mut self, target: usize, failure: Failure) {
         let fault = failure.fault();
@@ -170,7 +176,7 @@ impl Attempts {
             match self.plan.next(&views, Instant::now(), deadline) {
                 NextTry::GiveUp => return Err(self.final_failure(&views)),
                 NextTry::WaitUntil(time) => sleep_until(time).await,
-                NextTry::Send(_) if !self.take_retry() => {
+                NextTry::Send(target) if !self.take_retry(target) => {
                     tracing::warn!("the retry budget is used up");
                     return Err(self.final_failure(&views));
                 }
@@ -182,8 +188,10 @@ impl Attempts {
         }
     }
 
-    fn take_retry(&mut self) -> bool {
-        let costs_retry = std::mem::take(&mut self.costs_retry);
+    /// Takes a retry from the budget if the request goes to a target that has failed it. Returns false if the budget is
+    /// used up.
+    fn take_retry(&mut self, target: usize) -> bool {
+        let costs_retry = std::mem::take(&mut self.costs_retry) && self.plan.has_failed(target);
         !costs_retry || lock(&self.budget).take_retry(Instant::now())
     }
 
@@ -206,26 +214,21 @@ impl Attempts {
     ) -> Result<OpenStream, (usize, Failure)> {
         let supported = self.call(target).check_supported();
         supported.map_err(|failure| (target, failure))?;
-        let acquired = self.route.acquire(target).await;
-        let (target, permit) = acquired.map_err(|full| {
-            // All targets of the route share the queue.
-            (0..self.route.targets.len()).for_each(|at| self.plan.exclude(at));
-            (target, full.into())
-        })?;
+        let (target, permit) = self.acquire(target, delivered).await?;
         let Some(mut pass) = self.target(target).member.pass() else {
             return Err((target, Failure::blocked()));
         };
-        let opened = Instant::now();
+        let (opened, is_empty) = (Instant::now(), delivered.is_empty());
         let outstanding = self.target(target).member.load.add(&self.message);
         let opening = self.call(target).open(delivered);
+        let is_resumption = !is_empty;
         let opening = async {
-            match self.has_alternative(target) {
-                true => {
-                    let limit = opened + self.route.spec.policy.first_token_timeout;
-                    let opened = timeout_at(limit, opening).await;
+            match self.first_token_limit(target, is_resumption) {
+                Some(limit) => {
+                    let opened = timeout_at(opened + limit, opening).await;
                     opened.unwrap_or_else(|_| Err(Failure::silent()))
                 }
-                false => opening.await,
+                None => opening.await,
             }
         };
         match opening.await {
@@ -241,11 +244,55 @@ impl Attempts {
                 _permit: permit,
             }),
             Err(failure) => {
-                pass.record_failure(&failure);
-                let (engine, error) = (&*self.target(target).member.name, failure.error());
-                tracing::info!(engine, %error, "an engine did not take a request");
+                pass.record_failure(&failure, false);
+                // The message may repeat a part of the prompt, so it is not logged.
+                let error = failure.error().kind.mapping().code;
+                let engine = &*self.target(target).member.name;
+                tracing::info!(engine, error, "an engine did not take a request");
                 Err((target, failure))
             }
+        }
+    }
+
+    /// Waits until the target or another one of its tier has room for the request.
+    async fn acquire(
+        &mut self,
+        target: usize,
+        delivered: &Delivered,
+    ) -> Result<(usize, Option<OwnedSemaphorePermit>), (usize, Failure)> {
+        let wait = match delivered.is_empty() {
+            true => QueueLimit::Depth,
+            false => QueueLimit::None,
+        };
+        let acquiring = self.route.acquire(target, wait);
+        match timeout_at(self.context.request.deadline(), acquiring).await {
+            Ok(Ok(acquired)) => Ok(acquired),
+            Ok(Err(full)) => {
+                let tier = self.target(target).tier;
+                for (at, other) in self.route.targets.iter().enumerate() {
+                    if other.tier == tier {
+                        self.plan.exclude(at);
+                    }
+                }
+                Err((target, Failure::not_served(full)))
+            }
+            Err(_) => {
+                let message = "The request's deadline passed while it waited for an engine.";
+                let error = Error::new(ErrorKind::DeadlineExceeded, message);
+                Err((target, error.into()))
+            }
+        }
+    }
+
+    /// Returns the longest wait for the first token of a stream. `None` if only the deadline limits it, because no other
+    /// target can take over and the client has nothing yet.
+    pub(super) fn first_token_limit(&self, target: usize, is_resumption: bool) -> Option<Duration> {
+        let policy = &self.route.spec.policy;
+        match is_resumption {
+            true => Some(policy.first_token_timeout.max(policy.stall_timeout)),
+            false => self
+                .has_alternative(target)
+                .then_some(policy.first_token_timeout),
         }
     }
 

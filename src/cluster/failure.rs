@@ -92,9 +92,8 @@ impl Failure {
         Self { fault, ..self }
     }
 
-    /// Creates the failure of a request that the engine rejected because of the gateway's credentials. Another engine may
-    /// accept the request.
-    pub(super) fn unauthorized(error: Error) -> Self {
+    /// Creates a failure after which another target may serve the request, but not this one.
+    pub(super) fn not_served(error: Error) -> Self {
         Self {
             fault: Fault::NotServed,
             ..error.into()

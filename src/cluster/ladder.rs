@@ -9,7 +9,7 @@ mod message_parts;
 mod rung;
 mod seam;
 
-pub(super) use continuation::{Continuation, Requests, TargetFacts, continuation};
+pub(super) use continuation::{ChoiceRequest, Continuation, Requests, TargetFacts, continuation};
 pub(super) use delivered::{Delivered, PromptPosition};
 pub(crate) use rung::{Abilities, Rung};
 pub(super) use rung::{Case, rungs};

@@ -13,6 +13,10 @@ use crate::telemetry::{GaugeGuard, Telemetry};
 /// Time for which an engine that is busy gets no requests that another one can take, if it names no time.
 const BUSY_TIME: Duration = Duration::from_secs(1);
 
+/// Time for which an engine that failed gets no requests that another target of the same rank can take. An engine that
+/// fails at once would otherwise always have the lowest load.
+const FAULT_MEMORY: Duration = Duration::from_secs(1);
+
 /// An engine of the cluster.
 pub(super) struct Member {
     pub(super) name: Arc<str>,
@@ -25,12 +29,17 @@ pub(super) struct Member {
 struct MemberState {
     breaker: Breaker,
     busy_until: Option<Instant>,
+    /// Time of the last fault.
+    last_fault: Option<Instant>,
+    /// Time of the last first token of a request.
+    last_first_token: Option<Instant>,
 }
 
 /// Permission to send one request to an engine. Dropping it without a result leaves the breaker as it was.
 pub(super) struct EnginePass {
     member: Arc<Member>,
     passage: Passage,
+    since: Instant,
     /// True once the result of the try is recorded, so that a probe has ended.
     has_result: bool,
 }
@@ -44,6 +53,8 @@ impl Member {
             state: Mutex::new(MemberState {
                 breaker: Breaker::new(Instant::now()),
                 busy_until: None,
+                last_fault: None,
+                last_first_token: None,
             }),
             telemetry: telemetry.clone(),
         }
@@ -69,14 +80,21 @@ impl Member {
         GaugeGuard::new(self.telemetry.requests_queued.clone())
     }
 
+    /// Returns true if the engine failed a moment ago.
+    pub(super) fn has_recent_fault(&self, now: Instant) -> bool {
+        let last = self.state().last_fault;
+        last.is_some_and(|last| now.saturating_duration_since(last) < FAULT_MEMORY)
+    }
+
     /// Asks the breaker to send a request. Returns `None` if it must not be sent.
     pub(super) fn pass(self: &Arc<Self>) -> Option<EnginePass> {
         let passage = self.change_breaker(|breaker, now| breaker.pass(now));
         match passage {
             Passage::Refused(_) => None,
-            Passage::Pass | Passage::Probe => Some(EnginePass {
+            Passage::Pass | Passage::Probe(_) => Some(EnginePass {
                 member: Arc::clone(self),
                 passage,
+                since: Instant::now(),
                 has_result: false,
             }),
         }
@@ -125,11 +143,13 @@ impl EnginePass {
     pub(super) fn record_first_token(&mut self) {
         let telemetry = &self.member.telemetry;
         telemetry.count_engine_try(&self.member.name, Ok(()));
+        self.member.state().last_first_token = Some(Instant::now());
         self.record(EngineResult::Works);
     }
 
-    /// Records that the try failed. Also after [`Self::record_first_token`], if the stream broke later.
-    pub(super) fn record_failure(&mut self, failure: &Failure) {
+    /// Records that the try failed. Also after [`Self::record_first_token`], if the stream broke later. `is_clients` is true
+    /// if the client may have caused the failure.
+    pub(super) fn record_failure(&mut self, failure: &Failure, is_clients: bool) {
         let member = Arc::clone(&self.member);
         let kind = failure.error().kind;
         member.telemetry.count_engine_try(&member.name, Err(kind));
@@ -137,11 +157,19 @@ impl EnginePass {
             let time = told.unwrap_or(BUSY_TIME);
             member.state().busy_until = Some(Instant::now() + time);
         }
-        self.record(if failure.is_engine_fault() {
-            EngineResult::Fault
-        } else {
-            EngineResult::Works
-        });
+        if !failure.is_engine_fault() {
+            self.record(EngineResult::Works);
+        } else if !is_clients && !self.is_only_slow(failure) {
+            member.state().last_fault = Some(Instant::now());
+            self.record(EngineResult::Fault);
+        }
+    }
+
+    /// Returns true if the engine was silent for this request only: other requests have received tokens meanwhile, so
+    /// this one may have a long prompt.
+    fn is_only_slow(&self, failure: &Failure) -> bool {
+        let last_first_token = self.member.state().last_first_token;
+        failure.fault() == Fault::Silent && last_first_token.is_some_and(|it| it > self.since)
     }
 
     fn record(&mut self, result: EngineResult) {
@@ -154,9 +182,11 @@ impl EnginePass {
 
 impl Drop for EnginePass {
     fn drop(&mut self) {
-        if self.passage == Passage::Probe && !self.has_result {
+        if let Passage::Probe(since) = self.passage
+            && !self.has_result
+        {
             self.member
-                .change_breaker(|breaker, _| breaker.abandon_probe());
+                .change_breaker(|breaker, _| breaker.abandon_probe(since));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::attempts::{Attempts, OpenStream};
 use super::failure::Failure;
@@ -20,6 +20,13 @@ use crate::proto::v1::completion_event::Event;
 
 /// Extra time for the engine to report a passed deadline before the gateway does.
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
+
+/// Time without reading after which the end of an engine's stream may be the client's fault.
+const UNREAD_TIME: Duration = Duration::from_secs(1);
+
+/// Maximum number of times that one completion is continued. An engine that breaks every stream after a token would
+/// otherwise be asked without an end.
+const MAX_RESUMPTIONS: u32 = 32;
 
 /// The events of one completion. The stream ends after the summary or after one error.
 pub(super) struct ResilientEvents {
@@ -58,6 +65,10 @@ struct Running {
     has_first_token: bool,
     /// True if the client has received something from this stream.
     has_delivered: bool,
+    /// Time of the engine's last event. `None` while the stream waits for the next.
+    last_event: Option<Instant>,
+    /// True if the last event had waited for the client to read. The engine may have given the client up.
+    was_unread: bool,
 }
 
 /// Result of opening the next stream.
@@ -145,8 +156,11 @@ impl ResilientEvents {
             Event::Started(started) => {
                 running.has_started = true;
                 running.attempts.record_seed(started.seed);
-                let model = &running.stream.model;
-                self.delivered.record_start(&started, model);
+                let stream = &running.stream;
+                let upstream = &running.attempts.target(stream.target).member.upstream;
+                let always_has_ids = upstream.abilities().resumes;
+                let model = &stream.model;
+                self.delivered.record_start(&started, model, always_has_ids);
                 if !self.has_reported_start {
                     self.started = Some(started);
                 }
@@ -238,7 +252,11 @@ impl ResilientEvents {
             });
             return;
         }
+        let is_last = self.resumptions >= MAX_RESUMPTIONS;
         let mut attempts = running.into_attempts(failure);
+        if is_last {
+            attempts.give_up();
+        }
         let mut delivered = self.delivered.clone();
         self.state = State::Opening(Box::pin(async move {
             let result = attempts.open(&mut delivered).await;
@@ -289,6 +307,8 @@ impl Running {
             tokens: 0,
             has_first_token: false,
             has_delivered: false,
+            last_event: None,
+            was_unread: false,
         }
     }
 
@@ -297,6 +317,9 @@ impl Running {
         match self.stream.events.as_mut().poll_next(cx) {
             Poll::Ready(item) => {
                 self.silence.record_event();
+                let now = Instant::now();
+                let last = self.last_event.replace(now);
+                self.was_unread = last.is_some_and(|last| now - last > UNREAD_TIME);
                 Poll::Ready(match item {
                     Some(Ok(v1::CompletionEvent { event: Some(event) })) => Ok(event),
                     Some(Ok(v1::CompletionEvent { event: None })) => Err(upstream_error(
@@ -309,6 +332,7 @@ impl Running {
                 })
             }
             Poll::Pending => {
+                self.last_event = None;
                 ready!(self.poll_silence(cx));
                 Poll::Ready(Err(Failure::silent()))
             }
@@ -329,10 +353,13 @@ impl Running {
         };
         loop {
             ready!(self.silence.poll(limit, cx));
-            // Without another target, only the deadline limits the wait for the first token.
-            if self.has_first_token || self.attempts.has_alternative(self.stream.target) {
+            let is_resumption = self.stream.rung.is_some();
+            let target = self.stream.target;
+            let first = || self.attempts.first_token_limit(target, is_resumption);
+            if self.has_first_token || first().is_some() {
                 return Poll::Ready(());
             }
+            // Only the deadline limits the wait for the first token, as long as there is no other target.
             self.silence.record_event();
         }
     }
@@ -367,13 +394,15 @@ impl Running {
             mut attempts,
             tokens,
             has_first_token,
+            was_unread,
             ..
         } = self;
-        stream.pass.record_failure(&failure);
+        stream.pass.record_failure(&failure, was_unread);
         let engine = &*attempts.target(stream.target).member.name;
         let telemetry = attempts.context().request.record().telemetry();
         telemetry.count_failed_try_tokens(engine, tokens);
-        tracing::warn!(engine, tokens, error = %failure.error(), "the stream of an engine broke");
+        let error = failure.error().kind.mapping().code;
+        tracing::warn!(engine, tokens, error, "the stream of an engine broke");
         match has_first_token {
             true => attempts.record_interruption(stream.target, failure),
             false => attempts.record_failure(stream.target, failure),

@@ -33,6 +33,15 @@ pub(super) struct Route {
     waiting: Arc<AtomicU32>,
 }
 
+/// Limit of the queue in front of the targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QueueLimit {
+    /// At most as many requests wait as the route allows.
+    Depth,
+    /// A completion that an engine has started already waits in any case.
+    None,
+}
+
 /// A model of an engine.
 #[derive(Clone)]
 pub(super) struct Target {
@@ -56,8 +65,11 @@ impl RoutingTable {
         let routes = specs.into_iter().map(|spec| {
             let model = spec.model.clone();
             let kept = earlier.routes.get(&model);
-            let kept = kept.filter(|route| route.spec == spec && route.uses(&members));
-            let route = kept.map_or_else(|| Arc::new(Route::new(spec, &members)), Arc::clone);
+            let same = kept.filter(|route| route.spec == spec && route.uses(&members));
+            let route = same.map_or_else(
+                || Arc::new(Route::new(spec, &members, kept.map(Arc::as_ref))),
+                Arc::clone,
+            );
             (model, route)
         });
         Self {
@@ -81,15 +93,24 @@ impl RoutingTable {
 }
 
 impl Route {
-    fn new(spec: RouteSpec, members: &[Arc<Member>]) -> Self {
+    /// Creates a route. Requests that run on a target of `earlier` still count for the limit of the same target.
+    fn new(spec: RouteSpec, members: &[Arc<Member>], earlier: Option<&Route>) -> Self {
         let tiers = std::iter::repeat_n(0, spec.targets.len()).chain(1..);
         let targets = spec.targets.iter().chain(&spec.fallback).zip(tiers);
         let targets = targets.filter_map(|(target, tier)| {
             let member = members.iter().find(|it| it.name == target.engine)?;
             Some(Target::new(target, tier, member, &spec))
         });
+        let mut targets: Vec<_> = targets.collect();
+        if let Some(earlier) = earlier
+            && earlier.spec.policy.max_concurrency == spec.policy.max_concurrency
+        {
+            for target in &mut targets {
+                target.share_permits(&earlier.targets);
+            }
+        }
         Self {
-            targets: targets.collect(),
+            targets,
             spec,
             waiting: Arc::default(),
         }
@@ -150,6 +171,7 @@ impl Route {
     pub(super) async fn acquire(
         &self,
         target: usize,
+        limit: QueueLimit,
     ) -> Result<(usize, Option<OwnedSemaphorePermit>), Error> {
         let Some(permits) = &self.targets[target].permits else {
             return Ok((target, None));
@@ -158,7 +180,11 @@ impl Route {
             return Ok((target, Some(permit)));
         }
         let member = &self.targets[target].member;
-        let _waiting = Waiting::start(&self.waiting, self.spec.policy.queue_depth, member)?;
+        let depth = match limit {
+            QueueLimit::Depth => self.spec.policy.queue_depth,
+            QueueLimit::None => u32::MAX,
+        };
+        let _waiting = Waiting::start(&self.waiting, depth, member)?;
         let tier = self.targets[target].tier;
         let now = Instant::now();
         let others = self.targets.iter().enumerate().filter(|(at, other)| {
@@ -187,6 +213,15 @@ impl Target {
         }
     }
 
+    /// Takes over the permits of the same target in an earlier route.
+    fn share_permits(&mut self, earlier: &[Target]) {
+        let is_same =
+            |it: &&Target| Arc::ptr_eq(&it.member, &self.member) && it.model == self.model;
+        if let Some(earlier) = earlier.iter().find(is_same) {
+            self.permits.clone_from(&earlier.permits);
+        }
+    }
+
     /// Returns the name under which the engine lists the target's model. It is the name in requests if the engine lists
     /// no such model.
     pub(super) fn served_model(&self) -> String {
@@ -209,6 +244,7 @@ impl Target {
             is_blocked: self.member.is_blocked(now),
             is_busy: self.member.is_busy(now),
             is_saturated: self.is_saturated(),
+            has_recent_fault: self.member.has_recent_fault(now),
             load: WeightedLoad {
                 tokens: self.member.load.get(),
                 weight: self.weight,

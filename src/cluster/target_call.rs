@@ -1,11 +1,16 @@
 //! The calls of one target that open a stream for a request. This module must not know which target is tried.
 
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use tokio::time::timeout;
 use tonic::Request;
 
 use super::context::CallContext;
 use super::failure::Failure;
 use super::ladder::{
-    Case, Continuation, Delivered, Requests, Rung, Seam, TargetFacts, continuation, rungs,
+    Case, ChoiceRequest, Continuation, Delivered, Requests, Rung, Seam, TargetFacts, continuation,
+    rungs,
 };
 use super::merged_choices::MergedChoices;
 use super::policy::Fault;
@@ -17,6 +22,9 @@ use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 use crate::proto::v1::tokenize_request::Input as TokenizeInput;
 use crate::request::TokenId;
+
+/// Longest wait for the number of the delivered tokens.
+const TOKENIZER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A request that is sent to a target.
 pub(super) struct TargetCall<'a> {
@@ -104,26 +112,38 @@ impl TargetCall<'_> {
                 upstream.complete(self.request(message)).await?
             }
             Requests::PerChoice(requests) => {
-                let mut merged = MergedChoices::new(delivered);
-                for request in requests {
-                    if request.tokens_left == Some(0) {
-                        merged.push_ended(request.choice);
-                        continue;
-                    }
-                    let repeated = request.repeated_tokens;
-                    let message = self.addressed(request.message);
-                    let mut sent = self.request(message);
-                    if request.continues_message {
-                        sent.extensions_mut().insert(ContinuesMessage);
-                    }
-                    let events = upstream.complete(sent).await?;
-                    merged.push(request.choice, request.delivered_tokens, repeated, events);
-                }
-                Box::pin(merged)
+                Box::pin(self.open_choices(requests, delivered).await?)
             }
         };
         let rung = Some(rung);
         Ok(Opened { events, seam, rung })
+    }
+
+    /// Opens one stream for each choice that goes on, all at the same time.
+    async fn open_choices(
+        &self,
+        requests: Vec<ChoiceRequest>,
+        delivered: &Delivered,
+    ) -> Result<MergedChoices, Failure> {
+        let mut merged = MergedChoices::new(delivered);
+        let (open, ended): (Vec<_>, Vec<_>) = requests
+            .into_iter()
+            .partition(|request| request.tokens_left != Some(0));
+        ended.iter().for_each(|it| merged.push_ended(it.choice));
+        let opening = open.into_iter().map(|request| async move {
+            let (choice, known) = (request.choice, request.delivered_tokens);
+            let repeated = request.repeated_tokens;
+            let mut sent = self.request(self.addressed(request.message));
+            if request.continues_message {
+                sent.extensions_mut().insert(ContinuesMessage);
+            }
+            let events = self.target.member.upstream.complete(sent).await?;
+            Ok::<_, Failure>((choice, known, repeated, events))
+        });
+        for (choice, known, repeated, events) in try_join_all(opening).await? {
+            merged.push(choice, known, repeated, events);
+        }
+        Ok(merged)
     }
 
     /// Counts the delivered tokens with the target's tokenizer, if it has one. Otherwise each piece of text that an
@@ -135,7 +155,8 @@ impl TargetCall<'_> {
                 input: Some(TokenizeInput::Text(text)),
                 add_special_tokens: Some(false),
             });
-            if let Ok(tokenized) = self.target.member.upstream.tokenize(request).await {
+            let tokenizing = self.target.member.upstream.tokenize(request);
+            if let Ok(Ok(tokenized)) = timeout(TOKENIZER_TIMEOUT, tokenizing).await {
                 delivered.set_token_count(choice, tokenized.token_ids.len());
             }
         }

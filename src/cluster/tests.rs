@@ -354,7 +354,7 @@ async fn a_request_that_uses_a_declared_unsupported_parameter_goes_to_another_up
     };
     let full = remote_engine(silent_engine("full"), Health::always_up());
     let biased = v1::CompletionRequest {
-        input: Some(v1::completion_request::Input::Prompt("a".to_owned())),
+        input: Some(Input::Prompt("a".to_owned())),
         logit_bias: [(1, 5.0)].into(),
         ..v1::CompletionRequest::default()
     };

@@ -3,6 +3,7 @@
 use super::message_parts::MessageParts;
 use crate::proto::v1;
 use crate::request::{MAX_CHOICES, TokenId};
+use crate::tokens::TextToken;
 
 /// The tokens and the text that the client has of a completion.
 #[derive(Clone, Debug)]
@@ -13,6 +14,8 @@ pub(in crate::cluster) struct Delivered {
     pub(super) model: Option<String>,
     /// True if the ids of all tokens are known.
     pub(super) has_ids: bool,
+    /// True if the id 0 of a token with text may stand for an unknown id.
+    pub(super) doubts_zero_ids: bool,
     /// True if the text of all tokens is known.
     pub(super) has_text: bool,
     /// Length of the echoed prompt so far, in bytes.
@@ -52,6 +55,7 @@ impl Delivered {
             choices: vec![DeliveredChoice::default(); choices],
             model: None,
             has_ids: true,
+            doubts_zero_ids: false,
             has_text: message.resume.is_empty(),
             prompt_text: 0,
             prompt_tokens: 0,
@@ -125,8 +129,17 @@ impl Delivered {
     }
 
     /// Records the facts that an engine reports when it starts the completion with this model.
-    pub(in crate::cluster) fn record_start(&mut self, started: &v1::Started, model: &str) {
+    ///
+    /// `always_has_ids` is true for engines that report an id with every token. Others may send text without ids, which
+    /// then have the id 0.
+    pub(in crate::cluster) fn record_start(
+        &mut self,
+        started: &v1::Started,
+        model: &str,
+        always_has_ids: bool,
+    ) {
         self.has_ids &= !started.text_only;
+        self.doubts_zero_ids = !always_has_ids;
         if self.model.as_deref() != Some(model) {
             // Ids of two models cannot be mixed.
             self.has_ids &= self.model.is_none() || self.token_count() == 0;
@@ -139,6 +152,10 @@ impl Delivered {
 
     /// Records tokens that the client receives now. They must continue their choice.
     pub(in crate::cluster) fn record_tokens(&mut self, tokens: &v1::Tokens) {
+        let is_unknown = |token: TextToken<'_>| token.id == 0 && !token.text.is_empty();
+        if self.doubts_zero_ids && tokens.tokens.iter().any(is_unknown) {
+            self.has_ids = false;
+        }
         let (has_ids, has_text) = (self.has_ids, self.has_text);
         let Some(choice) = self.choice_mut(tokens.choice) else {
             return;

@@ -36,18 +36,6 @@ impl MessageParts {
         self.reasoning.is_empty() && self.refusal.is_empty() && self.calls.is_empty()
     }
 
-    /// Returns the position at the end of the parts.
-    pub(super) fn end(&self) -> PartsPosition {
-        let calls = self.calls.iter();
-        PartsPosition {
-            reasoning: self.reasoning.len(),
-            refusal: self.refusal.len(),
-            calls: calls
-                .map(|call| (call.name.len(), call.arguments.len()))
-                .collect(),
-        }
-    }
-
     /// Returns true if a stream at this position has repeated all parts.
     pub(super) fn is_reached_by(&self, position: &PartsPosition) -> bool {
         let calls = self.calls.iter().enumerate();
@@ -213,6 +201,5 @@ mod tests {
             .expect("it repeats");
         assert_eq!(part, delta("", vec![]));
         assert!(!parts.is_reached_by(&position));
-        assert!(parts.is_reached_by(&parts.end()));
     }
 }

@@ -33,8 +33,8 @@ pub(super) struct ChoiceSeam {
     pub(super) repeated_from: Option<usize>,
     /// Number of delivered tokens without text that the engine may repeat.
     pub(super) repeated_tokens: usize,
-    /// Position of the stream in the delivered parts of the message.
-    pub(super) parts: PartsPosition,
+    /// Position of the stream in the delivered parts of the message that it must repeat. `None` if it repeats none.
+    pub(super) repeated_parts: Option<PartsPosition>,
     /// True if the client has the whole choice, so that the engine's tokens are dropped.
     pub(super) is_dropped: bool,
 }
@@ -49,7 +49,6 @@ impl Seam {
     pub(in crate::cluster) fn continuing(delivered: &Delivered) -> Self {
         let seam = |choice: &DeliveredChoice| ChoiceSeam {
             engine_index: choice.next_index,
-            parts: choice.parts.end(),
             is_dropped: choice.has_ended,
             ..ChoiceSeam::default()
         };
@@ -60,6 +59,7 @@ impl Seam {
     pub(super) fn replaying(delivered: &Delivered) -> Self {
         let seam = |choice: &DeliveredChoice| ChoiceSeam {
             repeated_from: (!choice.text.is_empty()).then_some(0),
+            repeated_parts: (!choice.parts.is_empty()).then(PartsPosition::default),
             is_dropped: choice.has_ended,
             ..ChoiceSeam::default()
         };
@@ -92,13 +92,13 @@ impl Seam {
             tokens.tokens = seam.remove_repeated(&tokens.tokens, choice)?;
         }
         let has_ended = tokens.finish_reason != 0;
-        let has_repeated_all =
-            seam.repeated_from.is_none() && choice.parts.is_reached_by(&seam.parts);
-        if has_ended && !has_repeated_all {
+        let is_new = has_ended || !tokens.tokens.is_empty();
+        let has_repeated_all = seam.repeated_from.is_none() && seam.repeated_parts.is_none();
+        if is_new && !has_repeated_all {
             return Err(SeamError::DifferentText);
         }
         tokens.first_index = choice.next_index;
-        Ok((has_ended || !tokens.tokens.is_empty()).then_some(tokens))
+        Ok(is_new.then_some(tokens))
     }
 
     /// Removes from the parts of a message what the client has. Returns `None` if it has all of them.
@@ -121,7 +121,12 @@ impl Seam {
         if choice.has_ended {
             return Err(SeamError::UnexpectedIndex);
         }
-        choice.parts.remove_repeated(&mut seam.parts, &mut delta)?;
+        if let Some(position) = &mut seam.repeated_parts {
+            choice.parts.remove_repeated(position, &mut delta)?;
+            if choice.parts.is_reached_by(position) {
+                seam.repeated_parts = None;
+            }
+        }
         let is_empty = delta.tool_calls.is_empty()
             && delta.reasoning_content.is_empty()
             && delta.refusal.is_empty();
@@ -258,6 +263,37 @@ mod tests {
         let mut seam = Seam::replaying(&has);
         let whole = join(&mut seam, &has, tokens(0, &[(0, "Hello")], true));
         assert_eq!(whole, Ok(Some((1, Vec::new()))));
+    }
+
+    #[test]
+    fn a_tool_call_in_several_parts_passes_unchanged_in_the_first_stream() {
+        let mut delivered = Delivered::at_start(&v1::CompletionRequest::default());
+        let mut seam = Seam::continuing(&delivered);
+        for arguments in ["{", "{", "\"a\": 1}}"] {
+            let call = v1::ToolCallDelta {
+                arguments: arguments.to_owned(),
+                ..v1::ToolCallDelta::default()
+            };
+            let delta = v1::ChatDelta {
+                tool_calls: vec![call],
+                ..v1::ChatDelta::default()
+            };
+            let joined = seam.join_chat(delta.clone(), &delivered);
+            assert_eq!(joined, Ok(Some(delta.clone())));
+            delivered.record_chat(&delta);
+        }
+    }
+
+    #[test]
+    fn new_text_before_the_reasoning_is_repeated_is_another_text() {
+        let mut delivered = Delivered::at_start(&v1::CompletionRequest::default());
+        delivered.record_chat(&v1::ChatDelta {
+            reasoning_content: "I think so.".to_owned(),
+            ..v1::ChatDelta::default()
+        });
+        let mut seam = Seam::replaying(&delivered);
+        let text = tokens(0, &[(1, "yes")], false);
+        assert_eq!(join(&mut seam, &delivered, text), Err(SeamError::DifferentText));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) struct Chunk<'a> {
 #[derive(Deserialize)]
 pub(super) struct ChunkChoice<'a> {
     #[serde(default)]
-    pub(super) index: u32,
+    index: Option<u32>,
     /// New text (`/completions`).
     #[serde(borrow, default)]
     text: Option<JsonText<'a>>,
@@ -41,7 +41,7 @@ pub(super) struct ChunkChoice<'a> {
     #[serde(borrow, default)]
     pub(super) logprobs: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    pub(super) finish_reason: Option<JsonText<'a>>,
+    finish_reason: Option<JsonText<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -86,12 +86,30 @@ struct Function<'a> {
 pub(super) struct MalformedDelta;
 
 impl<'a> ChunkChoice<'a> {
+    /// Returns the index of the choice.
+    pub(super) fn index(&self) -> u32 {
+        self.index.unwrap_or(0)
+    }
+
+    /// Returns the finish reason. Some engines send an empty one while the choice goes on.
+    pub(super) fn finish_reason(&self) -> Option<JsonText<'a>> {
+        self.finish_reason.filter(|reason| !reason.is_empty())
+    }
+
+    /// Returns true if the choice has nothing new.
+    pub(super) fn is_empty(&self) -> bool {
+        let has_parts = || matches!(self.chat_delta(), Ok(Some(_)) | Err(_));
+        self.text().is_none()
+            && self.token_ids().is_empty()
+            && self.finish_reason().is_none()
+            && !has_parts()
+    }
+
     /// Returns the new text. `None` if there is none.
     pub(super) fn text(&self) -> Option<JsonText<'a>> {
-        let text = self
-            .text
-            .or(self.delta.as_ref().and_then(|delta| delta.content));
-        text.filter(|text| !text.is_empty())
+        let present = |text: Option<JsonText<'a>>| text.filter(|text| !text.is_empty());
+        let content = self.delta.as_ref().and_then(|delta| delta.content);
+        present(self.text).or(present(content))
     }
 
     /// Returns the new parts of the message besides its text. `None` if there are none.
@@ -109,7 +127,7 @@ impl<'a> ChunkChoice<'a> {
             return Ok(None);
         }
         let delta = v1::ChatDelta {
-            choice: self.index,
+            choice: self.index(),
             tool_calls: tool_calls(delta.tool_calls)?,
             reasoning_content: text_of(reasoning)?,
             refusal: text_of(refusal)?,
@@ -157,7 +175,7 @@ fn text_of(json: Option<JsonText<'_>>) -> Result<String, MalformedDelta> {
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 pub(super) struct ChunkUsage {
     #[serde(default)]
-    pub(super) prompt_tokens: u32,
+    prompt_tokens: Option<u32>,
     #[serde(default)]
     pub(super) completion_tokens: Option<u32>,
     #[serde(default)]
@@ -179,6 +197,11 @@ struct CompletionDetails {
 }
 
 impl ChunkUsage {
+    /// Number of prompt tokens. `None` if the engine does not know it yet.
+    pub(super) fn prompt_tokens(&self) -> Option<u32> {
+        self.prompt_tokens
+    }
+
     /// Number of prompt tokens from the engine's cache, if the engine reports it.
     pub(super) fn cached_prompt_tokens(&self) -> Option<u32> {
         self.prompt_tokens_details?.cached_tokens

@@ -20,9 +20,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::cluster::failure::Failure;
-use crate::cluster::policy::Fault;
 use crate::cluster::spec::ApiKey;
-use crate::error::{Error, ErrorKind};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time after which an idle connection is closed. It is shorter than the idle timeouts of common servers, so that a
@@ -86,25 +84,12 @@ impl EngineClient {
         Uri::from_parts(parts).expect("the base URL is valid")
     }
 
-    /// Sends a request that is no work for the engine, and waits for the head of its response. Sends it once more if the
-    /// connection breaks: some servers close a connection after a response without announcing it.
+    /// Sends a request, and waits for the head of its response. Sends it once more if the connection breaks before the
+    /// head: some servers close a connection after a response without announcing it, so a request on a connection of the
+    /// pool may fail.
     ///
     /// # Errors
     /// The engine cannot be reached, or both connections broke before the head.
-    pub(super) async fn ask(
-        &self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, Failure> {
-        match self.send(request.clone()).await {
-            Err(failure) if failure.fault() == Fault::Passing => self.send(request).await,
-            answered => answered,
-        }
-    }
-
-    /// Sends a request, and waits for the head of its response.
-    ///
-    /// # Errors
-    /// The engine cannot be reached, or the connection broke before the head.
     pub(super) async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -113,14 +98,16 @@ impl EngineClient {
             let headers = request.headers_mut();
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        let response = self.client.request(request).await;
+        let response = match self.client.request(request.clone()).await {
+            Err(error) if !error.is_connect() => {
+                tracing::debug!(%error, "the connection to an engine broke before its response");
+                self.client.request(request).await
+            }
+            answered => answered,
+        };
         response.map_err(|error| {
             tracing::debug!(%error, "an engine did not answer");
-            if error.is_connect() {
-                return Failure::unreachable();
-            }
-            let message = "The connection to the engine broke.";
-            Error::new(ErrorKind::UpstreamError, message).into()
+            Failure::unreachable()
         })
     }
 }

@@ -114,19 +114,27 @@ impl Progress {
         self.ready.push_back(Event::Started(v1::Started {
             request_id: self.facts.request_id.clone(),
             model: reported.unwrap_or_else(|| self.facts.model.clone()),
-            prompt_tokens: chunk.usage.map_or(0, |usage| usage.prompt_tokens),
+            prompt_tokens: chunk
+                .usage
+                .and_then(|usage| usage.prompt_tokens())
+                .unwrap_or(0),
             seed: self.facts.seed,
             text_only: !self.facts.has_token_ids,
         }));
     }
 
     fn read_choice(&mut self, choice: &ChunkChoice<'_>) -> Result<(), Error> {
-        let index = usize::try_from(choice.index).map_err(|_| broken_stream())?;
+        let index = usize::try_from(choice.index()).map_err(|_| broken_stream())?;
         let progress = self.choices.get_mut(index);
-        let progress = progress
-            .filter(|progress| !progress.has_ended)
-            .ok_or_else(broken_stream)?;
-        let finish_reason = choice.finish_reason.map(finish_reason).transpose()?;
+        let progress = progress.ok_or_else(broken_stream)?;
+        if progress.has_ended {
+            // Some engines repeat an empty delta beside the usage.
+            return match choice.is_empty() {
+                true => Ok(()),
+                false => Err(broken_stream()),
+            };
+        }
+        let finish_reason = choice.finish_reason().map(finish_reason).transpose()?;
         // The tokens come last, because their event may end the choice.
         if let Some(delta) = choice.chat_delta().map_err(|_| broken_stream())? {
             self.first_token.get_or_insert_with(Instant::now);
@@ -290,7 +298,7 @@ impl Progress {
         };
         v1::Summary {
             usage: Some(v1::Usage {
-                prompt_tokens: usage.prompt_tokens,
+                prompt_tokens: usage.prompt_tokens().unwrap_or(0),
                 completion_tokens: usage.completion_tokens.unwrap_or_else(received),
                 cached_prompt_tokens: usage.cached_prompt_tokens(),
                 reasoning_tokens: usage.reasoning_tokens(),

@@ -44,7 +44,7 @@ pub(super) async fn read_rejection(response: http::Response<Incoming>) -> Failur
     let error = rejection(head.status, &head.headers, &body);
     match (head.status, error.kind) {
         (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, ErrorKind::UpstreamError) => {
-            Failure::unauthorized(error)
+            Failure::not_served(error)
         }
         _ => error.into(),
     }
@@ -63,7 +63,8 @@ pub(super) fn rejection(status: StatusCode, headers: &HeaderMap, body: &[u8]) ->
             .and_then(|param| param.as_str().map(str::to_owned));
         error
     } else {
-        tracing::debug!(%status, message = object.message, "an engine rejected a request");
+        // The message may repeat a part of the prompt, so it is not logged.
+        tracing::debug!(%status, "an engine rejected a request");
         Error::new(kind, message_of(kind, status))
     };
     if let Some(delay) = retry_after(headers) {
@@ -74,8 +75,9 @@ pub(super) fn rejection(status: StatusCode, headers: &HeaderMap, body: &[u8]) ->
 
 /// Converts an error that an engine reports within a stream.
 pub(super) fn error_in_stream(object: Option<&RawValue>) -> Error {
-    let object = object.map(|raw| raw.get()).unwrap_or_default();
-    tracing::debug!(object, "an engine reported an error in a stream");
+    // The object may repeat a part of the prompt, so it is not logged.
+    let bytes = object.map_or(0, |raw| raw.get().len());
+    tracing::debug!(bytes, "an engine reported an error in a stream");
     let message = "The engine reported an error in the stream.";
     Error::new(ErrorKind::UpstreamError, message)
 }

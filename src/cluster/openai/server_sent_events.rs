@@ -18,8 +18,10 @@ pub(super) struct EventSplitter {
     frame: Bytes,
     /// The start of a line whose end has not arrived.
     partial_line: BytesMut,
-    /// The `data` lines of the event that has not ended yet.
+    /// The first `data` line of the event that has not ended yet.
     data: Option<Bytes>,
+    /// All its `data` lines, if it has several.
+    joined: BytesMut,
     is_error: bool,
     /// True once the first line has been read. It may start with a byte order mark.
     has_first_line: bool,
@@ -51,7 +53,11 @@ impl EventSplitter {
         while let Some(line) = self.next_line()? {
             if line.is_empty() {
                 let is_error = std::mem::take(&mut self.is_error);
-                if let Some(data) = self.data.take() {
+                if let Some(first) = self.data.take() {
+                    let data = match self.joined.is_empty() {
+                        true => first,
+                        false => self.joined.split().freeze(),
+                    };
                     return Ok(Some(SentEvent { data, is_error }));
                 }
             } else {
@@ -93,15 +99,17 @@ impl EventSplitter {
         line.advance(usize::from(!line.is_empty()));
         line.advance(usize::from(line.first() == Some(&b' ')));
         match &name[..] {
-            b"data" => {
-                self.data = Some(match self.data.take() {
-                    None => line,
-                    Some(earlier) => {
-                        check_size(earlier.len() + line.len())?;
-                        [&earlier[..], &line].join(&b'\n').into()
+            b"data" => match &self.data {
+                None => self.data = Some(line),
+                Some(first) => {
+                    if self.joined.is_empty() {
+                        self.joined.extend_from_slice(first);
                     }
-                });
-            }
+                    check_size(self.joined.len() + line.len())?;
+                    self.joined.extend_from_slice(b"\n");
+                    self.joined.extend_from_slice(&line);
+                }
+            },
             b"event" => self.is_error = &line[..] == b"error",
             _ => {}
         }

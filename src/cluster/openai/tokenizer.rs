@@ -162,7 +162,7 @@ impl EngineTokenizer<'_> {
             .header("x-request-id", &*self.request_id.0)
             .body(Full::from(body));
         let request = request.map_err(|_| Error::internal())?;
-        let response = self.client.ask(request).await?;
+        let response = self.client.send(request).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Err(no_tokenizer());
         }

@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use super::recent_count::RecentCount;
 
-/// Number of faults within ten seconds that opens the breaker, if there are at least as many faults as successes.
+/// Number of faults that opens the breaker: in a row, or within ten seconds if there are at least as many faults as
+/// successes.
 const FAULTS_TO_OPEN: u32 = 5;
 /// Time for which the breaker stays open the first time. It doubles with each probe that fails.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -23,6 +24,8 @@ pub(in crate::cluster) struct Breaker {
     state: State,
     successes: RecentCount,
     faults: RecentCount,
+    /// Number of faults since the last success.
+    faults_in_a_row: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +37,8 @@ enum State {
     },
     /// One request at a time tests the engine.
     HalfOpen {
-        has_probe: bool,
+        /// Start of the test that runs.
+        probe: Option<Instant>,
         pause: Duration,
     },
 }
@@ -55,8 +59,9 @@ pub(crate) enum BreakerState {
 pub(in crate::cluster) enum Passage {
     /// The request may be sent.
     Pass,
-    /// The request may be sent, and tests the engine. [`Breaker::record`] or [`Breaker::abandon_probe`] must follow.
-    Probe,
+    /// The request may be sent, and tests the engine from this time on. [`Breaker::record`] or
+    /// [`Breaker::abandon_probe`] must follow.
+    Probe(Instant),
     /// The request must not be sent before this time.
     Refused(Instant),
 }
@@ -87,6 +92,7 @@ impl Breaker {
             state: State::Closed,
             successes: RecentCount::new(now),
             faults: RecentCount::new(now),
+            faults_in_a_row: 0,
         }
     }
 
@@ -100,16 +106,15 @@ impl Breaker {
 
     /// Returns the time from which a request may be sent. `None` if it may be sent now.
     pub(in crate::cluster) fn blocked_until(&self, now: Instant) -> Option<Instant> {
-        match self.state {
-            State::Closed
-            | State::HalfOpen {
-                has_probe: false, ..
-            } => None,
-            State::Open { until, .. } => Some(until).filter(|until| *until > now),
+        let until = match self.state {
+            State::Closed | State::HalfOpen { probe: None, .. } => None,
+            State::Open { until, .. } => Some(until),
+            // A test that hangs does not keep the next one away for long.
             State::HalfOpen {
-                has_probe: true, ..
-            } => Some(now + FIRST_PAUSE),
-        }
+                probe: Some(since), ..
+            } => Some(since + MAX_PAUSE),
+        };
+        until.filter(|until| *until > now)
     }
 
     /// Asks to send a request.
@@ -121,10 +126,10 @@ impl Breaker {
             State::Closed => Passage::Pass,
             State::Open { pause, .. } | State::HalfOpen { pause, .. } => {
                 self.state = State::HalfOpen {
-                    has_probe: true,
+                    probe: Some(now),
                     pause,
                 };
-                Passage::Probe
+                Passage::Probe(now)
             }
         }
     }
@@ -137,29 +142,41 @@ impl Breaker {
         now: Instant,
     ) {
         match (self.state, passage, result) {
-            (State::Closed, _, EngineResult::Works) => self.successes.add(now),
+            (State::Closed, _, EngineResult::Works) => {
+                self.faults_in_a_row = 0;
+                self.successes.add(now);
+            }
             (State::Closed, _, EngineResult::Fault) => {
                 self.faults.add(now);
+                self.faults_in_a_row += 1;
                 let faults = self.faults.get(now);
-                if faults >= FAULTS_TO_OPEN && faults >= self.successes.get(now) {
+                let is_frequent = faults >= FAULTS_TO_OPEN && faults >= self.successes.get(now);
+                if is_frequent || self.faults_in_a_row >= FAULTS_TO_OPEN {
                     self.open(FIRST_PAUSE, now);
                 }
             }
-            (State::HalfOpen { pause, .. }, Passage::Probe, EngineResult::Fault) => {
-                self.open((pause * 2).min(MAX_PAUSE), now);
-            }
-            (State::HalfOpen { .. }, Passage::Probe, EngineResult::Works) => {
-                *self = Self::new(now);
-            }
+            (
+                State::HalfOpen {
+                    probe: Some(current),
+                    pause,
+                },
+                Passage::Probe(since),
+                result,
+            ) if since == current => match result {
+                EngineResult::Fault => self.open((pause * 2).min(MAX_PAUSE), now),
+                EngineResult::Works => *self = Self::new(now),
+            },
             // A request from before the breaker opened says nothing about the engine now.
             (State::Open { .. } | State::HalfOpen { .. }, _, _) => {}
         }
     }
 
-    /// Records that a probe has ended without a result, for example because its client has left.
-    pub(in crate::cluster) fn abandon_probe(&mut self) {
-        if let State::HalfOpen { has_probe, .. } = &mut self.state {
-            *has_probe = false;
+    /// Records that the probe of this time has ended without a result, for example because its client has left.
+    pub(in crate::cluster) fn abandon_probe(&mut self, since: Instant) {
+        if let State::HalfOpen { probe, .. } = &mut self.state
+            && *probe == Some(since)
+        {
+            *probe = None;
         }
     }
 
@@ -190,19 +207,28 @@ mod tests {
     }
 
     #[test]
-    fn five_faults_open_it_unless_most_requests_succeed() {
+    fn five_faults_open_it_in_a_row_or_if_there_are_fewer_successes() {
         let now = Instant::now();
         let mut breaker = Breaker::new(now);
-        fail(&mut breaker, now, 4);
-        assert_eq!(breaker.pass(now), Passage::Pass);
-        for _ in 0..20 {
+        for _ in 0..100 {
             breaker.record(Passage::Pass, EngineResult::Works, now);
         }
-        fail(&mut breaker, now, 15);
-        assert_eq!(breaker.pass(now), Passage::Pass, "19 faults, 20 successes");
+        fail(&mut breaker, now, 4);
+        breaker.record(Passage::Pass, EngineResult::Works, now);
+        fail(&mut breaker, now, 4);
+        assert_eq!(breaker.pass(now), Passage::Pass, "most requests succeed");
         fail(&mut breaker, now, 1);
         let until = now + Duration::from_secs(1);
-        assert_eq!(breaker.pass(now), Passage::Refused(until));
+        assert_eq!(breaker.pass(now), Passage::Refused(until), "five in a row");
+
+        let mut breaker = Breaker::new(now);
+        for _ in 0..4 {
+            breaker.record(Passage::Pass, EngineResult::Works, now);
+            fail(&mut breaker, now, 1);
+        }
+        assert_eq!(breaker.pass(now), Passage::Pass);
+        fail(&mut breaker, now, 1);
+        assert_eq!(breaker.state(), BreakerState::Open);
     }
 
     #[test]
@@ -219,16 +245,16 @@ mod tests {
         let now = Instant::now();
         let mut breaker = open_breaker(now);
         let second = now + Duration::from_secs(1);
-        assert_eq!(breaker.pass(second), Passage::Probe);
+        assert_eq!(breaker.pass(second), Passage::Probe(second));
         assert!(matches!(breaker.pass(second), Passage::Refused(_)));
-        breaker.record(Passage::Probe, EngineResult::Fault, second);
+        breaker.record(Passage::Probe(second), EngineResult::Fault, second);
         assert_eq!(
             breaker.pass(second),
             Passage::Refused(second + Duration::from_secs(2))
         );
         let third = second + Duration::from_secs(2);
-        assert_eq!(breaker.pass(third), Passage::Probe);
-        breaker.record(Passage::Probe, EngineResult::Works, third);
+        assert_eq!(breaker.pass(third), Passage::Probe(third));
+        breaker.record(Passage::Probe(third), EngineResult::Works, third);
         assert_eq!(breaker.pass(third), Passage::Pass);
         fail(&mut breaker, third, 4);
         assert_eq!(breaker.state(), BreakerState::Closed, "it starts afresh");
@@ -240,8 +266,8 @@ mod tests {
         let mut breaker = open_breaker(now);
         for _ in 0..10 {
             now += MAX_PAUSE;
-            assert_eq!(breaker.pass(now), Passage::Probe);
-            breaker.record(Passage::Probe, EngineResult::Fault, now);
+            assert_eq!(breaker.pass(now), Passage::Probe(now));
+            breaker.record(Passage::Probe(now), EngineResult::Fault, now);
         }
     }
 
@@ -250,9 +276,24 @@ mod tests {
         let now = Instant::now();
         let mut breaker = open_breaker(now);
         let later = now + Duration::from_secs(1);
-        assert_eq!(breaker.pass(later), Passage::Probe);
-        breaker.abandon_probe();
-        assert_eq!(breaker.pass(later), Passage::Probe);
+        assert_eq!(breaker.pass(later), Passage::Probe(later));
+        breaker.abandon_probe(later);
+        assert_eq!(breaker.pass(later), Passage::Probe(later));
+    }
+
+    #[test]
+    fn a_probe_that_hangs_is_followed_by_another_and_its_late_result_ignored() {
+        let now = Instant::now();
+        let mut breaker = open_breaker(now);
+        let hanging = now + Duration::from_secs(1);
+        assert_eq!(breaker.pass(hanging), Passage::Probe(hanging));
+        let next = hanging + MAX_PAUSE;
+        assert_eq!(breaker.pass(next), Passage::Probe(next));
+        breaker.record(Passage::Probe(hanging), EngineResult::Fault, next);
+        breaker.abandon_probe(hanging);
+        assert!(matches!(breaker.pass(next), Passage::Refused(_)));
+        breaker.record(Passage::Probe(next), EngineResult::Works, next);
+        assert_eq!(breaker.state(), BreakerState::Closed);
     }
 
     #[test]
@@ -262,7 +303,7 @@ mod tests {
         breaker.record(Passage::Pass, EngineResult::Works, now);
         assert_eq!(breaker.state(), BreakerState::Open);
         let later = now + Duration::from_secs(1);
-        assert_eq!(breaker.pass(later), Passage::Probe);
+        assert_eq!(breaker.pass(later), Passage::Probe(later));
         breaker.record(Passage::Pass, EngineResult::Fault, later);
         assert_eq!(breaker.state(), BreakerState::HalfOpen);
     }

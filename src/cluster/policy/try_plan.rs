@@ -56,6 +56,8 @@ pub(in crate::cluster) struct TargetView {
     pub(in crate::cluster) is_busy: bool,
     /// True if it runs as many requests as its route allows. A request for it waits in the queue of the route.
     pub(in crate::cluster) is_saturated: bool,
+    /// True if its engine failed a moment ago.
+    pub(in crate::cluster) has_recent_fault: bool,
     pub(in crate::cluster) load: WeightedLoad,
 }
 
@@ -185,6 +187,11 @@ impl TryPlan {
         tries.not_before = Some(now + delay);
     }
 
+    /// Returns true if the target has failed before.
+    pub(in crate::cluster) fn has_failed(&self, target: usize) -> bool {
+        self.targets[target].failures > 0
+    }
+
     /// Excludes a target from further tries.
     pub(in crate::cluster) fn exclude(&mut self, target: usize) {
         self.targets[target].is_excluded = true;
@@ -204,7 +211,14 @@ impl TryPlan {
 /// Orders targets by preference: busy ones last, then by tier, then by free capacity and load. A fallback is not
 /// preferred to a queue.
 fn compare(one: &TargetView, other: &TargetView) -> Ordering {
-    let rank = |view: &TargetView| (view.is_busy, view.tier, view.is_saturated);
+    let rank = |view: &TargetView| {
+        (
+            view.is_busy,
+            view.tier,
+            view.is_saturated,
+            view.has_recent_fault,
+        )
+    };
     let by_rank = rank(one).cmp(&rank(other));
     by_rank.then_with(|| one.load.cmp(&other.load))
 }
@@ -219,6 +233,7 @@ mod tests {
         is_blocked: false,
         is_busy: false,
         is_saturated: false,
+        has_recent_fault: false,
         load: WeightedLoad {
             tokens: 0,
             weight: 1,
@@ -375,6 +390,16 @@ mod tests {
         let case = Case::new(&[down, loaded(9)]);
         assert!(!case.plan.has_alternative(1, &case.views));
         assert!(case.plan.has_alternative(0, &case.views));
+    }
+
+    #[test]
+    fn a_target_that_failed_a_moment_ago_comes_after_its_equals_but_before_fallbacks() {
+        let failed = TargetView {
+            has_recent_fault: true,
+            ..UP
+        };
+        assert_eq!(Case::new(&[failed, loaded(9)]).next(), NextTry::Send(1));
+        assert_eq!(Case::new(&[failed, fallback()]).next(), NextTry::Send(0));
     }
 
     #[test]

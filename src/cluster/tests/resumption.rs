@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::error::ErrorKind;
-use crate::proto::v1::completion_request::Input;
 use crate::tokens::{Timestamps, TokenBatch};
 
 type Item = Result<v1::CompletionEvent, Status>;
