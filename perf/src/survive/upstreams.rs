@@ -66,6 +66,8 @@ struct Counts {
     tokens: u64,
     /// Streams that could not be continued, and that ended with exactly one error.
     failed_rightly: u64,
+    /// Streams that could not be continued, and that were refused while the engine's breaker was open.
+    refused: u64,
     faults: Vec<String>,
     missed: StoryFaults,
     resumptions: u64,
@@ -119,7 +121,7 @@ pub(super) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult
     }
     let counts = counts.borrow();
     counts.write(seed, out)?;
-    let has_passed = counts.faults.is_empty() && counts.whole > 0;
+    let has_passed = counts.faults.is_empty() && counts.whole > 0 && counts.failed_rightly > 0;
     Ok(Verdict::from_report(has_passed))
 }
 
@@ -151,7 +153,7 @@ impl Gateway {
         gateway.routes = vec![
             route(MODEL, &urls, TRIES),
             route(IDS_MODEL, &urls[..WITH_IDS], TRIES),
-            route(NO_IDS_MODEL, &urls[WITH_IDS..], 3),
+            route(NO_IDS_MODEL, &urls[WITH_IDS..], 2),
         ];
         gateway.engines = urls;
         gateway.vllm_engines = WITH_IDS;
@@ -202,7 +204,14 @@ impl Turn {
         };
         let url = &urls[usize::from(is_grpc)];
         let mut connection = Connection::open(url, self.format.protocol()).await?;
-        let mut stream = Stream::open(&mut connection, self.format, &completion).await?;
+        let mut stream = match Stream::open(&mut connection, self.format, &completion).await {
+            // The engine breaks off all of these streams, which may open its breaker.
+            Err(Fault::Refused(_)) if self.kind == Kind::NoRung => {
+                counts.borrow_mut().refused += 1;
+                return Ok(());
+            }
+            opened => opened?,
+        };
         let (mut received, mut indices) = (String::new(), 0..);
         let outcome = stream.read_to_end(|event, _| {
             let Event::Token(token) = event else {
@@ -283,10 +292,11 @@ impl Counts {
             .map(|(method, count)| format!("{method} {count}"));
         writeln!(
             out,
-            "seed {seed}: {} whole streams and {} that could not be continued, {} tokens; lost {lost}, repeated \
+            "seed {seed}: {} whole streams and {} that could not be continued ({} more refused), {} tokens; lost {lost}, repeated \
              {repeated}, wrong {wrong}; {} faults; {} resumptions (streams by their last method: {})",
             self.whole,
             self.failed_rightly,
+            self.refused,
             self.tokens,
             self.faults.len(),
             self.resumptions,
