@@ -603,7 +603,9 @@ async fn many_requests_at_once_survive_an_engine_that_fails_all_of_them() {
         // Both engines share the requests.
         let second_target = route.fallback.remove(0);
         route.targets.push(second_target);
-        let gateway = Setup::route(&[first.url(), second.url()], route).start().await;
+        let gateway = Setup::route(&[first.url(), second.url()], route)
+            .start()
+            .await;
         gateway.ready().await.expect("an engine is up");
         let requests = (0..100).map(|_| over_http(&gateway));
         let seen = futures_util::future::join_all(requests).await;

@@ -140,7 +140,7 @@ fn prompts() -> impl Iterator<Item = String> {
         "Once upon a time, in a village near the sea,",
         "A recipe for apple pie: first",
         "1, 2, 3, 4, 5,",
-        "Der Rhein flie\u{df}t durch",
+        "In Z\u{fc}rich there is a",
     ];
     starts.into_iter().cycle().map(str::to_owned).take(STREAMS)
 }

@@ -37,7 +37,7 @@ const PROMPTS: [&str; 4] = [
     "The capital of France is",
     "Once upon a time, in a village near the sea,",
     "A recipe for apple pie: first",
-    "Der Rhein flie\u{df}t durch",
+    "In Z\u{fc}rich there is a",
 ];
 
 /// A running vLLM.

@@ -293,7 +293,10 @@ mod tests {
         });
         let mut seam = Seam::replaying(&delivered);
         let text = tokens(0, &[(1, "yes")], false);
-        assert_eq!(join(&mut seam, &delivered, text), Err(SeamError::DifferentText));
+        assert_eq!(
+            join(&mut seam, &delivered, text),
+            Err(SeamError::DifferentText)
+        );
     }
 
     #[test]

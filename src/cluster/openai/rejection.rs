@@ -263,7 +263,7 @@ mod tests {
             ("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT", Some(0.0)),
             (
                 "retry-after",
-                "Fri, 31 Dec 2199 23:59:59 GMT",
+                "Tue, 31 Dec 2199 23:59:59 GMT",
                 Some(3_600.0),
             ),
             ("retry-after", "soon", None),

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::recent_count::RecentCount;
 
-/// Number of faults that opens the breaker: in a row, or within ten seconds if there are at least as many faults as
+/// Number of faults within ten seconds that opens the breaker: in a row, or if there are at least as many faults as
 /// successes.
 const FAULTS_TO_OPEN: u32 = 5;
 /// Time for which the breaker stays open the first time. It doubles with each probe that fails.
@@ -150,8 +150,9 @@ impl Breaker {
                 self.faults.add(now);
                 self.faults_in_a_row += 1;
                 let faults = self.faults.get(now);
-                let is_frequent = faults >= FAULTS_TO_OPEN && faults >= self.successes.get(now);
-                if is_frequent || self.faults_in_a_row >= FAULTS_TO_OPEN {
+                let prevail =
+                    faults >= self.successes.get(now) || self.faults_in_a_row >= FAULTS_TO_OPEN;
+                if faults >= FAULTS_TO_OPEN && prevail {
                     self.open(FIRST_PAUSE, now);
                 }
             }

@@ -11,8 +11,8 @@ const REQUESTS_PER_RETRY: u32 = 5;
 
 /// The retry budget of a gateway.
 ///
-/// Sending a request again to an engine that did nothing for it, because it could not be reached, takes nothing from
-/// the budget. Resuming a stream takes nothing either: the work moves from one engine to another, and the resumption
+/// Only a retry on a target that has failed the same request takes from the budget. Sending it to another target for the
+/// first time moves the work. Sending it again to an engine that could not be reached costs nothing either. Resuming a stream takes nothing either: the work moves from one engine to another, and the resumption
 /// counts as a request.
 #[derive(Debug)]
 pub(in crate::cluster) struct RetryBudget {
