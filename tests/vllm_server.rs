@@ -109,7 +109,10 @@ async fn gateway(urls: &[String]) -> TestServer {
         target.engine = number.to_string().into();
         route.targets.push(target);
     }
-    let gateway = Setup::route(urls, route).start().await;
+    let mut setup = Setup::route(urls, route);
+    // Two servers and forty streams share few cores.
+    setup.parts.request_timeout = Duration::from_secs(600);
+    let gateway = setup.start().await;
     gateway.ready().await.expect("an engine is up");
     gateway
 }

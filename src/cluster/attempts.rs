@@ -126,6 +126,7 @@ impl Attempts {
         let failure = failure.after_first_token();
         let fault = failure.fault();
         self.plan.record_failure(target, fault, Instant::now());
+        self.plan.wait_for_breakers(Instant::now());
         self.is_interrupted = true;
         self.failure = Some(failure);
         // The rest of the completion is one more request to an engine, which may have to be retried like the first.
@@ -197,7 +198,7 @@ impl Attempts {
 
     fn final_failure(&mut self, views: &[TargetView]) -> Failure {
         self.failure.take().unwrap_or_else(|| {
-            let is_blocked = views.iter().any(|view| view.is_blocked);
+            let is_blocked = views.iter().any(|view| view.blocked_until.is_some());
             let message = match is_blocked {
                 true => "The model's engines failed too often. Try again in a few seconds.",
                 false => "There is no engine for the model.",

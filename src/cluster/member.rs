@@ -42,6 +42,7 @@ pub(super) struct EnginePass {
     since: Instant,
     /// True once the result of the try is recorded, so that a probe has ended.
     has_result: bool,
+    has_first_token: bool,
 }
 
 impl Member {
@@ -65,9 +66,9 @@ impl Member {
         self.upstream.health().borrow().is_up()
     }
 
-    /// Returns true if the breaker lets no request pass now.
-    pub(super) fn is_blocked(&self, now: Instant) -> bool {
-        self.state().breaker.blocked_until(now).is_some()
+    /// Returns the time until which the breaker lets no request pass. `None` if one may pass now.
+    pub(super) fn blocked_until(&self, now: Instant) -> Option<Instant> {
+        self.state().breaker.blocked_until(now)
     }
 
     /// Returns true if the engine answered a moment ago that it is busy.
@@ -96,6 +97,7 @@ impl Member {
                 passage,
                 since: Instant::now(),
                 has_result: false,
+                has_first_token: false,
             }),
         }
     }
@@ -143,6 +145,7 @@ impl EnginePass {
     pub(super) fn record_first_token(&mut self) {
         let telemetry = &self.member.telemetry;
         telemetry.count_engine_try(&self.member.name, Ok(()));
+        self.has_first_token = true;
         self.member.state().last_first_token = Some(Instant::now());
         self.record(EngineResult::Works);
     }
@@ -161,7 +164,10 @@ impl EnginePass {
             self.record(EngineResult::Works);
         } else if !is_clients && !self.is_only_slow(failure) {
             member.state().last_fault = Some(Instant::now());
-            self.record(EngineResult::Fault);
+            self.record(match self.has_first_token {
+                true => EngineResult::Cut,
+                false => EngineResult::Fault,
+            });
         }
     }
 

@@ -188,7 +188,7 @@ impl Route {
         let tier = self.targets[target].tier;
         let now = Instant::now();
         let others = self.targets.iter().enumerate().filter(|(at, other)| {
-            let is_usable = other.member.is_up() && !other.member.is_blocked(now);
+            let is_usable = other.member.is_up() && other.member.blocked_until(now).is_none();
             *at == target || other.tier == tier && is_usable
         });
         let waits = others.filter_map(|(at, other)| {
@@ -241,7 +241,7 @@ impl Target {
         TargetView {
             tier: self.tier,
             is_down: !self.member.is_up(),
-            is_blocked: self.member.is_blocked(now),
+            blocked_until: self.member.blocked_until(now),
             is_busy: self.member.is_busy(now),
             is_saturated: self.is_saturated(),
             has_recent_fault: self.member.has_recent_fault(now),

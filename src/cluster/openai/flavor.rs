@@ -53,7 +53,8 @@ impl Flavor {
     /// Recognizes a server by the `owned_by` of its models.
     pub(super) fn from_owner(owner: &str) -> Self {
         match owner {
-            "vllm" => Self::Vllm,
+            // The frontend in Rust calls itself `vllm-frontend-rs`.
+            _ if owner.starts_with("vllm") => Self::Vllm,
             "llamacpp" => Self::LlamaCpp,
             _ => Self::Other,
         }

@@ -155,6 +155,8 @@ mod tests {
             (&*vllm.models[0].name, vllm.models[0].context_length),
             ("a", 64)
         );
+        let frontend = facts(&json!([{"id": "a", "owned_by": "vllm-frontend-rs"}]));
+        assert_eq!(frontend.flavor, Flavor::Vllm);
         let llama = json!([{"id": "b", "owned_by": "llamacpp", "meta": {"n_ctx_train": 2048}}]);
         let llama = facts(&llama);
         assert_eq!(

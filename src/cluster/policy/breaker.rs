@@ -71,8 +71,11 @@ pub(in crate::cluster) enum Passage {
 pub(in crate::cluster) enum EngineResult {
     /// The engine works: it sent a token, or it rejected the request for a reason of its own.
     Works,
-    /// The engine failed.
+    /// The engine failed before its first token.
     Fault,
+    /// The engine failed after its first token. Streams that run at the same time often break together, so they do not
+    /// count as faults in a row.
+    Cut,
 }
 
 impl BreakerState {
@@ -146,9 +149,9 @@ impl Breaker {
                 self.faults_in_a_row = 0;
                 self.successes.add(now);
             }
-            (State::Closed, _, EngineResult::Fault) => {
+            (State::Closed, _, EngineResult::Fault | EngineResult::Cut) => {
                 self.faults.add(now);
-                self.faults_in_a_row += 1;
+                self.faults_in_a_row += u32::from(result == EngineResult::Fault);
                 let faults = self.faults.get(now);
                 let prevail =
                     faults >= self.successes.get(now) || self.faults_in_a_row >= FAULTS_TO_OPEN;
@@ -164,7 +167,9 @@ impl Breaker {
                 Passage::Probe(since),
                 result,
             ) if since == current => match result {
-                EngineResult::Fault => self.open((pause * 2).min(MAX_PAUSE), now),
+                EngineResult::Fault | EngineResult::Cut => {
+                    self.open((pause * 2).min(MAX_PAUSE), now);
+                }
                 EngineResult::Works => *self = Self::new(now),
             },
             // A request from before the breaker opened says nothing about the engine now.
@@ -229,6 +234,21 @@ mod tests {
         }
         assert_eq!(breaker.pass(now), Passage::Pass);
         fail(&mut breaker, now, 1);
+        assert_eq!(breaker.state(), BreakerState::Open);
+    }
+
+    #[test]
+    fn streams_that_break_together_are_no_faults_in_a_row() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new(now);
+        for _ in 0..20 {
+            breaker.record(Passage::Pass, EngineResult::Works, now);
+        }
+        for _ in 0..19 {
+            breaker.record(Passage::Pass, EngineResult::Cut, now);
+        }
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        breaker.record(Passage::Pass, EngineResult::Cut, now);
         assert_eq!(breaker.state(), BreakerState::Open);
     }
 

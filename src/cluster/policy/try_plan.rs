@@ -30,6 +30,8 @@ pub(in crate::cluster) struct TryPlan {
     targets: Vec<TargetTries>,
     /// Target of the only retry of a fault that may have passed.
     retry: Option<usize>,
+    /// Time until which the request waits for a breaker, if no other target is left. `None` if it does not wait.
+    waits_for_breakers: Option<Instant>,
     has_ended: bool,
     random: SmallRng,
 }
@@ -41,6 +43,8 @@ struct TargetTries {
     /// Time before which the target is not tried again.
     not_before: Option<Instant>,
     is_excluded: bool,
+    /// True if the target was silent for too long. It is not tried again, even after progress.
+    was_silent: bool,
 }
 
 /// State of a target at the time of a decision.
@@ -50,8 +54,8 @@ pub(in crate::cluster) struct TargetView {
     pub(in crate::cluster) tier: usize,
     /// True if the health checks of its engine fail.
     pub(in crate::cluster) is_down: bool,
-    /// True if its breaker is open.
-    pub(in crate::cluster) is_blocked: bool,
+    /// Time until which its breaker is open. `None` if it is not.
+    pub(in crate::cluster) blocked_until: Option<Instant>,
     /// True if its engine has just answered that it is busy.
     pub(in crate::cluster) is_busy: bool,
     /// True if it runs as many requests as its route allows. A request for it waits in the queue of the route.
@@ -102,6 +106,7 @@ impl TryPlan {
             limit: tries,
             targets: vec![TargetTries::default(); targets],
             retry: None,
+            waits_for_breakers: None,
             has_ended: false,
             random: SmallRng::seed_from_u64(seed),
         }
@@ -117,7 +122,7 @@ impl TryPlan {
         if self.left == 0 || self.has_ended {
             return NextTry::GiveUp;
         }
-        let retried = self.retry.filter(|at| !views[*at].is_blocked);
+        let retried = self.retry.filter(|at| views[*at].blocked_until.is_none());
         let candidates = match retried {
             Some(at) => vec![at],
             None => self.candidates(views),
@@ -129,13 +134,26 @@ impl TryPlan {
         }
         match candidates.into_iter().map(ready_at).min() {
             Some(at) if at <= (now + MAX_WAIT).min(deadline) => NextTry::WaitUntil(at),
-            Some(_) | None => NextTry::GiveUp,
+            Some(_) => NextTry::GiveUp,
+            None => self.wait_for_breaker(views, deadline),
+        }
+    }
+
+    /// Waits for the first breaker that lets a request pass, if the request may.
+    fn wait_for_breaker(&self, views: &[TargetView], deadline: Instant) -> NextTry {
+        let targets = self.targets.iter().zip(views);
+        let usable = targets.filter(|(target, _)| !target.is_excluded);
+        let first = usable.filter_map(|(_, view)| view.blocked_until).min();
+        match (first, self.waits_for_breakers) {
+            (Some(first), Some(limit)) if first <= limit.min(deadline) => NextTry::WaitUntil(first),
+            (_, _) => NextTry::GiveUp,
         }
     }
 
     /// Returns the targets that may get the request, now or later.
     fn candidates(&self, views: &[TargetView]) -> Vec<usize> {
-        let usable = |at: &usize| !self.targets[*at].is_excluded && !views[*at].is_blocked;
+        let usable =
+            |at: &usize| !self.targets[*at].is_excluded && views[*at].blocked_until.is_none();
         let mut candidates: Vec<_> = (0..views.len()).filter(usable).collect();
         // The health checks are trusted, unless they say that everything is down.
         if views.iter().any(|view| !view.is_down) {
@@ -166,6 +184,7 @@ impl TryPlan {
             }
             Fault::NotServed | Fault::Unavailable | Fault::Silent => {
                 tries.is_excluded = true;
+                tries.was_silent |= fault == Fault::Silent;
                 return;
             }
             Fault::Unreachable if tries.failures >= MAX_UNREACHABLE => {
@@ -192,6 +211,12 @@ impl TryPlan {
         self.targets[target].failures > 0
     }
 
+    /// Lets the request wait for breakers, for some seconds from now on. A completion that the client has begun to read is
+    /// worth waiting for.
+    pub(in crate::cluster) fn wait_for_breakers(&mut self, now: Instant) {
+        self.waits_for_breakers = Some(now + MAX_WAIT);
+    }
+
     /// Excludes a target from further tries.
     pub(in crate::cluster) fn exclude(&mut self, target: usize) {
         self.targets[target].is_excluded = true;
@@ -204,6 +229,7 @@ impl TryPlan {
         for target in &mut self.targets {
             target.failures = 0;
             target.not_before = None;
+            target.is_excluded = target.was_silent;
         }
     }
 }
@@ -230,7 +256,7 @@ mod tests {
     const UP: TargetView = TargetView {
         tier: 0,
         is_down: false,
-        is_blocked: false,
+        blocked_until: None,
         is_busy: false,
         is_saturated: false,
         has_recent_fault: false,
@@ -344,6 +370,16 @@ mod tests {
     }
 
     #[test]
+    fn progress_gives_an_unavailable_target_another_chance_but_not_a_silent_one() {
+        let mut case = Case::new(&[UP, fallback()]);
+        case.fail(0, Fault::Unavailable);
+        case.plan.record_progress();
+        case.fail(0, Fault::Silent);
+        case.plan.record_progress();
+        assert_eq!(case.next(), NextTry::Send(1));
+    }
+
+    #[test]
     fn an_unreachable_target_costs_no_try_and_is_tried_twice() {
         let mut case = Case::new(&[UP, loaded(1), loaded(2), loaded(3), loaded(4)]);
         for target in 0..5 {
@@ -404,12 +440,27 @@ mod tests {
 
     #[test]
     fn an_open_breaker_blocks_a_target_even_if_it_is_the_only_one() {
-        let blocked = TargetView {
-            is_blocked: true,
-            ..UP
-        };
-        assert_eq!(Case::new(&[blocked, fallback()]).next(), NextTry::Send(1));
-        assert_eq!(Case::new(&[blocked]).next(), NextTry::GiveUp);
+        let (case, _) = blocked_case(&[fallback()]);
+        assert_eq!(case.next(), NextTry::Send(1));
+        let (case, _) = blocked_case(&[]);
+        assert_eq!(case.next(), NextTry::GiveUp);
+    }
+
+    #[test]
+    fn a_completion_under_way_waits_for_a_breaker() {
+        let (mut case, until) = blocked_case(&[]);
+        case.plan.wait_for_breakers(case.now);
+        assert_eq!(case.next(), NextTry::WaitUntil(until));
+        case.views[0].blocked_until = Some(case.now + MAX_WAIT + Duration::from_secs(1));
+        assert_eq!(case.next(), NextTry::GiveUp);
+    }
+
+    /// Returns a case whose first target has an open breaker, and the time until which it is open.
+    fn blocked_case(others: &[TargetView]) -> (Case, Instant) {
+        let mut case = Case::new(&[&[UP], others].concat());
+        let until = case.now + Duration::from_secs(2);
+        case.views[0].blocked_until = Some(until);
+        (case, until)
     }
 
     #[test]
