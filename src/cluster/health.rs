@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::selection::has_name;
 use super::spec::EngineSpec;
 use crate::backoff::BackoffPolicy;
+use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 
 /// Delays between health checks of an engine that is down. The maximum is short, because requests for the engine's
@@ -49,6 +51,28 @@ impl Health {
             availability: Availability::Up,
             models: Vec::new(),
         }
+    }
+
+    /// Returns the model with this name or alias, or the only model if the name is empty. `None` if the models are not
+    /// known yet.
+    ///
+    /// # Errors
+    /// The upstream does not have the model, or the name is empty and there are several models.
+    pub(super) fn find_model(&self, name: &str) -> Result<Option<v1::Model>, Error> {
+        let found = match (name, &self.models[..]) {
+            (_, []) => return Ok(None),
+            ("", [only]) => Some(only),
+            ("", _) => {
+                let message = "`model` is required: the engine has several models.";
+                return Err(Error::new(ErrorKind::MissingParameter, message).with_param("model"));
+            }
+            (name, models) => models.iter().find(|model| has_name(model, name)),
+        };
+        let missing = || {
+            let message = format!("There is no model '{name}'.");
+            Error::new(ErrorKind::ModelNotFound, message).with_param("model")
+        };
+        found.cloned().map(Some).ok_or_else(missing)
     }
 
     /// Returns true unless the upstream is known to be unavailable.

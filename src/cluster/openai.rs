@@ -14,7 +14,6 @@ use tonic::{Request, Status};
 use super::failure::Failure;
 use super::health::{Health, HealthPublisher};
 use super::ladder::Abilities;
-use super::selection::has_name;
 use super::spec::EngineSpec;
 use super::upstream::{BoxedEventStream, ContinuesMessage, Upstream};
 use crate::context::RequestContext;
@@ -113,27 +112,9 @@ impl OpenAiUpstream {
         }
     }
 
-    /// Returns the model with this name or alias, or the only model if the name is empty. `None` if the engine has not
-    /// listed its models yet.
+    /// Returns the model with this name or alias. `None` if the engine has not listed its models yet.
     fn find_model(&self, name: &str) -> Result<Option<v1::Model>, Error> {
-        let health = self.health.borrow();
-        let mut models = health.models.iter();
-        let found = match (name, &health.models[..]) {
-            (_, []) => return Ok(None),
-            ("", [only]) => Some(only),
-            ("", _) => {
-                let message = "`model` is required: the engine has several models.";
-                return Err(Error::new(ErrorKind::MissingParameter, message).with_param("model"));
-            }
-            _ => models.find(|model| has_name(model, name)),
-        };
-        match found {
-            Some(model) => Ok(Some(model.clone())),
-            None => {
-                let message = format!("There is no model '{name}'.");
-                Err(Error::new(ErrorKind::ModelNotFound, message).with_param("model"))
-            }
-        }
+        self.health.borrow().find_model(name)
     }
 }
 

@@ -16,7 +16,6 @@ use super::ladder::Abilities;
 use super::remote::connections::{Connections, connect, with_options};
 use super::remote::read_ahead;
 use super::remote::watch_health::HealthWatch;
-use super::selection::has_name;
 use super::spec::EngineSpec;
 use super::upstream::{BoxedEventStream, Upstream};
 use crate::context::RequestContext;
@@ -81,18 +80,9 @@ impl VllmUpstream {
         }
     }
 
-    /// Returns the engine's model, if it has this name or alias or if the name is empty. `None` if the engine has not
-    /// reported its model yet.
+    /// Returns the model with this name or alias. `None` if the engine has not listed its models yet.
     fn find_model(&self, name: &str) -> Result<Option<v1::Model>, Error> {
-        let health = self.health.borrow();
-        match health.models.first() {
-            None => Ok(None),
-            Some(model) if name.is_empty() || has_name(model, name) => Ok(Some(model.clone())),
-            Some(_) => {
-                let message = format!("There is no model '{name}'.");
-                Err(Error::new(ErrorKind::ModelNotFound, message).with_param("model"))
-            }
-        }
+        self.health.borrow().find_model(name)
     }
 }
 
