@@ -176,8 +176,8 @@ def usage_of_whole(played: Played) -> str | None:
     return None if tokens == len(WORDS) else f"usage says {tokens} completion tokens, not 8"
 
 
-def apart(seconds: float) -> Rule:
-    """A busy engine is not tried twice within so many seconds."""
+def busy_pause(seconds: float) -> Rule:
+    """The gateway pauses at least this long between two tries on a busy engine."""
 
     def rule(played: Played) -> str | None:
         tries = [pair for engine in (played.a, played.b) for pair in pairwise(engine)]

@@ -13,9 +13,9 @@ from .judge import (
     Rejected,
     Verdict,
     Whole,
-    apart,
     at_most,
     at_once,
+    busy_pause,
     from_b,
     no_unknown_event,
     with_retry_after,
@@ -84,33 +84,33 @@ def _raw(data: bytes, *end: Step) -> Script:
 
 
 BUSY_ROWS = (
-    Fault("429 once, `Retry-After: 2`", first(1, BUSY_WITH_DELAY), Whole((apart(2),))),
-    Fault("429 once, no header", first(1, BUSY), Whole((apart(1),))),
+    Fault("429 once, `Retry-After: 2`", first(1, BUSY_WITH_DELAY), Whole((busy_pause(2),))),
+    Fault("429 once, no header", first(1, BUSY), Whole((busy_pause(1),))),
     Fault(
         "429 once, `Retry-After: 2`, no other engine",
         first(1, BUSY_WITH_DELAY),
-        Whole((apart(2),)),
+        Whole((busy_pause(2),)),
         b=None,
     ),
     Fault(
         "429 once, `Retry-After` as a date, no other engine",
         busy_until_date,
-        Whole((apart(1.9),)),
+        Whole((busy_pause(1.9),)),
         b=None,
     ),
-    Fault("429 once, no header, no other engine", first(1, BUSY), Whole((apart(1),)), b=None),
-    Fault("429 always, `Retry-After: 2`", always(BUSY_WITH_DELAY), Whole((apart(2),))),
-    Fault("429 always, no header", always(BUSY), Whole((apart(1),))),
+    Fault("429 once, no header, no other engine", first(1, BUSY), Whole((busy_pause(1),)), b=None),
+    Fault("429 always, `Retry-After: 2`", always(BUSY_WITH_DELAY), Whole((busy_pause(2),))),
+    Fault("429 always, no header", always(BUSY), Whole((busy_pause(1),))),
     Fault(
         "429 always from both, `Retry-After: 2`",
         always(BUSY_WITH_DELAY),
-        Rejected(429, rules=(with_retry_after, apart(2))),
+        Rejected(429, rules=(with_retry_after, busy_pause(2))),
         b=always(BUSY_WITH_DELAY),
     ),
     Fault(
         "429 always from both, no header",
         always(BUSY),
-        Rejected(429, rules=(with_retry_after, apart(1))),
+        Rejected(429, rules=(with_retry_after, busy_pause(1))),
         b=always(BUSY),
     ),
 )

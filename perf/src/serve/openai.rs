@@ -196,7 +196,7 @@ impl Engine {
         let (tokens, end) = match EARLY.get(percent) {
             Some(end) => (0, *end),
             None => {
-                // The first token may only repeat white space, and a try without a new token is a try in vain.
+                // The first token may only repeat white space. A try counts as failed until a new token arrives.
                 let least = body.max_tokens.min(2);
                 let tokens = random.random_range(least..=least.max(body.max_tokens / 3));
                 (tokens, LATE[random.random_range(..LATE.len())])

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ..client import Seen, Shape
 from ..engine import Received
-from ..judge import PASS, Demand, Grade, Played, Rejected, Whole, apart, at_most, from_b, judge
+from ..judge import PASS, Demand, Grade, Played, Rejected, Whole, at_most, busy_pause, from_b, judge
 from ..story import TEXT
 
 WHOLE = Seen(
@@ -36,7 +36,7 @@ class WholeText(unittest.TestCase):
 
     def test_a_broken_rule_makes_it_partial(self) -> None:
         busy = tries(0.0, 0.5)
-        self.assertEqual(grade(WHOLE, Whole((apart(1),)), busy), Grade.PARTIAL)
+        self.assertEqual(grade(WHOLE, Whole((busy_pause(1),)), busy), Grade.PARTIAL)
         self.assertEqual(grade(WHOLE, Whole((at_most(1),)), busy), Grade.PARTIAL)
         failed = replace(WHOLE, models=["m-a"])
         self.assertEqual(grade(failed, Whole((from_b,))), Grade.PARTIAL)
