@@ -14,7 +14,7 @@ use fleet::{ENGINE, INTERVAL, Peer, TOKENWAY};
 use crate::load::{ConnectionPlan, Load, LoadGenerator};
 use crate::overhead::Round;
 use crate::report::Machine;
-use crate::serve::openai::{FULL_SPEED, MODEL};
+use crate::serve::openai::{FULL_SPEED, MODEL, TOKENIZED};
 use crate::statistics::{Spread, count_to_f64};
 use crate::{CommandResult, Verdict};
 
@@ -49,13 +49,14 @@ pub(crate) struct Options {
     envoy: Option<PathBuf>,
 }
 
-/// One round of a server: paced streams, streams at full speed, and requests with long prompts.
-type Turn = [Round; 3];
+/// One round of a server: paced streams, streams at full speed, requests with long prompts, and the same with an engine
+/// that tokenizes them.
+type Turn = [Round; 4];
 
 /// A figure of a round: its name, its number of decimals, and its value.
 type Figure = (&'static str, usize, fn(&Turn) -> Option<f64>);
 
-const FIGURES: [Figure; 7] = [
+const FIGURES: [Figure; 8] = [
     ("one-way p50 µs", 0, |of| Some(of[0].one_way_p50_us)),
     ("one-way p99 µs", 0, |of| Some(of[0].one_way_p99_us)),
     ("CPU µs/token, paced", 1, |of| of[0].cpu_us_per_token),
@@ -69,6 +70,9 @@ const FIGURES: [Figure; 7] = [
     ("requests/s, 470 KB prompts", 0, |of| {
         Some(of[2].rates.requests_per_second)
     }),
+    ("requests/s, tokenized", 1, |of| {
+        Some(of[3].rates.requests_per_second)
+    }),
 ];
 /// Position of the only figure of which the engine's share is left out: a gateway adds to the engine's latency.
 const ADDED: usize = 0;
@@ -81,14 +85,15 @@ enum Limit {
     Most(f64),
 }
 
-const TARGETS: [Target; 7] = [
+const TARGETS: [Target; 8] = [
     Target(ADDED, "SMG", Limit::Most(0.8)),
     Target(ADDED, "Envoy", Limit::Most(1.0)),
     Target(2, "SMG", Limit::Most(1.0)),
     Target(3, "SMG", Limit::Least(1.1)),
     Target(4, "SMG", Limit::Most(1.0)),
     Target(5, "SMG", Limit::Most(0.4)),
-    Target(6, ENGINE, Limit::Least(0.9)),
+    Target(6, "SMG", Limit::Least(1.1)),
+    Target(7, ENGINE, Limit::Least(0.9)),
 ];
 
 /// A server and its rounds.
@@ -105,7 +110,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult
     let count = results.len();
     let loads = loads(options.seconds);
     // Long prompts come last, because they leave a process with more memory.
-    for which in [0..2, 2..3] {
+    for which in [0..2, 2..4] {
         for round in 0..rounds {
             // Each server is the first of a round in turn.
             for at in (0..count).map(|at| (at + round) % count) {
@@ -138,7 +143,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult
 }
 
 /// Returns the loads of a turn.
-fn loads(seconds: u32) -> [Load; 3] {
+fn loads(seconds: u32) -> [Load; 4] {
     let paced = Load {
         tokens: seconds * 100,
         spread: INTERVAL,
@@ -153,14 +158,20 @@ fn loads(seconds: u32) -> [Load; 3] {
         ..paced.clone()
     };
     let lines = "The quick brown fox jumps over the lazy dog, and the dog sleeps on \"as ever\".\n";
+    let prompt = |first_line| format!("{first_line}\n{}", lines.repeat(PROMPT_LINES));
     let long = Load {
         streams: LONG_PROMPTS,
-        requests: seconds * 5,
+        requests: seconds * 25,
         tokens: 1,
-        prompt: Some(format!("{FULL_SPEED}\n{}", lines.repeat(PROMPT_LINES)).into()),
+        prompt: Some(prompt(FULL_SPEED).into()),
         ..full.clone()
     };
-    [paced, full, long]
+    let tokenized = Load {
+        requests: seconds,
+        prompt: Some(prompt(TOKENIZED).into()),
+        ..long.clone()
+    };
+    [paced, full, long, tokenized]
 }
 
 /// Puts a load on a server, after a short warm-up.

@@ -13,7 +13,7 @@ fn the_gateway_is_compared_with_the_engine_alone() {
     let rows = [
         "| engine alone |",
         "| Tokenway |",
-        "prompts, of engine alone |",
+        "tokenized, of engine alone |",
     ];
     for row in rows {
         let line = ran.out.lines().find(|line| line.contains(row)).expect(row);

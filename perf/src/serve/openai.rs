@@ -26,6 +26,8 @@ use crate::timestamps::TEXT_STAMP;
 pub(crate) const MODEL: &str = "story";
 /// Start of the first line of a prompt whose completion is not paced.
 pub(crate) const FULL_SPEED: &str = "At full speed";
+/// Start of such a line, if the engine also counts the prompt's tokens, as every real engine does.
+pub(crate) const TOKENIZED: &str = "At full speed, after the tokenizer";
 /// Share of the requests that fail. One percent each fail in one of the early ways, before the response.
 /// More faults than successes would open the breakers of a gateway.
 const FAULTY_PERCENT: usize = 75;
@@ -46,8 +48,8 @@ const FULL_SPEED_BATCH: u32 = 256;
 pub(crate) struct Script {
     /// Seed of the faults. `None` for an engine without faults.
     pub(crate) seed: Option<u64>,
-    /// True if some of the faults are silences.
-    pub(crate) stalls: bool,
+    /// True if some requests get no token at all, without an end.
+    pub(crate) is_silent: bool,
     /// True if the tokens are those of the test runner, each followed by its emission time.
     pub(crate) stamps: bool,
     /// Number of tokens that share a chunk if they are ready at the same time.
@@ -101,6 +103,18 @@ struct Message {
     content: String,
 }
 
+impl RequestBody<'_> {
+    /// Returns the number of tokens of a prompt that the engine tokenizes, or 1.
+    fn count_prompt_tokens(&self) -> usize {
+        match &self.prompt {
+            Some(Prompt::Text(text)) if text.starts_with(TOKENIZED) => {
+                bpe_openai::cl100k_base().count(&**text)
+            }
+            Some(Prompt::Text(_) | Prompt::Ids(_)) | None => 1,
+        }
+    }
+}
+
 pub(super) async fn serve(listener: TcpListener, script: Script, device: Device) -> io::Result<()> {
     let random = StdRng::seed_from_u64(script.seed.unwrap_or_default());
     let engine = Arc::new(Engine {
@@ -147,6 +161,7 @@ impl Engine {
     /// Answers a completion. Returns true if the connection is kept.
     async fn complete(&self, socket: &mut TcpStream, body: &RequestBody<'_>) -> io::Result<bool> {
         let (tokens, end) = self.draw_end(body);
+        let prompt_tokens = body.count_prompt_tokens();
         let mut telling = self.telling(body);
         let mut out = Vec::new();
         if tokens > 0 {
@@ -158,7 +173,8 @@ impl Engine {
                 let mut event = Vec::new();
                 telling.push_event(&mut event, "", "\"length\"");
                 push_chunk(&mut out, &event);
-                let usage = format!(r#"{{"prompt_tokens":1,"completion_tokens":{tokens}}}"#);
+                let usage =
+                    format!(r#"{{"prompt_tokens":{prompt_tokens},"completion_tokens":{tokens}}}"#);
                 let usage =
                     format!("data: {{\"choices\":[],\"usage\":{usage}}}\n\ndata: [DONE]\n\n");
                 push_chunk(&mut out, usage.as_bytes());
@@ -202,7 +218,7 @@ impl Engine {
                 (tokens, LATE[random.random_range(..LATE.len())])
             }
         };
-        let is_allowed = self.script.stalls || !matches!(end, End::Silence);
+        let is_allowed = self.script.is_silent || tokens > 0 || !matches!(end, End::Silence);
         (tokens, if is_allowed { end } else { End::Fin })
     }
 

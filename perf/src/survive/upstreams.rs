@@ -27,8 +27,8 @@ use crate::{CommandResult, Verdict};
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Number of times that the gateway sends a request that receives no token.
 const TRIES: u32 = 10;
-/// Number of engines, and number of those that report token ids. The first engine also falls silent. The gateway does
-/// not try a silent engine again, so the others must not.
+/// Number of engines, and number of those that report token ids. All of them may fall silent after a token. Only the
+/// first may do so before: the gateway does not ask such an engine again for the same request.
 const ENGINES: u64 = 3;
 const WITH_IDS: usize = 2;
 /// Model of the engines that report token ids, and model of the engine that reports none.
@@ -133,7 +133,7 @@ impl Gateway {
             let mut engine = serve::Options::new(Role::OpenAi, options.interval_ms, slots, slots);
             engine.script = Script {
                 seed: Some(seed.wrapping_add(number)),
-                stalls: number == 0,
+                is_silent: number == 0,
                 stamps: false,
                 tokens_per_chunk: 1,
             };
