@@ -73,7 +73,7 @@ use resilient_events::ResilientEvents;
 use route::{Route, RoutingTable};
 pub use spec::{ApiKey, ClusterSpec, EngineSpec, RoutePolicy, RouteSpec, ServerKind, TargetSpec};
 pub use upstream::BoxedEventStream;
-use upstream::Upstream;
+use upstream::{AddressedCompletion, Upstream};
 use via::GatewayId;
 pub(crate) use via::Via;
 use vllm::VllmUpstream;
@@ -297,7 +297,7 @@ async fn complete_locally(
     context: &CallContext,
 ) -> Result<CheckedEvents, Failure> {
     let checks = events::UpstreamChecks::new(&message);
-    let request = context.build_request(message, None);
+    let request = context.build_request(AddressedCompletion::unchanged(message), None);
     let Some(target) = route.targets.first() else {
         return Err(no_engine_failure());
     };

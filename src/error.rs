@@ -21,6 +21,8 @@ pub struct Error {
     pub param: Option<String>,
     /// The delay after which a retry may succeed.
     pub retry_after: Option<Duration>,
+    /// The HTTP status with which an engine rejected the request. `None` for the status of the kind.
+    pub(crate) engine_status: Option<StatusCode>,
 }
 
 impl Error {
@@ -31,7 +33,14 @@ impl Error {
             message: message.into(),
             param: None,
             retry_after: kind.mapping().retry_after,
+            engine_status: None,
         }
+    }
+
+    /// Returns the status of the HTTP response.
+    #[must_use]
+    pub fn http_status(&self) -> StatusCode {
+        self.engine_status.unwrap_or(self.kind.mapping().http)
     }
 
     /// Sets the request field that caused the error.

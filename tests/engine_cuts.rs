@@ -84,6 +84,15 @@ async fn a_stream_goes_on_at_its_own_engine_if_there_is_no_other() {
 }
 
 #[tokio::test]
+async fn a_stream_that_falls_silent_goes_on_at_its_own_engine_if_there_is_no_other() {
+    let silent = [Step::WaitForClose];
+    let engine = OpenAiEngine::start(move |received| story_until(received, 5, &silent)).await;
+    let gateway = gateway(&[&engine], impatient()).await;
+    assert_eq!(over_http(&gateway).await, whole_story(1));
+    assert_eq!(over_grpc(&gateway).await, whole_story(1));
+}
+
+#[tokio::test]
 async fn a_stream_that_no_engine_can_continue_ends_with_one_error() {
     let engine = OpenAiEngine::start(|received| match &*prompt_of(received) {
         "hi" => story_until(received, 2, &[Step::Rst]),

@@ -11,6 +11,7 @@ use support::program::{RunningProgram, llama_cpp_server};
 use support::{Setup, TestServer, grpc, model_path, route_with_fallbacks};
 use tokenway::cluster::RoutePolicy;
 use tokenway::proto::v1;
+use tokenway::proto::v1::completion_event::Event;
 use tokio::sync::Notify;
 
 const PROMPT: &str = "The capital of France is";
@@ -86,6 +87,40 @@ async fn a_completion_has_the_same_text_and_usage_as_directly_from_the_engine() 
     let over_grpc = grpc::collect(pair.gateway.stream(request).await).await;
     assert_eq!(over_grpc.texts(0).concat(), text);
     assert_eq!(over_grpc.usage().completion_tokens, 16);
+    let ids: Vec<_> = over_grpc.choices[0].tokens.iter().map(|it| it.id).collect();
+    let ids = json!({"tokens": ids}).to_string();
+    let (_, body) = post("/detokenize", ids).fetch(&pair.gateway).await;
+    assert_eq!(body.json()["prompt"], text);
+}
+
+#[tokio::test]
+async fn a_client_gets_the_rest_of_a_completion_after_the_ids_that_it_has() {
+    let pair = start().await;
+    let request = v1::CompletionRequest {
+        temperature: Some(0.0),
+        seed: Some(1),
+        ..grpc::request(PROMPT, 16)
+    };
+    let whole = grpc::collect(pair.gateway.stream(request.clone()).await).await;
+    let tokens = &whole.choices[0].tokens;
+    let resumed = v1::CompletionRequest {
+        resume: vec![v1::ResumedChoice {
+            choice: 0,
+            token_ids: tokens[..6].iter().map(|token| token.id).collect(),
+        }],
+        ..request
+    };
+    let mut stream = pair.gateway.stream(resumed).await;
+    let (mut rest, mut usage) = (Vec::new(), None);
+    while let Some(event) = stream.message().await.expect("the stream continues") {
+        match event.event.expect("the event has a known type") {
+            Event::Tokens(tokens) => rest.extend(tokens.tokens.iter().map(v1::Token::from)),
+            Event::Summary(summary) => usage = summary.usage,
+            Event::Started(_) | Event::Prompt(_) | Event::Chat(_) => {}
+        }
+    }
+    assert_eq!(rest, tokens[6..]);
+    assert_eq!(usage.expect("a summary").completion_tokens, 16);
 }
 
 #[tokio::test]
@@ -167,7 +202,11 @@ async fn text_over_http(gateway: &TestServer, prompt: &str, progress: &Notify) -
     while let Some(line) = response.read_json_line().await {
         assert!(line.get("error").is_none(), "{line}");
         text += line["choices"][0]["text"].as_str().unwrap_or_default();
-        resumptions += line["timings"]["resumptions"].as_u64().unwrap_or(0);
+        let timings = &line["timings"];
+        resumptions += timings["resumptions"].as_u64().unwrap_or(0);
+        if let Some(method) = timings["resumption_method"].as_str() {
+            assert_eq!(method, "token_ids");
+        }
         progress.notify_one();
     }
     (text, resumptions)

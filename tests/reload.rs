@@ -180,7 +180,9 @@ async fn keys_are_read_from_the_environment_and_from_files_at_each_reload() {
         complete(&gateway.http).await;
     }
     let received = engine.received().into_iter();
-    let keys: Vec<_> = received.filter_map(|it| it.authorization).collect();
+    let keys: Vec<_> = received
+        .filter_map(|it| it.header("authorization").map(str::to_owned))
+        .collect();
     assert_eq!(keys, ["Bearer sk-0", "Bearer sk-1", "Bearer sk-2"]);
     assert_eq!(gateway.running.interrupt().await, Some(0));
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::http::{BodyEnd, completion, expected_error, get, http_error, post, texts};
+use support::openai_engine::{OpenAiEngine, STORY, story};
 use support::vllm_engine::{Step, VllmEngine, ending, output, prompt, send, whole};
 use support::{Setup, TestServer, grpc};
 use tokenway::cluster::{ApiKey, EngineSpec};
@@ -307,6 +308,24 @@ async fn a_field_that_vllms_grpc_api_does_not_have_is_rejected_and_named() {
     let tokenize = post("/tokenize", json!({"prompt": "hi"}).to_string());
     assert_eq!(http_error(&gateway, tokenize).await.0, 404);
     assert!(engine.received().is_empty());
+}
+
+#[tokio::test]
+async fn a_chat_goes_to_an_engine_of_the_same_model_that_has_chats() {
+    let without_chats = VllmEngine::answering(whole(&["a"])).await;
+    let with_chats = OpenAiEngine::start(story).await;
+    let urls = [without_chats.url(), with_chats.url()];
+    let gateway = Setup::gateway_at(&urls).start().await;
+    gateway.ready().await.expect("an engine is up");
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}], "model": "m"}).to_string();
+    for _ in 0..2 {
+        let (_, body) = post("/v1/chat/completions", chat.clone())
+            .fetch(&gateway)
+            .await;
+        let content = &body.json()["choices"][0]["message"]["content"];
+        assert_eq!(content, &STORY.concat(), "{}", body.text);
+    }
+    assert!(without_chats.received().is_empty());
 }
 
 #[tokio::test]

@@ -22,6 +22,9 @@ use super::via::GatewayId;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 
+/// Extra time for an engine to report a passed deadline before the gateway does.
+const DEADLINE_GRACE: Duration = Duration::from_secs(1);
+
 /// The tries of one request.
 pub(super) struct Attempts {
     route: Arc<Route>,
@@ -113,6 +116,18 @@ impl Attempts {
         self.plan.record_progress();
         self.failure = None;
         self.is_interrupted = false;
+    }
+
+    /// Returns the time at which the gateway ends the request, if no engine has done so.
+    pub(super) fn deadline(&self) -> Instant {
+        let mut targets = self.route.targets.iter();
+        let is_reported = targets.any(|target| target.member.upstream.knows_deadline());
+        let grace = if is_reported {
+            DEADLINE_GRACE
+        } else {
+            Duration::ZERO
+        };
+        self.context.request.deadline() + grace
     }
 
     /// Returns true if another target could take over from this one.
@@ -223,16 +238,17 @@ impl Attempts {
         let outstanding = self.target(target).member.load.add(&self.message);
         let opening = self.call(target).open(delivered);
         let is_resumption = !is_empty;
-        let opening = async {
-            match self.first_token_limit(target, is_resumption) {
-                Some(limit) => {
-                    let opened = timeout_at(opened + limit, opening).await;
-                    opened.unwrap_or_else(|_| Err(Failure::silent()))
-                }
-                None => opening.await,
-            }
+        let limit = self.first_token_limit(target, is_resumption);
+        let silent_at = limit.map(|limit| opened + limit);
+        let silent_at = silent_at.filter(|at| *at < self.deadline());
+        let end = silent_at.unwrap_or_else(|| self.deadline());
+        let result = match timeout_at(end, opening).await {
+            Ok(result) => result,
+            Err(_) if silent_at.is_some() => Err(Failure::silent()),
+            // That says nothing about the engine.
+            Err(_) => return Err((target, Failure::deadline_exceeded())),
         };
-        match opening.await {
+        match result {
             Ok(Opened { events, seam, rung }) => Ok(OpenStream {
                 events,
                 seam,

@@ -1,6 +1,7 @@
 //! The context of a call to an upstream: the request that causes the call, and the gateways that the request has
 //! passed through.
 
+use http::HeaderMap;
 use tokio::time::Instant;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
@@ -22,9 +23,15 @@ impl CallContext {
     /// Creates the context of a call for a request that comes directly from a client.
     #[must_use]
     pub fn new(request: &RequestContext) -> Self {
+        Self::with_headers(request, &HeaderMap::new())
+    }
+
+    /// Creates the context of a call for a request with these HTTP headers.
+    #[must_use]
+    pub fn with_headers(request: &RequestContext, headers: &HeaderMap) -> Self {
         Self {
             request: request.clone(),
-            via: Via::default(),
+            via: Via::from_headers(headers),
         }
     }
 

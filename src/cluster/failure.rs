@@ -81,12 +81,11 @@ impl Failure {
     /// Returns the failure of a stream that broke after its first token.
     pub(super) fn after_first_token(self) -> Self {
         let fault = match self.fault {
-            Fault::Passing | Fault::Unreachable => Fault::Cut,
+            Fault::Passing | Fault::Unreachable | Fault::Silent => Fault::Cut,
             Fault::Request
             | Fault::NotServed
             | Fault::Busy(_)
             | Fault::Unavailable
-            | Fault::Silent
             | Fault::Cut => self.fault,
         };
         Self { fault, ..self }
@@ -107,6 +106,12 @@ impl Failure {
             fault: Fault::Silent,
             ..Error::new(ErrorKind::UpstreamError, message).into()
         }
+    }
+
+    /// Creates the failure of a request whose deadline has passed.
+    pub(super) fn deadline_exceeded() -> Self {
+        let message = "The request's deadline passed.";
+        Error::new(ErrorKind::DeadlineExceeded, message).into()
     }
 
     /// Converts the status that ended a running stream. A status without error details becomes an upstream error,

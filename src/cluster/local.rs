@@ -6,7 +6,7 @@ use tonic::{Request, Status};
 
 use super::failure::Failure;
 use super::health::Health;
-use super::upstream::{BoxedEventStream, Upstream};
+use super::upstream::{AddressedCompletion, BoxedEventStream, Upstream};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
 use crate::request::Parameter;
@@ -30,8 +30,9 @@ impl<I: Inference> LocalUpstream<I> {
 impl<I: Inference> Upstream for LocalUpstream<I> {
     async fn complete(
         &self,
-        request: Request<v1::CompletionRequest>,
+        request: Request<AddressedCompletion>,
     ) -> Result<BoxedEventStream, Failure> {
+        let request = request.map(AddressedCompletion::into_message);
         let events = self.service.complete(request).await;
         let events = events.map_err(|status| Failure::rejection(&status))?;
         Ok(Box::pin(events.into_inner()))

@@ -15,7 +15,8 @@ use super::failure::Failure;
 use super::health::{Health, HealthPublisher};
 use super::ladder::Abilities;
 use super::spec::EngineSpec;
-use super::upstream::{BoxedEventStream, ContinuesMessage, Upstream};
+use super::upstream::{AddressedCompletion, BoxedEventStream, Upstream};
+use super::via::Via;
 use crate::context::RequestContext;
 use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
@@ -41,8 +42,8 @@ mod watch_models;
 use client::EngineClient;
 use events::EngineEvents;
 use flavor::Flavor;
-use progress::RequestFacts;
-use request_body::{BodyFacts, EngineRequest};
+use progress::{RequestFacts, ResponseApi};
+use request_body::{Api, BodyFacts, EngineRequest};
 use tokenizer::EngineTokenizer;
 use watch_models::ModelWatch;
 
@@ -122,15 +123,20 @@ impl OpenAiUpstream {
 impl Upstream for OpenAiUpstream {
     async fn complete(
         &self,
-        request: Request<v1::CompletionRequest>,
+        request: Request<AddressedCompletion>,
     ) -> Result<BoxedEventStream, Failure> {
         let context = RequestContext::from_extensions(request.extensions())?;
-        let continues_message = request.extensions().get::<ContinuesMessage>().is_some();
-        let message = request.into_inner();
-        let model = self.find_model(&message.model)?;
-        let model = model.map_or(message.model.clone(), |model| model.name);
+        let (metadata, _, completion) = request.into_parts();
+        let AddressedCompletion {
+            message,
+            model,
+            seed,
+            continues_message,
+        } = completion;
+        let listed = self.find_model(&model)?;
+        let model = listed.map_or(model, |listed| listed.name);
         // The seed is sent even if the client sets none, so that the request can be repeated.
-        let seed = message.seed.unwrap_or_else(|| rand::random::<u32>().into());
+        let seed = seed.unwrap_or_else(|| rand::random::<u32>().into());
         let flavor = self.flavor();
         let facts = BodyFacts {
             model: &model,
@@ -139,24 +145,34 @@ impl Upstream for OpenAiUpstream {
             continues_message,
         };
         let engine_request = EngineRequest::new(&message, &facts)?;
-        let request = HttpRequest::post(self.client.uri(engine_request.path))
+        let (target, api) = match engine_request.api {
+            Api::Completions => (self.client.target("/completions"), ResponseApi::OpenAi),
+            Api::Chats => (self.client.target("/chat/completions"), ResponseApi::OpenAi),
+            Api::LlamaCpp => (
+                self.client.root_target("/completion"),
+                ResponseApi::LlamaCpp,
+            ),
+        };
+        let request = HttpRequest::post(target)
             .header(CONTENT_TYPE, "application/json")
             .header(ACCEPT, "text/event-stream")
             .header("x-request-id", &*context.id().0)
             .body(Full::from(engine_request.body));
-        let request = request.map_err(|_| Error::internal())?;
+        let mut request = request.map_err(|_| Error::internal())?;
+        Via::copy(&metadata, request.headers_mut());
         let response = self.client.send(request).await?;
         if !response.status().is_success() {
             return Err(rejection::read_rejection(response).await);
         }
         let facts = RequestFacts {
+            api,
             request_id: context.id().0.to_string(),
             model,
             choices: message.n.unwrap_or(1).min(MAX_CHOICES),
             seed,
             has_token_ids: engine_request.reports_token_ids,
             logprobs: message.logprobs,
-            echo: echoed_prompt(message),
+            echo: echoed_prompt(&message),
             arrived: Instant::now(),
         };
         let body = response.into_body();
@@ -227,9 +243,9 @@ impl Upstream for OpenAiUpstream {
 }
 
 /// Returns the prompt that the engine repeats, if the request asks for it.
-fn echoed_prompt(message: v1::CompletionRequest) -> Option<String> {
-    match message.input {
-        Some(Input::Prompt(prompt)) if message.echo => Some(prompt),
+fn echoed_prompt(message: &v1::CompletionRequest) -> Option<String> {
+    match &message.input {
+        Some(Input::Prompt(prompt)) if message.echo => Some(prompt.clone()),
         Some(Input::Prompt(_) | Input::PromptTokenIds(_) | Input::Chat(_)) | None => None,
     }
 }

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::health::{Health, HealthPublisher};
 use super::ladder::Abilities;
 use super::spec::EngineSpec;
-use super::upstream::{BoxedEventStream, Upstream};
+use super::upstream::{AddressedCompletion, BoxedEventStream, Upstream};
 use super::via::GatewayId;
 use crate::critical::CriticalTasks;
 use crate::proto::v1;
@@ -92,10 +92,11 @@ impl RemoteUpstream {
 impl Upstream for RemoteUpstream {
     async fn complete(
         &self,
-        request: Request<v1::CompletionRequest>,
+        request: Request<AddressedCompletion>,
     ) -> Result<BoxedEventStream, Failure> {
         let channel = self.connections.next();
         let mut client = InferenceClient::new(channel.clone());
+        let request = request.map(AddressedCompletion::into_message);
         let response = client.complete(request).await;
         let response = response.map_err(|status| Failure::rejection(&status))?;
         let events = response.into_inner();
@@ -142,6 +143,10 @@ impl Upstream for RemoteUpstream {
     }
 
     fn reports_start(&self) -> bool {
+        true
+    }
+
+    fn knows_deadline(&self) -> bool {
         true
     }
 

@@ -18,9 +18,6 @@ use crate::poll_on_wake::PollOnWake;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 
-/// Extra time for the engine to report a passed deadline before the gateway does.
-const DEADLINE_GRACE: Duration = Duration::from_secs(1);
-
 /// Time without reading after which the end of an engine's stream may be the client's fault.
 const UNREAD_TIME: Duration = Duration::from_secs(1);
 
@@ -88,9 +85,8 @@ enum Step {
 
 impl ResilientEvents {
     pub(super) fn new(stream: OpenStream, attempts: Attempts, delivered: Delivered) -> Self {
-        let deadline = attempts.context().request.deadline() + DEADLINE_GRACE;
         Self {
-            deadline: PollOnWake::new(Box::pin(sleep_until(deadline))),
+            deadline: PollOnWake::new(Box::pin(sleep_until(attempts.deadline()))),
             state: State::Open(Box::new(Running::new(stream, attempts))),
             delivered,
             started: None,
@@ -111,9 +107,7 @@ impl ResilientEvents {
         }
         ready!(self.deadline.poll(cx));
         self.state = State::Ended;
-        let message = "The request's deadline passed.";
-        let error = Error::new(ErrorKind::DeadlineExceeded, message);
-        Poll::Ready(Some(Err(error.into())))
+        Poll::Ready(Some(Err(Failure::deadline_exceeded())))
     }
 
     /// Polls the engine's stream, or the opening of the next stream.

@@ -1,5 +1,6 @@
 //! The calls of one target that open a stream for a request. This module must not know which target is tried.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -15,7 +16,7 @@ use super::ladder::{
 use super::merged_choices::MergedChoices;
 use super::policy::Fault;
 use super::route::Target;
-use super::upstream::{BoxedEventStream, ContinuesMessage};
+use super::upstream::{AddressedCompletion, BoxedEventStream};
 use super::via::GatewayId;
 use crate::grpc;
 use crate::proto::v1;
@@ -29,7 +30,7 @@ const TOKENIZER_TIMEOUT: Duration = Duration::from_secs(1);
 /// A request that is sent to a target.
 pub(super) struct TargetCall<'a> {
     pub(super) target: &'a Target,
-    pub(super) message: &'a v1::CompletionRequest,
+    pub(super) message: &'a Arc<v1::CompletionRequest>,
     pub(super) context: &'a CallContext,
     pub(super) gateway: &'a GatewayId,
     /// Seed of the completion: the client's, or that of the first engine.
@@ -59,12 +60,11 @@ impl TargetCall<'_> {
     pub(super) async fn open(self, delivered: &mut Delivered) -> Result<Opened, Failure> {
         let upstream = &self.target.member.upstream;
         if delivered.is_empty() {
-            let message = v1::CompletionRequest {
+            let message = AddressedCompletion {
                 // The client may know the seed of an earlier try.
                 seed: self.seed,
-                ..self.message.clone()
+                ..self.addressed(Arc::clone(self.message))
             };
-            let message = self.addressed(message);
             let events = upstream.complete(self.request(message)).await?;
             return Ok(Opened {
                 events,
@@ -108,7 +108,7 @@ impl TargetCall<'_> {
         let upstream = &self.target.member.upstream;
         let events: BoxedEventStream = match requests {
             Requests::Whole(message) => {
-                let message = self.addressed(*message);
+                let message = self.addressed(Arc::new(*message));
                 upstream.complete(self.request(message)).await?
             }
             Requests::PerChoice(requests) => {
@@ -133,11 +133,12 @@ impl TargetCall<'_> {
         let opening = open.into_iter().map(|request| async move {
             let (choice, known) = (request.choice, request.delivered_tokens);
             let repeated = request.repeated_tokens;
-            let mut sent = self.request(self.addressed(request.message));
-            if request.continues_message {
-                sent.extensions_mut().insert(ContinuesMessage);
-            }
-            let events = self.target.member.upstream.complete(sent).await?;
+            let sent = AddressedCompletion {
+                continues_message: request.continues_message,
+                ..self.addressed(Arc::new(request.message))
+            };
+            let upstream = &self.target.member.upstream;
+            let events = upstream.complete(self.request(sent)).await?;
             Ok::<_, Failure>((choice, known, repeated, events))
         });
         for (choice, known, repeated, events) in try_join_all(opening).await? {
@@ -180,11 +181,13 @@ impl TargetCall<'_> {
         Ok(tokenized.token_ids)
     }
 
-    /// Returns the message with the name under which the engine knows the model.
-    fn addressed(&self, message: v1::CompletionRequest) -> v1::CompletionRequest {
-        v1::CompletionRequest {
+    /// Addresses a message to the model under the name that the engine knows.
+    fn addressed(&self, message: Arc<v1::CompletionRequest>) -> AddressedCompletion {
+        AddressedCompletion {
             model: self.target.model.clone(),
-            ..message
+            seed: message.seed,
+            message,
+            continues_message: false,
         }
     }
 

@@ -302,7 +302,7 @@ struct LimitedUpstream {
 impl Upstream for LimitedUpstream {
     async fn complete(
         &self,
-        request: tonic::Request<v1::CompletionRequest>,
+        request: tonic::Request<AddressedCompletion>,
     ) -> Result<BoxedEventStream, Failure> {
         self.engine.complete(request).await
     }

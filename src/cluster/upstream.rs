@@ -2,6 +2,7 @@
 //! upstream gets a request.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio_stream::Stream;
@@ -24,14 +25,11 @@ pub type BoxedEventStream = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent
 pub(crate) trait Upstream: Send + Sync {
     /// Starts a completion, and returns once it is admitted. Dropping the stream cancels it.
     ///
-    /// If the request's extensions contain [`ContinuesMessage`], the chat ends with the start of the assistant's answer,
-    /// which the upstream must continue.
-    ///
     /// # Errors
     /// Returns the reason for a rejection.
     async fn complete(
         &self,
-        request: Request<v1::CompletionRequest>,
+        request: Request<AddressedCompletion>,
     ) -> Result<BoxedEventStream, Failure>;
 
     /// Returns all models.
@@ -89,8 +87,41 @@ pub(crate) trait Upstream: Send + Sync {
     fn reports_start(&self) -> bool {
         false
     }
+
+    /// Returns true if the upstream gets the deadline of a request and reports when it passes.
+    fn knows_deadline(&self) -> bool {
+        false
+    }
 }
 
-/// Marks a request whose chat ends with the start of the assistant's answer.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ContinuesMessage;
+/// A completion request, and what differs between the upstreams that it is sent to. Its prompt may be large, so it is
+/// copied only for an upstream that needs a message of its own.
+pub(crate) struct AddressedCompletion {
+    pub(super) message: Arc<v1::CompletionRequest>,
+    /// Name under which the upstream knows the model.
+    pub(super) model: String,
+    pub(super) seed: Option<i64>,
+    /// True if the chat ends with the start of the assistant's answer, which the upstream must continue.
+    pub(super) continues_message: bool,
+}
+
+impl AddressedCompletion {
+    /// Addresses a message to the model and with the seed that it has.
+    pub(super) fn unchanged(message: v1::CompletionRequest) -> Self {
+        Self {
+            model: message.model.clone(),
+            seed: message.seed,
+            message: Arc::new(message),
+            continues_message: false,
+        }
+    }
+
+    /// Returns a message with the model and the seed.
+    pub(super) fn into_message(self) -> v1::CompletionRequest {
+        v1::CompletionRequest {
+            model: self.model,
+            seed: self.seed,
+            ..Arc::unwrap_or_clone(self.message)
+        }
+    }
+}

@@ -1,13 +1,14 @@
-//! The gateways that a request has passed through, recorded in its gRPC metadata. A gateway rejects a request that
+//! The gateways that a request has passed through, recorded in its gRPC metadata or HTTP headers. A gateway rejects a request that
 //! has already passed through it, so a gateway that lists itself as an engine cannot send a request in circles.
 
+use http::HeaderMap;
 use tonic::Status;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 
 use crate::error::{Error, ErrorKind};
 use crate::request::RequestId;
 
-/// Metadata key. In a request: the ids of the gateways that have passed it on. In a rejection: the id of the gateway
+/// Name of the metadata or header. In a request: the ids of the gateways that have passed it on. In a rejection: the id of the gateway
 /// that detected the circle.
 const VIA: &str = "x-tokenway-via";
 
@@ -46,7 +47,22 @@ impl Via {
     /// Reads the gateways from the metadata of a request.
     #[must_use]
     pub(crate) fn from_metadata(metadata: &MetadataMap) -> Self {
-        Self(metadata.get_all(VIA).iter().cloned().collect())
+        Self::from_headers(metadata.as_ref())
+    }
+
+    /// Reads the gateways from the headers of a request.
+    #[must_use]
+    pub(crate) fn from_headers(headers: &HeaderMap) -> Self {
+        let values = headers.get_all(VIA).iter();
+        let ids = values.filter_map(|value| MetadataValue::try_from(value.as_bytes()).ok());
+        Self(ids.collect())
+    }
+
+    /// Adds the gateways of a request's metadata to the headers of an HTTP request.
+    pub(super) fn copy(metadata: &MetadataMap, headers: &mut HeaderMap) {
+        for value in metadata.as_ref().get_all(VIA) {
+            headers.append(VIA, value.clone());
+        }
     }
 
     pub(super) fn contains(&self, gateway: &GatewayId) -> bool {

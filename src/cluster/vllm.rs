@@ -17,7 +17,7 @@ use super::remote::connections::{Connections, connect, with_options};
 use super::remote::read_ahead;
 use super::remote::watch_health::HealthWatch;
 use super::spec::EngineSpec;
-use super::upstream::{BoxedEventStream, Upstream};
+use super::upstream::{AddressedCompletion, BoxedEventStream, Upstream};
 use crate::context::RequestContext;
 use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
@@ -90,10 +90,10 @@ impl VllmUpstream {
 impl Upstream for VllmUpstream {
     async fn complete(
         &self,
-        request: Request<v1::CompletionRequest>,
+        request: Request<AddressedCompletion>,
     ) -> Result<BoxedEventStream, Failure> {
         let context = RequestContext::from_extensions(request.extensions())?;
-        let mut message = request.into_inner();
+        let mut message = request.into_inner().into_message();
         if let Some(model) = self.find_model(&message.model)? {
             message.model = model.name;
         }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use http::StatusCode;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -10,11 +11,17 @@ use super::{Error, ErrorKind};
 
 /// Value of `ErrorInfo.domain` in the statuses that Tokenway creates.
 const DOMAIN: &str = "tokenway";
+/// Name in `ErrorInfo.metadata` of the HTTP status with which an engine rejected the request, such as `422`.
+const ENGINE_STATUS: &str = "engine_status";
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let row = error.kind.mapping();
-        let mut details = ErrorDetails::with_error_info(row.code, DOMAIN, HashMap::new());
+        let engine_status = error.engine_status.iter();
+        let metadata: HashMap<_, _> = engine_status
+            .map(|status| (ENGINE_STATUS.to_owned(), status.as_str().to_owned()))
+            .collect();
+        let mut details = ErrorDetails::with_error_info(row.code, DOMAIN, metadata);
         if let Some(param) = &error.param {
             details.add_bad_request_violation(param, &error.message);
         }
@@ -40,9 +47,14 @@ impl From<&Status> for Error {
             // The message of another server may contain internal details, such as addresses.
             generic_message(kind).to_owned()
         };
+        let engine_status = details
+            .error_info()
+            .and_then(|info| info.metadata.get(ENGINE_STATUS)?.parse().ok())
+            .filter(|status: &StatusCode| own_kind.is_some() && status.is_client_error());
         Self {
             kind,
             message,
+            engine_status,
             param: details
                 .bad_request()
                 .and_then(|bad| bad.field_violations.first())
@@ -101,6 +113,7 @@ mod tests {
         {
             let mut error = Error::new(kind, Error::internal().message).with_param("stop");
             error.retry_after = Some(Duration::from_millis(1_500));
+            error.engine_status = Some(StatusCode::UNPROCESSABLE_ENTITY);
             let status = Status::from(error.clone());
             assert_eq!(Some(status.code()), kind.mapping().grpc);
             assert_eq!(Error::from(&status), error);

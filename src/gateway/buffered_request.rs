@@ -8,7 +8,6 @@ use std::io;
 use axum::extract::Request;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName};
-use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout_at;
 use tower_http::timeout::TimeoutError;
@@ -23,7 +22,7 @@ pub(super) const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 /// A request whose whole body has been read, and not yet parsed.
 pub(super) struct BufferedRequest {
     pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+    pub(super) body: Vec<u8>,
 }
 
 impl BufferedRequest {
@@ -42,27 +41,29 @@ impl BufferedRequest {
     }
 }
 
-async fn read_body(request: Request) -> Result<Bytes, Error> {
+async fn read_body(request: Request) -> Result<Vec<u8>, Error> {
     check_content_type(request.headers())?;
     check_content_encoding(request.headers())?;
     let declared = text(request.headers(), &CONTENT_LENGTH);
-    if declared
-        .and_then(|text| text.parse::<u64>().ok())
-        .is_some_and(is_too_large)
-    {
+    let declared = declared.and_then(|text| text.parse::<u64>().ok());
+    if declared.is_some_and(is_too_large) {
         return Err(too_large());
     }
-    match Limited::new(request.into_body(), MAX_BODY_BYTES)
-        .collect()
-        .await
-    {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(error) => {
-            tracing::debug!(%error, "failed to read a request body");
-            Err(unfinished_body(&*error))
+    let size = declared.and_then(|length| usize::try_from(length).ok());
+    let mut read = Vec::with_capacity(size.unwrap_or(0));
+    let mut body = Limited::new(request.into_body(), MAX_BODY_BYTES);
+    while let Some(frame) = body.frame().await {
+        match frame {
+            // The frame is dropped at once, so that the connection can use its memory for the next.
+            Ok(frame) => read.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
+            Err(error) if error.is::<LengthLimitError>() => return Err(too_large()),
+            Err(error) => {
+                tracing::debug!(%error, "failed to read a request body");
+                return Err(unfinished_body(&*error));
+            }
         }
     }
+    Ok(read)
 }
 
 /// Converts the error of a body that could not be read to its end.

@@ -114,6 +114,7 @@ struct ParsedRequest<D: Dialect> {
     extra: ExtraFieldNames,
     /// Options of the stream. `None` for a response that is not streamed.
     stream: Option<StreamRequest<D::StreamOptions>>,
+    call: CallContext,
 }
 
 impl<D: Dialect> ParsedRequest<D> {
@@ -146,6 +147,7 @@ impl<D: Dialect> ParsedRequest<D> {
             ignored: fields.into_ignored(),
             extra,
             stream,
+            call: CallContext::with_headers(context, &request.headers),
         })
     }
 
@@ -160,7 +162,10 @@ impl<D: Dialect> ParsedRequest<D> {
 
 /// A request whose prompts an engine has checked and queued.
 struct AdmittedRequest<D: Dialect> {
+    /// The body, without the messages that the engine has.
     body: ParsedBody<D::StreamOptions>,
+    /// Number of prompts that the response repeats: all of them if the request sets `echo`, or none.
+    echoing_prompts: usize,
     merged: MergedStreams,
     context: RequestContext,
     /// Cancelled when the drain has timed out and running requests must end.
@@ -173,11 +178,14 @@ impl<D: Dialect> AdmittedRequest<D> {
         context: RequestContext,
         parsed: ParsedRequest<D>,
     ) -> Result<Self, Error> {
-        let body = parsed.body;
+        let mut body = parsed.body;
+        let messages = std::mem::take(&mut body.messages);
+        let echoing_prompts = messages.iter().filter(|message| message.echo).count();
         let merged = MergedStreams::new(body.candidates);
-        let merged = admit(gateway, &context, &body.messages, merged).await?;
+        let merged = admit(gateway, &parsed.call, messages, merged).await?;
         Ok(Self {
             body,
+            echoing_prompts,
             merged,
             context,
             stopping: gateway.stopping.clone(),
@@ -224,7 +232,7 @@ impl<D: Dialect> AdmittedRequest<D> {
         let stream = wait_for_start(self.merged, &self.context, self.stopping).await?;
         Ok(StartedCompletion {
             facts: response_facts(&self.context, &stream.first_started().model),
-            echo: echo(&self.body, &stream)?,
+            echo: echo(self.echoing_prompts, &self.body, &stream)?,
             body: self.body,
             stream,
             context: self.context,
@@ -235,18 +243,17 @@ impl<D: Dialect> AdmittedRequest<D> {
 /// Sends one RPC per prompt, one after the other, so that the prompts are queued in order.
 async fn admit(
     gateway: &Gateway,
-    context: &RequestContext,
-    messages: &[v1::CompletionRequest],
+    call: &CallContext,
+    messages: Vec<v1::CompletionRequest>,
     mut merged: MergedStreams,
 ) -> Result<MergedStreams, Error> {
-    let call = CallContext::new(context);
     let admitting = async {
         for message in messages {
-            merged.push(gateway.cluster.complete(message.clone(), &call).await?);
+            merged.push(gateway.cluster.complete(message, call).await?);
         }
         Ok(merged)
     };
-    until_deadline(context.deadline(), &gateway.stopping, admitting).await
+    until_deadline(call.request.deadline(), &gateway.stopping, admitting).await
 }
 
 async fn wait_for_start(
@@ -279,18 +286,19 @@ async fn until_deadline<T>(
     }
 }
 
-/// Prepares to repeat the prompts. Returns `None` unless the request sets `echo`.
+/// Prepares to repeat this number of prompts. Returns `None` for 0.
 ///
-/// # Errors The response would be too large.
+/// # Errors
+/// The response would be too large.
 fn echo<O>(
+    prompts: usize,
     body: &ParsedBody<O>,
     stream: &CompletionStream,
 ) -> Result<Option<EchoedPrompts>, Error> {
-    if !body.messages.iter().any(|message| message.echo) {
+    if prompts == 0 {
         return Ok(None);
     }
-    let prompts = body.messages.len();
-    let echo = EchoedPrompts::new(prompts, stream.choices() / prompts.max(1));
+    let echo = EchoedPrompts::new(prompts, stream.choices() / prompts);
     if let Some(top) = body.response.logprobs {
         echo.check_logprobs(stream.first_started().prompt_tokens, top)?;
     }

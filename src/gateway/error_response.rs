@@ -35,9 +35,8 @@ impl IntoResponse for ErrorResponse {
 
 /// Builds the response for an error. `object` becomes the body.
 pub(super) fn with_object(error: &Error, object: &impl Serialize) -> Response<Body> {
-    let row = error.kind.mapping();
     let mut response = Response::new(Body::from(json::to_vec(object)));
-    *response.status_mut() = row.http;
+    *response.status_mut() = error.http_status();
     response.extensions_mut().insert(error.kind);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

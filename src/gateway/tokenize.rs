@@ -6,7 +6,6 @@ use std::sync::Arc;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::response::Response;
-use bytes::Bytes;
 
 use super::Gateway;
 use super::buffered_request::BufferedRequest;
@@ -35,7 +34,7 @@ pub(super) async fn tokenize(
     request: Request,
 ) -> Result<Response, ErrorResponse> {
     let (gateway, context) = (&gateway, &context);
-    let handler = |body: Bytes| async move {
+    let handler = |body: Vec<u8>| async move {
         let mut fields = Fields::parse(&body, gateway.unknown_fields)?;
         let message = TokenizeBody::parse(&mut fields)?;
         (gateway.check_accepting)()?;
@@ -64,7 +63,7 @@ pub(super) async fn detokenize(
     request: Request,
 ) -> Result<Response, ErrorResponse> {
     let (gateway, context) = (&gateway, &context);
-    let handler = |body: Bytes| async move {
+    let handler = |body: Vec<u8>| async move {
         let mut fields = Fields::parse(&body, gateway.unknown_fields)?;
         let message = DetokenizeBody::parse(&mut fields)?;
         (gateway.check_accepting)()?;
@@ -126,7 +125,7 @@ async fn run_handler<F>(
     gateway: &Gateway,
     (context, request): (&RequestContext, Request),
     names: FieldNames,
-    handler: impl FnOnce(Bytes) -> F,
+    handler: impl FnOnce(Vec<u8>) -> F,
 ) -> Result<Response, ErrorResponse>
 where
     F: Future<Output = Result<Response, Error>>,

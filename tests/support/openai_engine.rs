@@ -170,13 +170,21 @@ pub fn chat_delta(text: &str, finish_reason: Option<&str>) -> Value {
 #[derive(Clone, Debug)]
 pub struct Received {
     pub path: String,
-    /// Value of the header `authorization`.
-    pub authorization: Option<String>,
+    /// The request line and the headers.
+    pub head: String,
     pub body: Value,
     /// Number of the connection, from 0.
     pub connection: usize,
     /// Time when the request had arrived.
     pub at: Instant,
+}
+
+impl Received {
+    /// Returns the value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.head.lines().filter_map(|line| line.split_once(": "));
+        headers.find_map(|(known, value)| (known == name).then_some(value))
+    }
 }
 
 /// An engine that runs until the test ends.
@@ -284,11 +292,9 @@ impl Engine {
                 write_answer(&mut socket, 200, "", &self.models).await;
                 continue;
             }
-            let mut lines = head.lines();
-            let authorization = lines.find_map(|line| line.strip_prefix("authorization: "));
             let received = Received {
                 path: path.to_owned(),
-                authorization: authorization.map(str::to_owned),
+                head,
                 body: serde_json::from_slice(&body).expect("the body is JSON"),
                 connection,
                 at: Instant::now(),

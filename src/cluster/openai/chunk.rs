@@ -9,6 +9,10 @@ use super::json_text::JsonText;
 use crate::proto::v1;
 use crate::request::TokenId;
 
+mod llama_cpp;
+
+pub(super) use llama_cpp::{LlamaCppChunk, SeenTokens};
+
 /// A chunk of `/completions` or `/chat/completions`.
 #[derive(Deserialize)]
 pub(super) struct Chunk<'a> {
@@ -210,5 +214,12 @@ impl ChunkUsage {
     /// Number of tokens of reasoning, if the engine reports it.
     pub(super) fn reasoning_tokens(&self) -> Option<u32> {
         self.completion_tokens_details?.reasoning_tokens
+    }
+
+    /// Adds the completion tokens of another choice of the same prompt.
+    pub(super) fn add_choice(&mut self, other: Self) {
+        let tokens = self.completion_tokens.unwrap_or(0);
+        let more = other.completion_tokens.unwrap_or(0);
+        self.completion_tokens = Some(tokens.saturating_add(more));
     }
 }

@@ -7,33 +7,37 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HeaderValue};
-use http::uri::{PathAndQuery, Scheme};
+use http::header::{AUTHORIZATION, HOST, HeaderValue};
+use http::uri::Scheme;
 use http::{Request, Response, Uri};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tower::ServiceExt;
 
 use crate::cluster::failure::Failure;
 use crate::cluster::spec::ApiKey;
 
+mod connection;
+mod poll_waker;
+mod pool;
+
+use connection::Connection;
+pub(super) use connection::ResponseBody;
+use pool::ConnectionPool;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Time after which an idle connection is closed. It is shorter than the idle timeouts of common servers, so that a
-/// request is rarely sent on a connection that the server closes at the same moment.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Maximum number of idle connections to one engine.
-const MAX_IDLE_CONNECTIONS: usize = 256;
 
 /// A client for one engine. Clones share the connections.
 #[derive(Clone)]
 pub(super) struct EngineClient {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    connector: HttpsConnector<HttpConnector>,
+    pool: Arc<ConnectionPool>,
     base_url: Uri,
+    /// The `Host` header of every request.
+    host: HeaderValue,
     /// The `Authorization` header of every request. `None` for an engine without a key.
     authorization: Option<HeaderValue>,
 }
@@ -50,38 +54,30 @@ impl EngineClient {
             .https_or_http()
             .enable_http1()
             .wrap_connector(connector);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
-            .build(connector);
+        let authority = base_url.authority().map_or("", |it| it.as_str());
+        let host = HeaderValue::from_str(authority);
         Self {
-            client,
+            connector,
+            pool: Arc::default(),
+            host: host.expect("the base URL is valid"),
             base_url,
             authorization: api_key.map(ApiKey::authorization),
         }
     }
 
-    /// Returns the URL of a path below the base URL, such as `/models`.
-    pub(super) fn uri(&self, path: &str) -> Uri {
-        self.uri_below(self.base_path(), path)
+    /// Returns the target of a request for a path below the base URL, such as `/models`.
+    pub(super) fn target(&self, path: &str) -> String {
+        format!("{}{path}", self.base_path())
     }
 
-    /// Returns the URL of a path beside `/v1`, such as `/tokenize`.
-    pub(super) fn root_uri(&self, path: &str) -> Uri {
+    /// Returns the target of a request for a path beside `/v1`, such as `/tokenize`.
+    pub(super) fn root_target(&self, path: &str) -> String {
         let base = self.base_path();
-        self.uri_below(base.strip_suffix("/v1").unwrap_or(base), path)
+        format!("{}{path}", base.strip_suffix("/v1").unwrap_or(base))
     }
 
     fn base_path(&self) -> &str {
         self.base_url.path().trim_end_matches('/')
-    }
-
-    fn uri_below(&self, base: &str, path: &str) -> Uri {
-        let mut parts = self.base_url.clone().into_parts();
-        let path = PathAndQuery::try_from(format!("{base}{path}"));
-        parts.path_and_query = Some(path.expect("the base URL is valid"));
-        Uri::from_parts(parts).expect("the base URL is valid")
     }
 
     /// Sends a request, and waits for the head of its response. Sends it once more if the connection breaks before the
@@ -93,22 +89,33 @@ impl EngineClient {
     pub(super) async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.host.clone());
         if let Some(authorization) = &self.authorization {
-            let headers = request.headers_mut();
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        let response = match self.client.request(request.clone()).await {
-            Err(error) if !error.is_connect() => {
-                tracing::debug!(%error, "the connection to an engine broke before its response");
-                self.client.request(request).await
-            }
-            answered => answered,
+        let pooled = self.pool.take();
+        let connection = match pooled {
+            Some(connection) => connection,
+            None => self.connect().await?,
         };
-        response.map_err(|error| {
-            tracing::debug!(%error, "an engine did not answer");
+        if let Some(response) = connection.send(request.clone(), &self.pool).await {
+            return Ok(response);
+        }
+        let connection = self.connect().await?;
+        let response = connection.send(request, &self.pool).await;
+        response.ok_or_else(Failure::unreachable)
+    }
+
+    async fn connect(&self) -> Result<Connection, Failure> {
+        let connecting = self.connector.clone().oneshot(self.base_url.clone());
+        let stream = connecting.await.map_err(|error| {
+            tracing::debug!(%error, "cannot connect to an engine");
             Failure::unreachable()
-        })
+        })?;
+        let connection = Connection::open(stream).await;
+        connection.ok_or_else(Failure::unreachable)
     }
 }
 
@@ -139,27 +146,15 @@ mod tests {
 
     #[test]
     fn the_paths_of_openais_api_are_below_the_base_url_and_others_beside_v1() {
-        for (base, uri, root) in [
-            (
-                "http://a:1/v1",
-                "http://a:1/v1/models",
-                "http://a:1/tokenize",
-            ),
-            (
-                "http://a:1/v1/",
-                "http://a:1/v1/models",
-                "http://a:1/tokenize",
-            ),
-            ("http://a:1", "http://a:1/models", "http://a:1/tokenize"),
-            (
-                "http://a/x/v1",
-                "http://a/x/v1/models",
-                "http://a/x/tokenize",
-            ),
+        for (base, target, root) in [
+            ("http://a:1/v1", "/v1/models", "/tokenize"),
+            ("http://a:1/v1/", "/v1/models", "/tokenize"),
+            ("http://a:1", "/models", "/tokenize"),
+            ("http://a/x/v1", "/x/v1/models", "/x/tokenize"),
         ] {
             let client = EngineClient::new(base.parse().expect("a URL"), None);
-            assert_eq!(client.uri("/models"), uri);
-            assert_eq!(client.root_uri("/tokenize"), root);
+            assert_eq!(client.target("/models"), target);
+            assert_eq!(client.root_target("/tokenize"), root);
         }
     }
 }

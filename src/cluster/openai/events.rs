@@ -8,11 +8,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_stream::Stream;
 use tonic::Status;
 
+use super::client::ResponseBody;
 use super::progress::{Progress, RequestFacts, broken_stream};
 use super::server_sent_events::EventSplitter;
 use crate::error::Error;
@@ -26,53 +27,59 @@ const USAGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// was read to its end lets the next request use its connection.
 const BODY_END_TIMEOUT: Duration = Duration::from_millis(50);
 
+/// Maximum number of frames of the body that are read together. vLLM and llama.cpp write each token as a frame.
+const MAX_FRAMES: usize = 256;
+
 /// The events of one completion.
 pub(super) struct EngineEvents {
-    body: Incoming,
+    body: ResponseBody,
     splitter: EventSplitter,
     progress: Progress,
-    /// The error to return after the events that are ready.
-    failure: Option<Error>,
+    /// The end of the response, or the error to return, after the events that are ready.
+    end: Option<Result<(), Error>>,
     /// The time when all choices had ended, and the timer for the rest of the body.
     end_timer: Option<(Instant, Pin<Box<Sleep>>)>,
     ended: bool,
 }
 
 impl EngineEvents {
-    pub(super) fn new(body: Incoming, facts: RequestFacts) -> Self {
+    pub(super) fn new(body: ResponseBody, facts: RequestFacts) -> Self {
         Self {
             body,
             splitter: EventSplitter::default(),
             progress: Progress::new(facts),
-            failure: None,
+            end: None,
             end_timer: None,
             ended: false,
         }
     }
 
-    /// Reads until there is an event to return. Returns false at the end of a whole response.
-    fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Error>> {
-        loop {
-            while self.failure.is_none()
-                && let Some(event) = self.splitter.next_event().transpose()
-            {
-                let event = event.map_err(|_| broken_stream());
-                let read = event.and_then(|event| self.progress.read(&event));
-                self.failure = read.err();
-            }
-            // The tokens before an error are returned before it.
-            if !self.progress.ready.is_empty() {
-                return Poll::Ready(Ok(true));
-            }
-            if let Some(error) = self.failure.take() {
-                return Poll::Ready(Err(error));
-            }
+    /// Reads what has arrived. Pending if that makes no event and no end.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..MAX_FRAMES {
             match self.poll_frame(cx) {
-                Poll::Ready(Some(frame)) => self.splitter.push(frame),
-                Poll::Ready(None) => return Poll::Ready(self.progress.check_end().map(|()| false)),
-                Poll::Pending if self.poll_end_timeout(cx) => return Poll::Ready(Ok(false)),
+                Poll::Ready(Some(frame)) => self.read_frame(frame),
+                Poll::Ready(None) => self.end = Some(self.progress.check_end()),
+                Poll::Pending if !self.progress.ready.is_empty() => break,
+                Poll::Pending if self.poll_end_timeout(cx) => self.end = Some(Ok(())),
                 Poll::Pending => return Poll::Pending,
             }
+            if self.end.is_some() {
+                break;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Reads all events that end in this frame of the body.
+    fn read_frame(&mut self, frame: Bytes) {
+        self.splitter.push(frame);
+        while self.end.is_none()
+            && let Some(event) = self.splitter.next_event().transpose()
+        {
+            let event = event.map_err(|_| broken_stream());
+            let read = event.and_then(|event| self.progress.read(&event));
+            self.end = read.err().map(Err);
         }
     }
 
@@ -121,13 +128,15 @@ impl Stream for EngineEvents {
         if this.ended {
             return Poll::Ready(None);
         }
-        let event = match this.progress.ready.pop_front() {
-            Some(event) => Ok(event),
-            None => match ready!(this.poll_progress(cx)) {
-                Ok(true) => Ok(this.progress.ready.pop_front().expect("an event is ready")),
-                Ok(false) => Ok(Event::Summary(this.progress.summary())),
-                Err(error) => Err(Status::from(error)),
-            },
+        let event = loop {
+            if let Some(event) = this.progress.ready.pop_front() {
+                break Ok(event);
+            }
+            match this.end.take() {
+                Some(Ok(())) => break Ok(Event::Summary(this.progress.summary())),
+                Some(Err(error)) => break Err(Status::from(error)),
+                None => ready!(this.poll_body(cx)),
+            }
         };
         this.ended = matches!(event, Ok(Event::Summary(_)) | Err(_));
         Poll::Ready(Some(

@@ -69,11 +69,6 @@ impl Flavor {
         }
     }
 
-    /// Returns true if the server reports the ids of its tokens when asked (`return_token_ids`).
-    pub(super) fn reports_token_ids(self) -> bool {
-        self == Self::Vllm
-    }
-
     /// Returns true if the server can end the text after the matched stop string.
     pub(super) fn includes_stop_string(self) -> bool {
         self == Self::Vllm
@@ -88,6 +83,7 @@ impl Flavor {
                 ..Abilities::default()
             },
             Self::LlamaCpp => Abilities {
+                takes_token_ids: true,
                 continues_chats: true,
                 penalizes_prompt: true,
                 ..Abilities::default()

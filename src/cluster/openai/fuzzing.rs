@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
-use super::progress::{Progress, RequestFacts};
+use super::progress::{Progress, RequestFacts, ResponseApi};
 use super::rejection;
 use super::server_sent_events::EventSplitter;
 use crate::cluster::events::UpstreamChecks;
@@ -21,6 +21,10 @@ pub(crate) fn responses(data: &[u8]) {
     };
     let choices = u32::from(options & 3) + 1;
     let mut progress = Progress::new(RequestFacts {
+        api: match options & 32 {
+            0 => ResponseApi::OpenAi,
+            _ => ResponseApi::LlamaCpp,
+        },
         request_id: String::new(),
         model: String::new(),
         choices,

@@ -12,6 +12,11 @@ pub(super) struct JsonText<'a> {
 }
 
 impl<'a> JsonText<'a> {
+    /// Returns a string as a constant, with its quotes. `None` if it is not valid JSON.
+    pub(super) fn constant(json: &'a str) -> Option<Self> {
+        serde_json::from_str(json).ok()
+    }
+
     /// Returns the string between its quotes, with its escapes. `None` if the value is not a string.
     fn escaped(self) -> Option<&'a str> {
         self.raw.get().strip_prefix('"')?.strip_suffix('"')

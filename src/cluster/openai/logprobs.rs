@@ -1,7 +1,8 @@
 //! Log probabilities in a chunk of an engine, in both forms of OpenAI's API.
 //!
-//! A chat has a list of objects, one per token. A completion has one list for each fact about the tokens. llama.cpp
-//! sends the first form for completions, too, so the form does not depend on the request.
+//! A chat has a list of objects, one per token, and llama.cpp's own API has only that list. A completion has one list for
+//! each fact about the tokens. llama.cpp sends the first form for completions, too, so the form does not depend on the
+//! request.
 
 use std::fmt;
 
@@ -67,17 +68,22 @@ struct LikelyTexts(Vec<(String, Option<f32>)>);
 /// # Errors
 /// The JSON has neither form. Missing parts are no error.
 pub(super) fn read(json: &RawValue, top: u32) -> Result<Vec<ScoredToken>, MalformedLogprobs> {
-    let object: LogprobsObject<'_> =
-        serde_json::from_str(json.get()).map_err(|_| MalformedLogprobs)?;
+    let json = json.get();
     let top = usize::try_from(top).unwrap_or(usize::MAX);
+    if json.starts_with('[') {
+        let content = serde_json::from_str(json).map_err(|_| MalformedLogprobs)?;
+        return Ok(chat_tokens(content, top));
+    }
+    let object: LogprobsObject<'_> = serde_json::from_str(json).map_err(|_| MalformedLogprobs)?;
     match object.content {
-        Some(content) => Ok(content
-            .into_iter()
-            .flatten()
-            .map(|entry| entry.into_token(top))
-            .collect()),
+        Some(content) => Ok(chat_tokens(content, top)),
         None => Ok(completion_tokens(object, top)),
     }
+}
+
+fn chat_tokens(content: Vec<Option<Entry<'_>>>, top: usize) -> Vec<ScoredToken> {
+    let entries = content.into_iter().flatten();
+    entries.map(|entry| entry.into_token(top)).collect()
 }
 
 fn completion_tokens(object: LogprobsObject<'_>, top: usize) -> Vec<ScoredToken> {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::chunk::{Chunk, ChunkChoice, ChunkUsage};
+use super::chunk::{Chunk, ChunkChoice, ChunkUsage, LlamaCppChunk, SeenTokens};
 use super::json_text::JsonText;
 use super::logprobs::{self, ScoredToken};
 use super::rejection;
@@ -21,8 +21,17 @@ mod tests;
 /// Maximum number of tokens of one event. More tokens that arrived together become further events.
 const MAX_BATCH: usize = 256;
 
+/// The API whose events a response has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResponseApi {
+    OpenAi,
+    /// llama.cpp's own API.
+    LlamaCpp,
+}
+
 /// Facts about a request that its events repeat.
 pub(super) struct RequestFacts {
+    pub(super) api: ResponseApi,
     pub(super) request_id: String,
     /// Name of the model, if the engine does not report it.
     pub(super) model: String,
@@ -53,6 +62,8 @@ pub(super) struct Progress {
 struct ChoiceProgress {
     /// Index of the next token.
     next_index: u32,
+    /// The tokens that llama.cpp has reported.
+    seen: SeenTokens,
     /// Number of deltas that are no tokens, such as reasoning. Used only if the engine reports no usage.
     other_deltas: u32,
     /// True if the prompt that `echo` asks for has arrived.
@@ -83,8 +94,7 @@ impl Progress {
             self.has_end_marker = true;
             return self.check_end();
         }
-        let chunk: Result<Chunk<'_>, _> = serde_json::from_slice(&event.data);
-        let Ok(chunk) = chunk else {
+        let Ok(chunk) = self.parse(&event.data) else {
             return Err(if event.is_error {
                 rejection::error_in_stream(None)
             } else {
@@ -95,13 +105,30 @@ impl Progress {
             return Err(rejection::error_in_stream(chunk.error));
         }
         self.start(&chunk);
-        if chunk.usage.is_some() {
-            self.usage = chunk.usage;
+        if let Some(usage) = chunk.usage {
+            match &mut self.usage {
+                // llama.cpp reports the usage of each choice.
+                Some(total) if self.facts.api == ResponseApi::LlamaCpp => total.add_choice(usage),
+                total => *total = Some(usage),
+            }
         }
         for choice in chunk.choices.iter().flatten() {
             self.read_choice(choice)?;
         }
         Ok(())
+    }
+
+    fn parse<'a>(&mut self, json: &'a [u8]) -> serde_json::Result<Chunk<'a>> {
+        if self.facts.api == ResponseApi::OpenAi {
+            return serde_json::from_slice(json);
+        }
+        let chunk: LlamaCppChunk<'_> = serde_json::from_slice(json)?;
+        let index = usize::try_from(chunk.index()).ok();
+        let choice = index.and_then(|index| self.choices.get_mut(index));
+        Ok(match choice {
+            Some(choice) => chunk.into_chunk(&mut choice.seen),
+            None => chunk.into_chunk(&mut SeenTokens::default()),
+        })
     }
 
     /// Reports the start of the completion, once.

@@ -5,10 +5,10 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::client::ResponseBody;
 use http::StatusCode;
 use http::header::{HeaderMap, RETRY_AFTER};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -34,7 +34,7 @@ struct ErrorObject {
 }
 
 /// Reads an error response.
-pub(super) async fn read_rejection(response: http::Response<Incoming>) -> Failure {
+pub(super) async fn read_rejection(response: http::Response<ResponseBody>) -> Failure {
     let (head, body) = response.into_parts();
     let reading = Limited::new(body, MAX_BODY_BYTES).collect();
     let body = match timeout(BODY_TIMEOUT, reading).await {
@@ -61,6 +61,9 @@ pub(super) fn rejection(status: StatusCode, headers: &HeaderMap, body: &[u8]) ->
         error.param = object
             .param
             .and_then(|param| param.as_str().map(str::to_owned));
+        if kind == ErrorKind::InvalidValue && status != StatusCode::BAD_REQUEST {
+            error.engine_status = Some(status);
+        }
         error
     } else {
         // The message may repeat a part of the prompt, so it is not logged.
@@ -221,6 +224,7 @@ mod tests {
             let body = format!(r#"{{"error":{{"message":"no","code":"{code}"}}}}"#);
             let error = rejected(status, &body);
             assert_eq!((error.kind, &*error.message), (kind, "no"), "{status}");
+            assert_eq!(error.http_status(), status, "{status}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use prost::Message as _;
 use serde::Serialize;
 
 use super::flavor::Flavor;
@@ -18,9 +19,21 @@ mod tests;
 use chat::{ChatOptions, Message};
 use extra_fields::ExtraFields;
 
-/// A request to an engine: the path below the engine's base URL, and the JSON body.
+/// An API of an engine for completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Api {
+    /// `/completions` below the base URL.
+    Completions,
+    /// `/chat/completions` below the base URL.
+    Chats,
+    /// `/completion` beside `/v1`: llama.cpp's own API, which reports token ids.
+    LlamaCpp,
+}
+
+/// A request to an engine.
 pub(super) struct EngineRequest {
-    pub(super) path: &'static str,
+    pub(super) api: Api,
+    /// The JSON body.
     pub(super) body: Vec<u8>,
     /// True if the request asks for the ids of the tokens, and the engine can report them.
     pub(super) reports_token_ids: bool,
@@ -55,6 +68,9 @@ struct Body<'a> {
     chat_options: ChatOptions<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     return_token_ids: Option<bool>,
+    /// llama.cpp's name of `return_token_ids`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    return_tokens: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     continue_final_message: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,10 +141,11 @@ struct Options<'a> {
     user: &'a str,
 }
 
-/// The wish for log probabilities, in the forms of both routes.
+/// The wish for log probabilities, in the form of each API.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum RequestedLogprobs {
+    LlamaCpp { n_probs: u32 },
     Completion { logprobs: u32 },
     Chat { logprobs: bool, top_logprobs: u32 },
 }
@@ -154,26 +171,30 @@ impl EngineRequest {
             continues_message,
         } = *facts;
         check_supported(message, flavor)?;
-        // With ids, vLLM leaves the echoed prompt out of the text.
-        let reports_token_ids = flavor.reports_token_ids() && !message.echo;
-        let (path, input, default_max_tokens) = match &message.input {
+        let text_api = match flavor {
+            Flavor::LlamaCpp => Api::LlamaCpp,
+            Flavor::Vllm | Flavor::Other => Api::Completions,
+        };
+        let (api, input, default_max_tokens) = match &message.input {
             Some(Input::Chat(chat)) => {
                 let messages = chat::messages(chat, flavor);
-                ("/chat/completions", BodyInput::Chat { messages }, None)
+                (Api::Chats, BodyInput::Chat { messages }, None)
             }
             Some(Input::Prompt(text)) => {
                 let input = completion_input(Prompt::Text(text), message);
-                ("/completions", input, Some(DEFAULT_MAX_TOKENS))
+                (text_api, input, Some(DEFAULT_MAX_TOKENS))
             }
             Some(Input::PromptTokenIds(v1::TokenIds { ids })) => {
                 let input = completion_input(Prompt::TokenIds(ids), message);
-                ("/completions", input, Some(DEFAULT_MAX_TOKENS))
+                (text_api, input, Some(DEFAULT_MAX_TOKENS))
             }
             None => {
                 let text = "One of prompt, prompt_token_ids and chat is required.";
                 return Err(Error::new(ErrorKind::MissingParameter, text).with_param("prompt"));
             }
         };
+        // With ids, vLLM leaves the echoed prompt out of the text.
+        let asks_for_ids = flavor == Flavor::Vllm && !message.echo;
         let body = Body {
             model,
             input,
@@ -184,22 +205,24 @@ impl EngineRequest {
             },
             seed,
             options: Options::of(message),
-            logprobs: RequestedLogprobs::of(message, flavor),
+            logprobs: RequestedLogprobs::of(message, api, flavor),
             chat_options: ChatOptions::of(message)?,
-            return_token_ids: reports_token_ids.then_some(true),
+            return_token_ids: asks_for_ids.then_some(true),
+            return_tokens: (api == Api::LlamaCpp).then_some(true),
             // llama.cpp always continues a last message of the assistant, and does not know these fields.
             continue_final_message: (continues_message && flavor == Flavor::Vllm).then_some(true),
             add_generation_prompt: (continues_message && flavor == Flavor::Vllm).then_some(false),
             extra_fields: ExtraFields::of(message)?,
         };
-        let body = serde_json::to_vec(&body).map_err(|error| {
+        let mut json = Vec::with_capacity(expected_size(message));
+        serde_json::to_writer(&mut json, &body).map_err(|error| {
             tracing::error!(%error, "cannot write the request to an engine");
             Error::internal()
         })?;
         Ok(Self {
-            path,
-            body,
-            reports_token_ids,
+            api,
+            body: json,
+            reports_token_ids: asks_for_ids || api == Api::LlamaCpp,
         })
     }
 }
@@ -228,7 +251,7 @@ impl<'a> Options<'a> {
 }
 
 impl RequestedLogprobs {
-    fn of(message: &v1::CompletionRequest, flavor: Flavor) -> Option<Self> {
+    fn of(message: &v1::CompletionRequest, api: Api, flavor: Flavor) -> Option<Self> {
         let top = message.logprobs?;
         // llama.cpp reports nothing at all for 0. What is too much is left out of the answer.
         let top = if flavor == Flavor::LlamaCpp {
@@ -236,16 +259,22 @@ impl RequestedLogprobs {
         } else {
             top
         };
-        Some(match message.input {
-            Some(Input::Chat(_)) => Self::Chat {
+        Some(match api {
+            Api::Chats => Self::Chat {
                 logprobs: true,
                 top_logprobs: top,
             },
-            Some(Input::Prompt(_) | Input::PromptTokenIds(_)) | None => {
-                Self::Completion { logprobs: top }
-            }
+            Api::Completions => Self::Completion { logprobs: top },
+            Api::LlamaCpp => Self::LlamaCpp { n_probs: top },
         })
     }
+}
+
+/// Returns the size that the body of most requests does not exceed, so that a large prompt is not copied while its body
+/// grows.
+fn expected_size(message: &v1::CompletionRequest) -> usize {
+    let prompt = message.encoded_len();
+    prompt + prompt / 8 + 512
 }
 
 fn completion_input<'a>(prompt: Prompt<'a>, message: &'a v1::CompletionRequest) -> BodyInput<'a> {

@@ -157,7 +157,7 @@ impl EngineTokenizer<'_> {
         body: &impl Serialize,
     ) -> Result<A, Error> {
         let body = serde_json::to_vec(body).map_err(|_| Error::internal())?;
-        let request = Request::post(self.client.root_uri(path))
+        let request = Request::post(self.client.root_target(path))
             .header(CONTENT_TYPE, "application/json")
             .header("x-request-id", &*self.request_id.0)
             .body(Full::from(body));

@@ -92,7 +92,7 @@ impl ModelWatch {
     }
 
     async fn read_facts(&self) -> Option<EngineFacts> {
-        let request = Request::get(self.client.uri("/models")).body(Full::new(Bytes::new()));
+        let request = Request::get(self.client.target("/models")).body(Full::new(Bytes::new()));
         let asking = async {
             let response = self.client.send(request.ok()?).await.ok()?;
             if !response.status().is_success() {

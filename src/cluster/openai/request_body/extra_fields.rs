@@ -9,7 +9,7 @@ use crate::proto::v1;
 
 /// Names that `extra_fields` must not have: the fields that this gateway writes itself, and those that would change the
 /// form of the answer.
-const RESERVED: [&str; 47] = [
+const RESERVED: [&str; 50] = [
     "audio",
     "best_of",
     "echo",
@@ -28,6 +28,9 @@ const RESERVED: [&str; 47] = [
     "modalities",
     "model",
     "n",
+    "n_cmpl",
+    "n_predict",
+    "n_probs",
     "parallel_tool_calls",
     "post_sampling_probs",
     "presence_penalty",

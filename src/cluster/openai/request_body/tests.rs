@@ -13,10 +13,10 @@ fn facts(flavor: Flavor) -> BodyFacts<'static> {
     }
 }
 
-fn request(message: &v1::CompletionRequest, flavor: Flavor) -> (&'static str, Value) {
+fn request(message: &v1::CompletionRequest, flavor: Flavor) -> (Api, Value) {
     let request = EngineRequest::new(message, &facts(flavor)).expect("a valid request");
     let body = serde_json::from_slice(&request.body).expect("the body is JSON");
-    (request.path, body)
+    (request.api, body)
 }
 
 fn prompt(text: &str) -> v1::CompletionRequest {
@@ -34,7 +34,7 @@ fn fields_that_the_client_leaves_out_are_left_to_the_engine() {
     });
     assert_eq!(
         request(&prompt("hi"), Flavor::Other),
-        ("/completions", body)
+        (Api::Completions, body)
     );
 }
 
@@ -58,8 +58,8 @@ fn a_chat_is_sent_as_a_chat_and_may_fill_the_context() {
         })),
         ..v1::CompletionRequest::default()
     };
-    let (path, body) = request(&message, Flavor::Other);
-    assert_eq!(path, "/chat/completions");
+    let (api, body) = request(&message, Flavor::Other);
+    assert_eq!(api, Api::Chats);
     let messages = json!([
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "hi", "name": "ann"},
@@ -292,7 +292,7 @@ fn an_invalid_tool_choice_or_format_is_named() {
 }
 
 #[test]
-fn logprobs_have_the_form_of_their_route() {
+fn logprobs_have_the_form_of_their_api() {
     let with_logprobs = |top: u32, message: v1::CompletionRequest| v1::CompletionRequest {
         logprobs: Some(top),
         ..message
@@ -303,9 +303,13 @@ fn logprobs_have_the_form_of_their_route() {
         (Flavor::LlamaCpp, 0, 1),
         (Flavor::Other, 3, 3),
     ] {
-        let (_, body) = request(&with_logprobs(top, prompt("a")), flavor);
+        let (api, body) = request(&with_logprobs(top, prompt("a")), flavor);
+        let name = match api {
+            Api::LlamaCpp => "n_probs",
+            Api::Completions | Api::Chats => "logprobs",
+        };
         assert_eq!(
-            (&body["logprobs"], body.get("top_logprobs")),
+            (&body[name], body.get("top_logprobs")),
             (&json!(sent), None)
         );
         let (_, body) = request(&with_logprobs(top, chat()), flavor);
@@ -342,4 +346,22 @@ fn only_vllm_echoes_and_only_a_text_prompt() {
         let error = rejected.expect("the request is rejected");
         assert_eq!(error.param.as_deref(), Some("echo"));
     }
+}
+
+#[test]
+fn llama_cpp_gets_prompts_over_its_own_api_and_chats_over_openais() {
+    let message = v1::CompletionRequest {
+        logprobs: Some(0),
+        ..prompt("hi")
+    };
+    let (api, body) = request(&message, Flavor::LlamaCpp);
+    assert_eq!(api, Api::LlamaCpp);
+    assert_eq!(body["return_tokens"], true);
+    assert_eq!(body.get("logprobs"), None);
+    let chat = v1::CompletionRequest {
+        input: Some(Input::Chat(v1::Chat::default())),
+        ..message
+    };
+    let (api, body) = request(&chat, Flavor::LlamaCpp);
+    assert_eq!((api, body.get("return_tokens")), (Api::Chats, None));
 }
