@@ -184,6 +184,19 @@ async fn the_tokenizer_of_each_kind_of_engine_serves_both_apis() {
 }
 
 #[tokio::test]
+async fn llama_cpp_gets_prompts_over_its_own_api_unless_a_proxy_hides_it() {
+    for (props_status, path) in [(200, "/completion"), (404, "/v1/completions")] {
+        let engine = OpenAiEngine::with_props(LLAMA_CPP, props_status, |_| {
+            vec![Step::Answer(400, "", json!({"error": {"message": "no"}}))]
+        })
+        .await;
+        let gateway = gateway(&engine).await;
+        completion(&json!({"prompt": "hi"})).fetch(&gateway).await;
+        assert_eq!(engine.received()[0].path, path);
+    }
+}
+
+#[tokio::test]
 async fn each_kind_of_engine_gets_a_text_and_a_chat_in_its_own_form() {
     let chat =
         json!({"messages": [{"role": "user", "content": "hi"}], "add_special_tokens": false});

@@ -200,6 +200,7 @@ type Script = Arc<dyn Fn(&Received) -> Vec<Step> + Send + Sync>;
 
 struct Engine {
     models: String,
+    props_status: u16,
     script: Script,
     received: Arc<Mutex<Vec<Received>>>,
     /// Number of completion requests so far.
@@ -223,6 +224,16 @@ impl OpenAiEngine {
         models: &str,
         script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static,
     ) -> Self {
+        Self::with_props(models, 404, script).await
+    }
+
+    /// Starts an engine that lists these models, and answers `/props`, which belongs to llama.cpp's own API, with this
+    /// status.
+    pub async fn with_props(
+        models: &str,
+        props_status: u16,
+        script: impl Fn(&Received) -> Vec<Step> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a port is free");
@@ -232,6 +243,7 @@ impl OpenAiEngine {
         let (closed_sender, closed) = watch::channel(0);
         let engine = Arc::new(Engine {
             models: models.to_owned(),
+            props_status,
             script: Arc::new(script),
             received: Arc::clone(&received),
             requests: request_sender,
@@ -290,6 +302,10 @@ impl Engine {
             let path = head.split(' ').nth(1).expect("a request line");
             if path.ends_with("/models") {
                 write_answer(&mut socket, 200, "", &self.models).await;
+                continue;
+            }
+            if path == "/props" {
+                write_answer(&mut socket, self.props_status, "", "{}").await;
                 continue;
             }
             let received = Received {

@@ -11,6 +11,8 @@ pub(super) enum Flavor {
     Vllm,
     /// llama.cpp's server.
     LlamaCpp,
+    /// llama.cpp's server behind a proxy that passes on only the paths below `/v1`.
+    LlamaCppV1,
     /// Any other server. Only OpenAI's own fields are sent to it.
     #[default]
     Other,
@@ -64,7 +66,7 @@ impl Flavor {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Vllm => "vllm",
-            Self::LlamaCpp => "llama.cpp",
+            Self::LlamaCpp | Self::LlamaCppV1 => "llama.cpp",
             Self::Other => "openai",
         }
     }
@@ -82,8 +84,8 @@ impl Flavor {
                 continues_chats: true,
                 ..Abilities::default()
             },
-            Self::LlamaCpp => Abilities {
-                takes_token_ids: true,
+            Self::LlamaCpp | Self::LlamaCppV1 => Abilities {
+                takes_token_ids: self == Self::LlamaCpp,
                 continues_chats: true,
                 penalizes_prompt: true,
                 ..Abilities::default()
@@ -101,7 +103,7 @@ impl Flavor {
     pub(super) fn unsupported(self) -> &'static [Parameter] {
         match self {
             Self::Vllm => &NEVER,
-            Self::LlamaCpp => &LLAMA_CPP,
+            Self::LlamaCpp | Self::LlamaCppV1 => &LLAMA_CPP,
             Self::Other => &ONLY_OPENAI,
         }
     }

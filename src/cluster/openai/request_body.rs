@@ -173,7 +173,7 @@ impl EngineRequest {
         check_supported(message, flavor)?;
         let text_api = match flavor {
             Flavor::LlamaCpp => Api::LlamaCpp,
-            Flavor::Vllm | Flavor::Other => Api::Completions,
+            Flavor::Vllm | Flavor::LlamaCppV1 | Flavor::Other => Api::Completions,
         };
         let (api, input, default_max_tokens) = match &message.input {
             Some(Input::Chat(chat)) => {
@@ -254,10 +254,9 @@ impl RequestedLogprobs {
     fn of(message: &v1::CompletionRequest, api: Api, flavor: Flavor) -> Option<Self> {
         let top = message.logprobs?;
         // llama.cpp reports nothing at all for 0. What is too much is left out of the answer.
-        let top = if flavor == Flavor::LlamaCpp {
-            top.max(1)
-        } else {
-            top
+        let top = match flavor {
+            Flavor::LlamaCpp | Flavor::LlamaCppV1 => top.max(1),
+            Flavor::Vllm | Flavor::Other => top,
         };
         Some(match api {
             Api::Chats => Self::Chat {

@@ -103,7 +103,7 @@ impl EngineTokenizer<'_> {
                 };
                 self.post("/tokenize", &body).await?
             }
-            Flavor::LlamaCpp => {
+            Flavor::LlamaCpp | Flavor::LlamaCppV1 => {
                 let rendered;
                 let content = match input {
                     Input::Text(text) => text,

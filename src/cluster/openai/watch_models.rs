@@ -73,10 +73,20 @@ impl ModelWatch {
     /// Checks the engine until the task is cancelled.
     pub(super) async fn run(self) {
         let mut backoff = Backoff::new(HEALTH_CHECK_BACKOFF);
+        // Asked for again whenever the engine comes back.
+        let mut has_own_api = None;
         loop {
             match self.read_facts().await {
-                Some(facts) => {
+                Some(mut facts) => {
                     backoff.reset();
+                    if facts.flavor == Flavor::LlamaCpp {
+                        if has_own_api.is_none() {
+                            has_own_api = self.has_llama_cpp_api().await;
+                        }
+                        if has_own_api == Some(false) {
+                            facts.flavor = Flavor::LlamaCppV1;
+                        }
+                    }
                     self.facts.send_if_modified(|flavor| {
                         std::mem::replace(flavor, facts.flavor) != facts.flavor
                     });
@@ -84,11 +94,19 @@ impl ModelWatch {
                     sleep(CHECK_INTERVAL).await;
                 }
                 None => {
+                    has_own_api = None;
                     self.health.publish(Availability::Down, None);
                     sleep(backoff.next_delay()).await;
                 }
             }
         }
+    }
+
+    /// Returns true if llama.cpp's own API can be reached. `None` if the engine does not answer.
+    async fn has_llama_cpp_api(&self) -> Option<bool> {
+        let request = Request::get(self.client.root_target("/props")).body(Full::new(Bytes::new()));
+        let answer = timeout(CHECK_TIMEOUT, self.client.send(request.ok()?)).await;
+        Some(answer.ok()?.ok()?.status().is_success())
     }
 
     async fn read_facts(&self) -> Option<EngineFacts> {

@@ -301,6 +301,7 @@ fn logprobs_have_the_form_of_their_api() {
     for (flavor, top, sent) in [
         (Flavor::Vllm, 0, 0),
         (Flavor::LlamaCpp, 0, 1),
+        (Flavor::LlamaCppV1, 0, 1),
         (Flavor::Other, 3, 3),
     ] {
         let (api, body) = request(&with_logprobs(top, prompt("a")), flavor);
