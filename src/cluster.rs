@@ -44,6 +44,7 @@ pub(crate) mod scripted;
 mod selection;
 mod silence;
 mod spec;
+mod stream_times;
 mod target_call;
 #[cfg(test)]
 mod tests;

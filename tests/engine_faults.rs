@@ -88,7 +88,9 @@ async fn a_fault_that_may_pass_is_tried_once_more_on_the_same_engine() {
 
 #[tokio::test]
 async fn an_engine_that_keeps_failing_is_replaced() {
-    for fault in [failed(500), failed(503), Step::Rst] {
+    // The connection that the health check has used may have been closed while it was idle, so a request that breaks on
+    // it is sent once more.
+    for (fault, most) in [(failed(500), 4), (failed(503), 4), (Step::Rst, 5)] {
         let (first, second) = (
             OpenAiEngine::answering(vec![fault.clone()]).await,
             honest().await,
@@ -96,7 +98,7 @@ async fn an_engine_that_keeps_failing_is_replaced() {
         let gateway = gateway(&[&first, &second], RoutePolicy::default()).await;
         assert_eq!(over_http(&gateway).await, whole_story(0), "{fault:?}");
         assert_eq!(over_grpc(&gateway).await, whole_story(0), "{fault:?}");
-        assert!(first.received().len() <= 4, "{fault:?}");
+        assert!(first.received().len() <= most, "{fault:?}");
     }
 }
 

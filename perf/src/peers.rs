@@ -24,7 +24,7 @@ const LONG_PROMPTS: u32 = 16;
 /// Number of lines of a long prompt, which has 470 KB: about 60,000 tokens.
 const PROMPT_LINES: usize = 6_000;
 
-/// Compare the gateway with SMG and Envoy, in front of the same engine.
+/// Compare the gateway with SMG, LiteLLM and Envoy, in front of the same engine.
 ///
 /// Prints two tables as Markdown: the figures of each server, as the median of the rounds with the lowest and the
 /// highest, and the targets. A server without a program is left out.
@@ -44,6 +44,10 @@ pub(crate) struct Options {
     /// Program of SMG, such as .venv-peers/bin/smg
     #[arg(long, value_name = "FILE", env = "SMG")]
     smg: Option<PathBuf>,
+    /// Program of LiteLLM's proxy, such as .venv-peers/bin/litellm. It gets a fiftieth of each load but the paced one,
+    /// because it is slow
+    #[arg(long, value_name = "FILE", env = "LITELLM")]
+    litellm: Option<PathBuf>,
     /// Program of Envoy, such as .venv-peers/bin/envoy
     #[arg(long, value_name = "FILE", env = "ENVOY")]
     envoy: Option<PathBuf>,
@@ -178,6 +182,7 @@ fn loads(seconds: u32) -> [Load; 4] {
 async fn run_load(peer: &Peer, load: &Load, faults: &mut Vec<String>) -> anyhow::Result<Round> {
     let plan = ConnectionPlan::for_streams(load.streams);
     let generator = LoadGenerator::open(&peer.target, plan).await?;
+    let load = &peer.part_of(load);
     let warm_up = Load {
         tokens: load.tokens.div_ceil(20),
         requests: load.requests.div_ceil(5),

@@ -7,7 +7,10 @@ mod support;
 #[test]
 fn the_gateway_is_compared_with_the_engine_alone() {
     let mut command = perf_command(split_words("peers --rounds 1 --seconds 1"));
-    command.env_remove("SMG").env_remove("ENVOY");
+    command
+        .env_remove("SMG")
+        .env_remove("LITELLM")
+        .env_remove("ENVOY");
     let ran = run(command);
     assert_eq!(ran.code, Some(0), "{ran}");
     let rows = [

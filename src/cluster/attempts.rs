@@ -39,7 +39,7 @@ pub(super) struct Attempts {
     failure: Option<Failure>,
     /// True if a stream broke after its first token and has not been continued yet.
     is_interrupted: bool,
-    /// True if the next try takes a retry from the budget.
+    /// True if the next try takes a retry from the budget, if it goes to a target that has failed.
     costs_retry: bool,
 }
 
@@ -111,7 +111,7 @@ impl Attempts {
         self.seed.get_or_insert(seed);
     }
 
-    /// Records that the client has received a token of the current stream.
+    /// Records that the client has received a part of the current stream.
     pub(super) fn record_progress(&mut self) {
         self.plan.record_progress();
         self.failure = None;
@@ -160,7 +160,7 @@ impl Attempts {
         if failure.error().kind == ErrorKind::ContextLengthExceeded {
             self.exclude_smaller_contexts(target);
         }
-        // An engine that did no work for the request does not make a retry cost anything.
+        // Only a request that reached the engine makes a retry cost something.
         self.costs_retry = matches!(fault, Fault::Busy(_) | Fault::Passing | Fault::Silent);
         if !self.is_interrupted {
             self.failure = Some(more_informative(self.failure.take(), failure));
@@ -245,7 +245,7 @@ impl Attempts {
         let result = match timeout_at(end, opening).await {
             Ok(result) => result,
             Err(_) if silent_at.is_some() => Err(Failure::silent()),
-            // That says nothing about the engine.
+            // A passed deadline says nothing about the engine.
             Err(_) => return Err((target, Failure::deadline_exceeded())),
         };
         match result {

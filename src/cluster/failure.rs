@@ -108,6 +108,11 @@ impl Failure {
         }
     }
 
+    /// Creates the failure of a request whose connection to the engine broke before the response.
+    pub(super) fn broken_connection() -> Self {
+        broken_connection().into()
+    }
+
     /// Creates the failure of a request whose deadline has passed.
     pub(super) fn deadline_exceeded() -> Self {
         let message = "The request's deadline passed.";

@@ -1,7 +1,7 @@
 //! An OpenAI-compatible server as an upstream, such as vLLM, llama.cpp's server, SGLang or Ollama.
 //!
-//! Requests become `/completions` or `/chat/completions`, which the engine streams. This module must not know how an
-//! upstream is chosen.
+//! Requests become `/completions` or `/chat/completions`, or llama.cpp's own `/completion`, and the engine streams each
+//! answer. This module must not know how an upstream is chosen.
 
 use http::Request as HttpRequest;
 use http::header::{ACCEPT, CONTENT_TYPE};
@@ -52,7 +52,7 @@ pub(super) struct OpenAiUpstream {
     client: EngineClient,
     health: watch::Receiver<Health>,
     flavor: watch::Receiver<Flavor>,
-    /// Ends the watch when the engine is dropped. Running streams continue.
+    /// Ends the checks of the engine when it is dropped. Running streams continue.
     _watch: DropGuard,
 }
 

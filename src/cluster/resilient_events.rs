@@ -13,6 +13,7 @@ use super::attempts::{Attempts, OpenStream};
 use super::failure::Failure;
 use super::ladder::{Delivered, PromptPosition, Rung};
 use super::silence::SilenceTimer;
+use super::stream_times::StreamTimes;
 use crate::error::{Error, ErrorKind};
 use crate::poll_on_wake::PollOnWake;
 use crate::proto::v1;
@@ -36,6 +37,7 @@ pub(super) struct ResilientEvents {
     /// Events to return.
     ready: VecDeque<Event>,
     resumptions: u32,
+    times: StreamTimes,
     /// The rung of the last resumption.
     last_rung: Option<Rung>,
     /// Completes when the request's deadline has passed and the engine has not reported that in time.
@@ -85,7 +87,9 @@ enum Step {
 
 impl ResilientEvents {
     pub(super) fn new(stream: OpenStream, attempts: Attempts, delivered: Delivered) -> Self {
+        let arrived = attempts.context().request.arrived();
         Self {
+            times: StreamTimes::new(arrived, stream.opened),
             deadline: PollOnWake::new(Box::pin(sleep_until(attempts.deadline()))),
             state: State::Open(Box::new(Running::new(stream, attempts))),
             delivered,
@@ -185,6 +189,7 @@ impl ResilientEvents {
                 if let Some(tokens) = running.stream.seam.join(tokens, &self.delivered)? {
                     let count = tokens.tokens.len();
                     running.record_delivery(count);
+                    self.times.record_token(Instant::now());
                     self.delivered.record_tokens(&tokens);
                     self.report_start();
                     self.ready.push_back(Event::Tokens(tokens));
@@ -195,6 +200,7 @@ impl ResilientEvents {
                 running.record_arrival(1);
                 if let Some(delta) = running.stream.seam.join_chat(delta, &self.delivered)? {
                     running.record_delivery(0);
+                    self.times.record_token(Instant::now());
                     self.delivered.record_chat(&delta);
                     self.report_start();
                     self.ready.push_back(Event::Chat(delta));
@@ -223,9 +229,14 @@ impl ResilientEvents {
 
     fn end(&mut self, mut summary: v1::Summary) {
         self.report_start();
-        let timings = summary.timings.get_or_insert_default();
-        timings.resumptions = self.resumptions;
-        timings.resumption_method = v1::ResumptionMethod::from(self.last_rung).into();
+        let is_continuation = self.resumptions > 0 || summary.timings.is_none();
+        let engine = summary.timings.unwrap_or_default();
+        let whole = self.times.whole(engine, is_continuation, Instant::now());
+        summary.timings = Some(v1::Timings {
+            resumptions: self.resumptions,
+            resumption_method: v1::ResumptionMethod::from(self.last_rung).into(),
+            ..whole
+        });
         self.ready.push_back(Event::Summary(summary));
     }
 
@@ -274,6 +285,7 @@ impl ResilientEvents {
             result,
         } = reopened;
         let stream = result?;
+        self.times.record_stream(stream.opened);
         self.delivered = delivered;
         let method = stream.rung.map_or("restart", Rung::label);
         let engine = &*attempts.target(stream.target).member.name;
@@ -341,13 +353,14 @@ impl Running {
             return Poll::Pending;
         }
         let policy = &self.attempts.route().spec.policy;
-        let limit = match self.has_first_token {
-            true => policy.stall_timeout,
-            false => policy.first_token_timeout,
+        let is_resumption = self.stream.rung.is_some();
+        let limit = match (self.has_first_token, is_resumption) {
+            (true, _) => policy.stall_timeout,
+            (false, true) => policy.first_token_timeout.max(policy.stall_timeout),
+            (false, false) => policy.first_token_timeout,
         };
         loop {
             ready!(self.silence.poll(limit, cx));
-            let is_resumption = self.stream.rung.is_some();
             let target = self.stream.target;
             let first = || self.attempts.first_token_limit(target, is_resumption);
             if self.has_first_token || first().is_some() {

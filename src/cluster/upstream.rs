@@ -14,16 +14,16 @@ use super::ladder::Abilities;
 use crate::proto::v1;
 use crate::request::Parameter;
 
-/// Events of one completion, exactly as the upstream sends them.
+/// Events of one completion, as the upstream sends them, or as they were converted from its own protocol.
 pub type BoxedEventStream = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
 
 /// A destination of requests.
 ///
-/// Requests and responses are those of `tokenway.v1.Inference`. The metadata of a request contains its id and its
+/// Requests and responses are those of `tokenway.v1.Inference`; a completion is an [`AddressedCompletion`]. The metadata of a request contains its id and its
 /// timeout. An upstream that speaks another protocol must convert them.
 #[tonic::async_trait]
 pub(crate) trait Upstream: Send + Sync {
-    /// Starts a completion, and returns once it is admitted. Dropping the stream cancels it.
+    /// Starts a completion, and returns once the upstream has accepted it. Dropping the stream cancels it.
     ///
     /// # Errors
     /// Returns the reason for a rejection.
@@ -77,7 +77,7 @@ pub(crate) trait Upstream: Send + Sync {
         &[]
     }
 
-    /// Returns the abilities that decide how this upstream can continue a completion of another one.
+    /// Returns the abilities that decide how this upstream can continue a completion whose stream broke.
     fn abilities(&self) -> Abilities {
         Abilities::default()
     }
@@ -106,7 +106,7 @@ pub(crate) struct AddressedCompletion {
 }
 
 impl AddressedCompletion {
-    /// Addresses a message to the model and with the seed that it has.
+    /// Keeps the model and the seed of the message.
     pub(super) fn unchanged(message: v1::CompletionRequest) -> Self {
         Self {
             model: message.model.clone(),

@@ -72,8 +72,8 @@ pub(super) fn describe(recorder: &PrometheusRecorder) {
         ),
         (
             STREAM_RESUMPTIONS,
-            "Streams that went on after the stream of their engine broke, by method: 'restart' (no token was lost), \
-             'resume', 'token_ids', 'text' or 'replay'.",
+            "Streams that went on after the stream of their engine broke, by method: 'restart' (before the first \
+             token), 'resume', 'token_ids', 'text' or 'replay'.",
         ),
     ] {
         recorder.describe_counter(name.into(), Some(Unit::Count), SharedString::from(text));

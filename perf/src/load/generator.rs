@@ -109,9 +109,7 @@ impl LoadGenerator {
         let shared = Rc::new(SharedLoad {
             load: load.clone(),
             request: match &self.pool.target {
-                Target::Server(url, format) => {
-                    http::encode_request(url, *format, &load.completion_request())
-                }
+                Target::Server(url, format) => http::encode_request(url, *format, load),
                 Target::Device(_) => Bytes::new(),
             },
             stats: Rc::clone(&self.stats),

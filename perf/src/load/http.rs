@@ -10,12 +10,13 @@ use tokenway::runner::monotonic_ns;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::Load;
 use super::consumer::Consumer;
 use super::generator::SharedLoad;
 use super::response::ResponseParser;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
-use crate::stream::{CompletionRequest, Decoder, Format, connect};
+use crate::stream::{Decoder, Format, connect};
 
 /// A connection that is reused for as long as the server keeps it open.
 pub(super) struct Connection {
@@ -96,11 +97,8 @@ impl Connection {
 }
 
 /// Returns the request as the bytes that are written to a connection.
-pub(super) fn encode_request(
-    url: &ServerUrl,
-    format: Format,
-    completion: &CompletionRequest<'_>,
-) -> Bytes {
+pub(super) fn encode_request(url: &ServerUrl, format: Format, load: &Load) -> Bytes {
+    let completion = load.completion_request();
     let body = completion.to_json();
     if format == Format::Raw {
         return format!("{body}\n").into();
@@ -111,8 +109,12 @@ pub(super) fn encode_request(
         &url.authority,
         body.len(),
     );
+    let key = match load.key {
+        Some(key) => format!("authorization: Bearer {key}\r\n"),
+        None => String::new(),
+    };
     format!(
-        "POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n{key}\
          accept: {accept}\r\ncontent-length: {length}\r\n\r\n{body}"
     )
     .into()

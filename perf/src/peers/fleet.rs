@@ -1,12 +1,13 @@
 //! The compared servers: a scripted engine, and the gateways in front of it, each in its own process.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use tempfile::NamedTempFile;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
@@ -24,14 +25,21 @@ pub(super) const TOKENWAY: &str = "Tokenway";
 /// Time between two tokens of a paced stream: 100 tokens/s.
 pub(super) const INTERVAL: Duration = Duration::from_millis(10);
 const SLOTS: usize = 256;
+/// Key that LiteLLM requires of its clients. It is no secret: the proxy runs only for the comparison.
+const LITELLM_KEY: &str = "sk-compared-with-tokenway-0123456789";
+const LITELLM_SLOWNESS: u32 = 50;
 /// Time within which a gateway must answer its first request, and time between two tries.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 const START_POLL: Duration = Duration::from_millis(100);
 
 /// A compared server. Its process ends when this is dropped.
 pub(super) struct Peer {
     pub(super) name: &'static str,
     pub(super) target: Target,
+    /// Key that the server requires.
+    key: Option<&'static str>,
+    /// Divisor of its loads, but of the paced one.
+    slowness: u32,
     process: Process,
 }
 
@@ -59,8 +67,24 @@ impl Peer {
         Ok(Self {
             name,
             target,
+            key: None,
+            slowness: 1,
             process: Process::Own(process),
         })
+    }
+
+    /// Returns the part of a load that this server gets.
+    pub(super) fn part_of(&self, load: &Load) -> Load {
+        let slowness = match load.prompt {
+            Some(_) => self.slowness,
+            None => 1,
+        };
+        Load {
+            tokens: load.tokens.div_ceil(slowness),
+            requests: load.requests.div_ceil(slowness),
+            key: self.key,
+            ..load.clone()
+        }
     }
 
     async fn foreign(
@@ -69,9 +93,21 @@ impl Peer {
         port: u16,
         arguments: &[&str],
     ) -> anyhow::Result<Self> {
+        Self::foreign_with_key(name, program, port, arguments, None).await
+    }
+
+    async fn foreign_with_key(
+        name: &'static str,
+        program: &OsStr,
+        port: u16,
+        arguments: &[&str],
+        key: Option<&'static str>,
+    ) -> anyhow::Result<Self> {
         let mut command = Command::new(program);
         command
             .args(arguments)
+            // LiteLLM would fetch its list of prices, and use a proxy for the engine.
+            .envs([("LITELLM_LOCAL_MODEL_COST_MAP", "True"), ("NO_PROXY", "*")])
             .stdin(Stdio::null())
             .kill_on_drop(true);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
@@ -81,7 +117,7 @@ impl Peer {
             .map_err(anyhow::Error::msg)?;
         let target = Target::Server(url, Format::Sse);
         let end = Instant::now() + START_TIMEOUT;
-        while !answers(&target).await {
+        while !answers(&target, key).await {
             ensure!(
                 Instant::now() < end,
                 "{name} does not answer within {START_TIMEOUT:?}"
@@ -91,6 +127,8 @@ impl Peer {
         Ok(Self {
             name,
             target,
+            key,
+            slowness: 1,
             process: Process::Foreign(child),
         })
     }
@@ -129,6 +167,25 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<Vec<Peer>> {
         let arguments: Vec<_> = listen.into_iter().chain(metrics).chain(engine).collect();
         peers.push(Peer::foreign("SMG", program.as_os_str(), port, &arguments).await?);
     }
+    if let Some(program) = &options.litellm {
+        let own = free_port()?;
+        let settings = include_str!("../../templates/litellm.yaml");
+        let settings = settings.replace("ENGINE_PORT", port);
+        let mut file = NamedTempFile::new()?;
+        file.write_all(settings.replace("KEY", LITELLM_KEY).as_bytes())?;
+        let (path, own_port) = (file.path().to_string_lossy(), own.to_string());
+        let listen = ["--host", "127.0.0.1", "--port", &own_port];
+        let arguments: Vec<_> = ["--config", &path, "--telemetry", "False"]
+            .into_iter()
+            .chain(listen)
+            .collect();
+        let program = program.as_os_str();
+        let peer = Peer::foreign_with_key("LiteLLM", program, own, &arguments, Some(LITELLM_KEY));
+        peers.push(Peer {
+            slowness: LITELLM_SLOWNESS,
+            ..peer.await?
+        });
+    }
     if let Some(program) = &options.envoy {
         let own = free_port()?;
         let settings = include_str!("../../templates/envoy.yaml");
@@ -152,8 +209,9 @@ fn free_port() -> io::Result<u16> {
 }
 
 /// Returns true if the server completes a request.
-async fn answers(target: &Target) -> bool {
+async fn answers(target: &Target, key: Option<&'static str>) -> bool {
     let load = Load {
+        key,
         model: Some(MODEL.to_owned()),
         timeout: Some(START_TIMEOUT),
         ..Load::of_test_runner(1, 1)

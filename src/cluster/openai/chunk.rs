@@ -1,5 +1,5 @@
-//! One event of a streamed response. Only the fields that Tokenway uses are read, and nothing is allocated for a chunk
-//! with one choice.
+//! One event of a streamed response. Only the fields that Tokenway uses are read, and nothing is allocated for the text
+//! of one choice.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -85,7 +85,7 @@ struct Function<'a> {
     arguments: Option<JsonText<'a>>,
 }
 
-/// A delta has a part that is not of the type that OpenAI's API has for it.
+/// A part of a delta has the wrong JSON type.
 #[derive(Debug)]
 pub(super) struct MalformedDelta;
 

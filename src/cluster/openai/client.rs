@@ -80,12 +80,12 @@ impl EngineClient {
         self.base_url.path().trim_end_matches('/')
     }
 
-    /// Sends a request, and waits for the head of its response. Sends it once more if the connection breaks before the
-    /// head: some servers close a connection after a response without announcing it, so a request on a connection of the
-    /// pool may fail.
+    /// Sends a request, and waits for the head of its response. If a connection of the pool breaks before the head, the
+    /// request is sent once more on a new connection: some servers close a connection after a response without
+    /// announcing it.
     ///
     /// # Errors
-    /// The engine cannot be reached, or both connections broke before the head.
+    /// The engine cannot be reached, or the new connection broke before the head.
     pub(super) async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -95,17 +95,14 @@ impl EngineClient {
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        let pooled = self.pool.take();
-        let connection = match pooled {
-            Some(connection) => connection,
-            None => self.connect().await?,
-        };
-        if let Some(response) = connection.send(request.clone(), &self.pool).await {
+        if let Some(pooled) = self.pool.take()
+            && let Some(response) = pooled.send(request.clone(), &self.pool).await
+        {
             return Ok(response);
         }
         let connection = self.connect().await?;
         let response = connection.send(request, &self.pool).await;
-        response.ok_or_else(Failure::unreachable)
+        response.ok_or_else(Failure::broken_connection)
     }
 
     async fn connect(&self) -> Result<Connection, Failure> {

@@ -1,7 +1,7 @@
 //! Converts the streamed response of an OpenAI-compatible engine into completion events.
 //!
-//! The body is read only when an event is asked for, so a slow client slows the engine down. Dropping the stream closes
-//! the connection, which cancels the engine's work.
+//! The body is read only while no event is left, and never far ahead, so a slow client slows the engine down. Dropping
+//! the stream closes the connection, which cancels the engine's work.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -54,7 +54,7 @@ impl EngineEvents {
         }
     }
 
-    /// Reads what has arrived. Pending if that makes no event and no end.
+    /// Reads what has arrived. Pending until there is an event, or the end of the response.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..MAX_FRAMES {
             match self.poll_frame(cx) {

@@ -4,7 +4,7 @@ use crate::cluster::ladder::Abilities;
 use crate::cluster::spec::ServerKind;
 use crate::request::Parameter;
 
-/// An OpenAI-compatible server, as its list of models identifies it.
+/// An OpenAI-compatible server, as its list of models or the settings identify it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Flavor {
     /// vLLM's HTTP server.
@@ -13,7 +13,7 @@ pub(super) enum Flavor {
     LlamaCpp,
     /// llama.cpp's server behind a proxy that passes on only the paths below `/v1`.
     LlamaCppV1,
-    /// Any other server. Only OpenAI's own fields are sent to it.
+    /// Any other server. Of the fields that Tokenway knows, only OpenAI's own are sent to it.
     #[default]
     Other,
 }
@@ -21,8 +21,8 @@ pub(super) enum Flavor {
 /// Parameters that this gateway does not pass to any OpenAI-compatible engine.
 const NEVER: [Parameter; 1] = [Parameter::EchoLogprobs];
 
-/// Parameters that OpenAI's own API does not have either.
-const ONLY_OPENAI: [Parameter; 7] = [
+/// Parameters that OpenAI's own API does not have.
+const NOT_OPENAI: [Parameter; 7] = [
     NEVER[0],
     Parameter::TopK,
     Parameter::MinP,
@@ -33,7 +33,7 @@ const ONLY_OPENAI: [Parameter; 7] = [
 ];
 
 /// llama.cpp's server ignores these fields.
-const LLAMA_CPP: [Parameter; 5] = [
+const NOT_LLAMA_CPP: [Parameter; 5] = [
     NEVER[0],
     Parameter::RepetitionPenalty,
     Parameter::MinTokens,
@@ -103,8 +103,8 @@ impl Flavor {
     pub(super) fn unsupported(self) -> &'static [Parameter] {
         match self {
             Self::Vllm => &NEVER,
-            Self::LlamaCpp | Self::LlamaCppV1 => &LLAMA_CPP,
-            Self::Other => &ONLY_OPENAI,
+            Self::LlamaCpp | Self::LlamaCppV1 => &NOT_LLAMA_CPP,
+            Self::Other => &NOT_OPENAI,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Strings in JSON that is not fully parsed. Reading one appends to a buffer, so it needs no allocation of its own.
+//! JSON strings that are read without an allocation of their own: they stay as they are in the JSON, and are appended to
+//! a buffer.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -12,7 +13,7 @@ pub(super) struct JsonText<'a> {
 }
 
 impl<'a> JsonText<'a> {
-    /// Returns a string as a constant, with its quotes. `None` if it is not valid JSON.
+    /// Reads a JSON literal, such as `"\"stop\""`. `None` if it is not valid JSON.
     pub(super) fn constant(json: &'a str) -> Option<Self> {
         serde_json::from_str(json).ok()
     }

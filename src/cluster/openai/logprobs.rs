@@ -1,7 +1,7 @@
 //! Log probabilities in a chunk of an engine, in both forms of OpenAI's API.
 //!
-//! A chat has a list of objects, one per token, and llama.cpp's own API has only that list. A completion has one list for
-//! each fact about the tokens. llama.cpp sends the first form for completions, too, so the form does not depend on the
+//! A chat has a list of objects, one per token, and llama.cpp's own API has only that list. A completion has parallel
+//! lists: of texts, of log probabilities, and so on. llama.cpp sends the first form for completions, too, so the form does not depend on the
 //! request.
 
 use std::fmt;

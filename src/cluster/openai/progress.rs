@@ -1,5 +1,5 @@
-//! The part of an engine's response that has been read, as completion events. It is a pure struct: it must not know
-//! sockets or timers.
+//! The part of an engine's response that has been read, as completion events. This module must not know sockets or
+//! timers.
 
 use std::collections::VecDeque;
 
@@ -29,7 +29,7 @@ pub(super) enum ResponseApi {
     LlamaCpp,
 }
 
-/// Facts about a request that its events repeat.
+/// Facts about a request that are needed to read its response.
 pub(super) struct RequestFacts {
     pub(super) api: ResponseApi,
     pub(super) request_id: String,
@@ -64,7 +64,7 @@ struct ChoiceProgress {
     next_index: u32,
     /// The tokens that llama.cpp has reported.
     seen: SeenTokens,
-    /// Number of deltas that are no tokens, such as reasoning. Used only if the engine reports no usage.
+    /// Number of deltas that are not text, such as reasoning. Used only if the engine reports no usage.
     other_deltas: u32,
     /// True if the prompt that `echo` asks for has arrived.
     has_echoed: bool,
@@ -214,8 +214,8 @@ impl Progress {
         Ok(())
     }
 
-    /// Returns the new tokens with their log probabilities. Empty if the client did not ask for them, or if the engine
-    /// sent as many ids as tokens of another number: the ids are then right, and the log probabilities belong to nobody.
+    /// Returns the new tokens with their log probabilities. Empty if the client did not ask for them. Also empty if the
+    /// engine sent another number of ids than of log probabilities: the ids are kept, and the log probabilities dropped.
     fn scored_tokens(&self, choice: &ChunkChoice<'_>) -> Result<Vec<ScoredToken>, Error> {
         let (Some(top), Some(json)) = (self.facts.logprobs, choice.logprobs) else {
             return Ok(Vec::new());

@@ -33,7 +33,7 @@ struct ErrorObject {
     r#type: Option<serde_json::Value>,
 }
 
-/// Reads an error response.
+/// Reads an error response. A rejected key is a fault of the gateway's settings, so another engine may serve the request.
 pub(super) async fn read_rejection(response: http::Response<ResponseBody>) -> Failure {
     let (head, body) = response.into_parts();
     let reading = Limited::new(body, MAX_BODY_BYTES).collect();
@@ -50,6 +50,7 @@ pub(super) async fn read_rejection(response: http::Response<ResponseBody>) -> Fa
     }
 }
 
+/// Converts an error response.
 pub(super) fn rejection(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Error {
     let object = error_object(body);
     let kind = kind_of(status, &object);
@@ -85,7 +86,7 @@ pub(super) fn error_in_stream(object: Option<&RawValue>) -> Error {
     Error::new(ErrorKind::UpstreamError, message)
 }
 
-/// Finds the error object: `{"error": {…}}`, or as vLLM had it, the object itself.
+/// Finds the error object: `{"error": {…}}`, the object itself (older vLLM), or `{"error": "text"}`.
 fn error_object(body: &[u8]) -> ErrorObject {
     #[derive(Deserialize)]
     struct Wrapped {

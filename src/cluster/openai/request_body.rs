@@ -75,6 +75,8 @@ struct Body<'a> {
     continue_final_message: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     add_generation_prompt: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<i32>,
     #[serde(flatten)]
     extra_fields: ExtraFields<'a>,
 }
@@ -141,7 +143,7 @@ struct Options<'a> {
     user: &'a str,
 }
 
-/// The wish for log probabilities, in the form of each API.
+/// The request for log probabilities, in the form of each API.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum RequestedLogprobs {
@@ -158,8 +160,8 @@ impl EngineRequest {
     /// Writes a request.
     ///
     /// # Errors
-    /// The request has no prompt, uses a field that no such engine has, or has an invalid tool, tool choice, format or
-    /// extra field.
+    /// The request has no prompt, uses a field that this kind of server does not have, or has an invalid tool, tool
+    /// choice, format or extra field.
     pub(super) fn new(
         message: &v1::CompletionRequest,
         facts: &BodyFacts<'_>,
@@ -212,6 +214,7 @@ impl EngineRequest {
             // llama.cpp always continues a last message of the assistant, and does not know these fields.
             continue_final_message: (continues_message && flavor == Flavor::Vllm).then_some(true),
             add_generation_prompt: (continues_message && flavor == Flavor::Vllm).then_some(false),
+            priority: message.priority.filter(|_| flavor == Flavor::Vllm),
             extra_fields: ExtraFields::of(message)?,
         };
         let mut json = Vec::with_capacity(expected_size(message));
@@ -253,7 +256,7 @@ impl<'a> Options<'a> {
 impl RequestedLogprobs {
     fn of(message: &v1::CompletionRequest, api: Api, flavor: Flavor) -> Option<Self> {
         let top = message.logprobs?;
-        // llama.cpp reports nothing at all for 0. What is too much is left out of the answer.
+        // llama.cpp reports nothing at all for 0. The answer leaves out what the client did not ask for.
         let top = match flavor {
             Flavor::LlamaCpp | Flavor::LlamaCppV1 => top.max(1),
             Flavor::Vllm | Flavor::Other => top,

@@ -16,7 +16,7 @@ use crate::proto::v1;
 use crate::proto::v1::tokenize_request::Input;
 use crate::request::{RequestId, TokenId};
 
-/// Maximum size of an answer, in bytes: the ids of the largest text have about this size.
+/// Maximum size of an answer, in bytes. The ids of a text of the maximum body size, one for each byte, take about this.
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 
 /// The tokenizer of one model of an engine, for one request.
@@ -68,7 +68,7 @@ struct Tokens {
     tokens: Vec<TokenId>,
 }
 
-/// A text, with its name in vLLM's answers and in llama.cpp's.
+/// A text. `/detokenize` of llama.cpp calls it `content`, the others `prompt`.
 #[derive(Deserialize)]
 struct Text {
     #[serde(alias = "content")]

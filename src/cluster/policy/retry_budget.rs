@@ -11,9 +11,9 @@ const REQUESTS_PER_RETRY: u32 = 5;
 
 /// The retry budget of a gateway.
 ///
-/// Only a retry on a target that has failed the same request takes from the budget. Sending it to another target for the
-/// first time moves the work. Sending it again to an engine that could not be reached costs nothing either. Resuming a stream takes nothing either: the work moves from one engine to another, and the resumption
-/// counts as a request.
+/// Only a retry on a target that has failed the same request takes from the budget. The first try on another target only
+/// moves the work, and an engine that could not be reached has done no work. The resumption of a stream also takes
+/// nothing, and counts as a request.
 #[derive(Debug)]
 pub(in crate::cluster) struct RetryBudget {
     requests: RecentCount,

@@ -9,7 +9,8 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use futures_util::task::AtomicWaker;
 
-/// Maximum number of polls in a row. A socket that has used up the task's share of time wakes whoever polls it.
+/// Maximum number of polls in a row. A socket wakes whoever polls it when the task has used up Tokio's budget for one
+/// poll, and then has nothing to offer before the task has yielded.
 const MAX_POLLS: u32 = 4;
 
 /// No poll is running.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 
-/// Time after which an idle connection is closed. It is shorter than the idle timeouts of common servers, so that a
+/// Time after which an idle connection is not used again, and is closed by the next use of the pool. It is shorter than the idle timeouts of common servers, so that a
 /// request is rarely sent on a connection that the server closes at the same moment.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Maximum number of idle connections.

@@ -366,3 +366,19 @@ fn llama_cpp_gets_prompts_over_its_own_api_and_chats_over_openais() {
     let (api, body) = request(&chat, Flavor::LlamaCpp);
     assert_eq!((api, body.get("return_tokens")), (Api::Chats, None));
 }
+
+#[test]
+fn only_vllm_gets_the_priority() {
+    let message = v1::CompletionRequest {
+        priority: Some(-3),
+        ..prompt("hi")
+    };
+    for (flavor, expected) in [
+        (Flavor::Vllm, Some(json!(-3))),
+        (Flavor::LlamaCpp, None),
+        (Flavor::Other, None),
+    ] {
+        let (_, body) = request(&message, flavor);
+        assert_eq!(body.get("priority"), expected.as_ref(), "{flavor:?}");
+    }
+}
