@@ -11,7 +11,8 @@ use support::openai_engine::{
     OpenAiEngine, STORY, Step, chat_delta, delta, event, story, story_until,
 };
 use support::story::{
-    failed, gateway, honest, impatient, over_grpc, over_http, prompt_of, story_text, whole_story,
+    APIS, failed, gateway, honest, impatient, over_grpc, over_http, prompt_of, story_request,
+    story_text, whole_story,
 };
 use tokenway::cluster::RoutePolicy;
 use tokenway::proto::v1;
@@ -74,13 +75,12 @@ async fn a_stream_that_breaks_goes_on_at_another_engine_after_the_last_word() {
 async fn a_stream_goes_on_at_its_own_engine_if_there_is_no_other() {
     let engine = OpenAiEngine::start(|received| story_until(received, 3, &[Step::Fin])).await;
     let gateway = gateway(&[&engine], RoutePolicy::default()).await;
-    assert_eq!(over_http(&gateway).await, whole_story(2));
-    let limits: Vec<_> = engine
-        .received()
-        .iter()
-        .map(|received| received.body["max_tokens"].as_u64())
-        .collect();
-    assert_eq!(limits, [Some(50), Some(47), Some(44)]);
+    for api in APIS {
+        assert_eq!(api.story(&gateway).await, whole_story(2));
+    }
+    let received = engine.received();
+    let limits: Vec<_> = received.iter().map(|it| &it.body["max_tokens"]).collect();
+    assert_eq!(limits, [50, 47, 44, 50, 47, 44]);
 }
 
 #[tokio::test]
@@ -106,11 +106,7 @@ async fn a_stream_that_no_engine_can_continue_ends_with_one_error() {
     assert_eq!((lines.len(), &body.end), (3, &BodyEnd::Unclean));
     assert_eq!(texts(&lines[..2], 0), STORY[..2]);
     assert_eq!(lines[2]["error"]["code"], "upstream_error");
-    let request = v1::CompletionRequest {
-        model: "m".to_owned(),
-        ..grpc::request("hi", 50)
-    };
-    let seen = grpc::collect(gateway.stream(request).await).await;
+    let seen = grpc::collect(gateway.stream(story_request()).await).await;
     let status = seen.error.as_ref().expect("the stream fails");
     assert_eq!((status.code(), seen.token_count(0)), (Code::Aborted, 2));
 }
@@ -214,6 +210,15 @@ async fn each_choice_goes_on_by_itself() {
     assert_eq!(body.json()["usage"]["completion_tokens"], 10);
     assert_eq!(second.received().len(), 1);
     assert_eq!(second.received()[0].body["n"], Value::Null);
+
+    let request = v1::CompletionRequest {
+        n: Some(2),
+        ..story_request()
+    };
+    let seen = grpc::collect(gateway.stream(request).await).await;
+    assert_eq!(seen.texts(0).concat(), story_text());
+    assert_eq!(seen.texts(1).concat(), "Once more");
+    assert_eq!(seen.usage().completion_tokens, 10);
 }
 
 #[tokio::test]

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::json;
 use support::http::completion;
 use support::metrics::MetricsSnapshot;
 use support::openai_engine::{OpenAiEngine, Step, event, story, story_until};
 use support::story::{
-    busy, failed, failing_first, gateway, honest, impatient, over_grpc, over_http, prompt_of,
-    whole_story,
+    APIS, Api, busy, failed, failing_first, gateway, honest, impatient, over_grpc, over_http,
+    prompt_of, story_request, whole_story,
 };
 use support::{Setup, route_with_fallbacks};
 use tokenway::cluster::RoutePolicy;
@@ -27,10 +28,10 @@ fn gaps(engine: &OpenAiEngine) -> Vec<Duration> {
 
 #[tokio::test]
 async fn a_busy_engine_without_an_alternative_is_asked_again_when_it_says() {
-    for headers in ["retry-after: 1\r\n", ""] {
+    for (headers, api) in [("retry-after: 1\r\n", Api::Http), ("", Api::Grpc)] {
         let engine = failing_first(vec![vec![busy(headers)]]).await;
         let gateway = gateway(&[&engine], RoutePolicy::default()).await;
-        assert_eq!(over_http(&gateway).await, whole_story(0));
+        assert_eq!(api.story(&gateway).await, whole_story(0));
         assert!(
             gaps(&engine)[0] >= Duration::from_secs(1),
             "{:?}",
@@ -41,22 +42,16 @@ async fn a_busy_engine_without_an_alternative_is_asked_again_when_it_says() {
 
 #[tokio::test]
 async fn an_engine_that_stays_busy_is_asked_three_times_and_its_answer_passed_on() {
-    let engine = OpenAiEngine::answering(vec![busy("retry-after: 1\r\n")]).await;
-    let gateway = gateway(&[&engine], RoutePolicy::default()).await;
-    let (response, body) = completion(&json!({"model": "m", "prompt": "hi"}))
-        .fetch(&gateway)
-        .await;
-    assert_eq!(
-        (response.status, response.header("retry-after")),
-        (429, Some("1"))
-    );
-    assert_eq!(body.error().0, "queue_full");
-    assert_eq!(engine.received().len(), 3);
-    assert!(
-        gaps(&engine)
-            .iter()
-            .all(|gap| *gap >= Duration::from_secs(1))
-    );
+    let asked = APIS.map(async |api| {
+        let engine = OpenAiEngine::answering(vec![busy("retry-after: 1\r\n")]).await;
+        let gateway = gateway(&[&engine], RoutePolicy::default()).await;
+        let error = api.error(&gateway).await;
+        assert_eq!(error, ("queue_full".to_owned(), Some(1)), "{api:?}");
+        let gaps = gaps(&engine);
+        assert_eq!(gaps.len(), 2, "{api:?}");
+        assert!(gaps.iter().all(|gap| *gap >= Duration::from_secs(1)));
+    });
+    join_all(asked).await;
 }
 
 #[tokio::test]
@@ -79,10 +74,12 @@ async fn a_busy_engine_is_left_at_once_if_another_can_answer() {
 #[tokio::test]
 async fn a_fault_that_may_pass_is_tried_once_more_on_the_same_engine() {
     for fault in [vec![failed(500)], vec![Step::Rst], vec![Step::Fin]] {
-        let (first, second) = (failing_first(vec![fault]).await, honest().await);
-        let gateway = gateway(&[&first, &second], RoutePolicy::default()).await;
-        assert_eq!(over_http(&gateway).await, whole_story(0));
-        assert_eq!((first.received().len(), second.received().len()), (2, 0));
+        for api in APIS {
+            let (first, second) = (failing_first(vec![fault.clone()]).await, honest().await);
+            let gateway = gateway(&[&first, &second], RoutePolicy::default()).await;
+            assert_eq!(api.story(&gateway).await, whole_story(0));
+            assert_eq!((first.received().len(), second.received().len()), (2, 0));
+        }
     }
 }
 
@@ -180,7 +177,11 @@ async fn a_prompt_that_is_too_long_goes_to_a_target_with_a_larger_context_only()
         let answer = answer.expect("the gateway reads the lists of models");
         if status == 400 {
             assert_eq!(answer.error().0, "context_length_exceeded");
+            let error = Api::Grpc.error(&gateway).await;
+            assert_eq!(error.0, "context_length_exceeded");
             assert!(second.received().is_empty());
+        } else {
+            assert_eq!(over_grpc(&gateway).await, whole_story(0));
         }
     }
 }
@@ -196,8 +197,8 @@ async fn a_breaker_opens_on_faults_and_one_probe_closes_it() {
     .await;
     let second = honest().await;
     let gateway = gateway(&[&first, &second], RoutePolicy::default()).await;
-    for _ in 0..20 {
-        assert_eq!(over_http(&gateway).await, whole_story(0));
+    for api in APIS.repeat(10) {
+        assert_eq!(api.story(&gateway).await, whole_story(0));
     }
     let tried = first.received().len();
     assert!(tried <= 6, "{tried} requests reached the failing engine");
@@ -222,15 +223,18 @@ async fn a_client_that_leaves_between_two_tries_ends_them() {
     let engine = OpenAiEngine::answering(vec![busy("retry-after: 1\r\n")]).await;
     let gateway = gateway(&[&engine], RoutePolicy::default()).await;
     let request = completion(&json!({"model": "m", "prompt": "hi"}));
-    let client = tokio::spawn({
+    let over_http = tokio::spawn({
         let address = gateway.http_address();
         async move { request.send_to(&address).await }
     });
-    engine.wait_for_requests(1).await;
-    client.abort();
-    let second_try = engine.wait_for_requests(2);
-    let waited = tokio::time::timeout(Duration::from_millis(2_500), second_try).await;
-    assert!(waited.is_err(), "the request was sent again for nobody");
+    let mut client = gateway.grpc().await;
+    let over_grpc = tokio::spawn(async move { client.complete(story_request()).await });
+    engine.wait_for_requests(2).await;
+    over_http.abort();
+    over_grpc.abort();
+    let next_try = engine.wait_for_requests(3);
+    let waited = tokio::time::timeout(Duration::from_millis(2_500), next_try).await;
+    assert!(waited.is_err(), "a request was sent again for nobody");
 }
 
 #[tokio::test]
@@ -264,6 +268,7 @@ async fn requests_wait_for_a_saturated_target_up_to_the_depth_of_the_queue() {
     let third = completion(&json!({"model": "m", "prompt": "third"}));
     let (response, _) = third.fetch(&gateway).await;
     assert_eq!(response.status, 429);
+    assert_eq!(Api::Grpc.error(&gateway).await.0, "queue_full");
     assert_eq!(engine.received().len(), 1);
     drop(running);
     assert_eq!(waiting.await.expect("it is answered"), 400);
@@ -283,8 +288,10 @@ async fn a_fallback_takes_what_the_queue_has_no_room_for() {
     let stream = json!({"model": "m", "prompt": "hi", "stream": true, "max_tokens": 50});
     let mut running = completion(&stream).send(&gateway).await;
     running.read_line().await.expect("the first word");
-    assert_eq!(over_http(&gateway).await, whole_story(0));
-    assert_eq!((first.received().len(), second.received().len()), (1, 1));
+    for api in APIS {
+        assert_eq!(api.story(&gateway).await, whole_story(0));
+    }
+    assert_eq!((first.received().len(), second.received().len()), (1, 2));
 }
 
 #[tokio::test]
@@ -302,8 +309,8 @@ async fn many_requests_at_once_survive_an_engine_that_fails_all_of_them() {
             .start()
             .await;
         gateway.ready().await.expect("an engine is up");
-        let requests = (0..100).map(|_| over_http(&gateway));
-        let seen = futures_util::future::join_all(requests).await;
+        let requests = APIS.repeat(50).into_iter();
+        let seen = join_all(requests.map(|api| api.story(&gateway))).await;
         assert!(seen.iter().all(|seen| *seen == whole_story(0)), "{fault:?}");
     }
 }

@@ -68,7 +68,7 @@ struct ConnectionSettings {
     )]
     body_timeout: PositiveSeconds,
     /// Time in seconds after which a connection is closed if its client reads nothing of the response. Set
-    /// it longer than --slow-reader-timeout, after which a stream ends with an error. Above 0
+    /// it longer than the slow reader timeout of the engine, after which a stream ends with an error. Above 0
     #[arg(
         long,
         env = "TOKENWAY_WRITE_TIMEOUT",

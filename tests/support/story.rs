@@ -53,6 +53,51 @@ pub fn whole_story(resumptions: u64) -> Seen {
     }
 }
 
+/// One of the APIs that clients use.
+#[derive(Clone, Copy, Debug)]
+pub enum Api {
+    Http,
+    Grpc,
+}
+
+pub const APIS: [Api; 2] = [Api::Http, Api::Grpc];
+
+impl Api {
+    /// Asks for the story as a stream, which must be whole.
+    pub async fn story(self, gateway: &TestServer) -> Seen {
+        match self {
+            Self::Http => over_http(gateway).await,
+            Self::Grpc => over_grpc(gateway).await,
+        }
+    }
+
+    /// Sends a request that must fail. Returns its error code, and the delay after which to try again, in seconds.
+    pub async fn error(self, gateway: &TestServer) -> (String, Option<u64>) {
+        match self {
+            Self::Http => {
+                let request = completion(&json!({"model": "m", "prompt": "hi"}));
+                let (response, body) = request.fetch(gateway).await;
+                let seconds = response.header("retry-after");
+                let seconds = seconds.map(|text| text.parse().expect("a number"));
+                (body.error().0, seconds)
+            }
+            Self::Grpc => {
+                let (_, error) = grpc::grpc_error(gateway, story_request()).await;
+                let seconds = error.retry_after.map(|delay| delay.as_secs());
+                (error.kind.mapping().code.to_owned(), seconds)
+            }
+        }
+    }
+}
+
+/// Returns the request for the story over gRPC.
+pub fn story_request() -> v1::CompletionRequest {
+    v1::CompletionRequest {
+        model: "m".to_owned(),
+        ..grpc::request("hi", 50)
+    }
+}
+
 /// Asks for the story over HTTP, as a stream. The stream must be whole.
 pub async fn over_http(gateway: &TestServer) -> Seen {
     let body = json!({
@@ -84,11 +129,7 @@ pub async fn over_http(gateway: &TestServer) -> Seen {
 
 /// Asks for the story over gRPC. The stream must be whole.
 pub async fn over_grpc(gateway: &TestServer) -> Seen {
-    let request = v1::CompletionRequest {
-        model: "m".to_owned(),
-        ..grpc::request("hi", 50)
-    };
-    let seen = grpc::collect(gateway.stream(request).await).await;
+    let seen = grpc::collect(gateway.stream(story_request()).await).await;
     assert!(seen.error.is_none(), "{:?}", seen.error);
     Seen {
         text: seen.texts(0).concat(),

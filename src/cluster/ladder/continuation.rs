@@ -30,7 +30,8 @@ pub(in crate::cluster) struct ChoiceRequest {
     pub(in crate::cluster) message: v1::CompletionRequest,
     /// True if the chat's last message is the start of the assistant's answer, which the engine must continue.
     pub(in crate::cluster) continues_message: bool,
-    /// Number of tokens that the choice may still have. `Some(0)` if it has reached its limit and must not be sent.
+    /// Number of tokens that the choice may still have after the delivered text. `Some(0)` if it has reached its limit and
+    /// must not be sent.
     pub(in crate::cluster) tokens_left: Option<u32>,
     /// Number of tokens of the choice that the request contains.
     pub(in crate::cluster) delivered_tokens: u32,
@@ -154,7 +155,12 @@ fn per_choice(
         let repeated = u32::try_from(repeated).unwrap_or(u32::MAX);
         let sent_tokens = choice.token_count.saturating_sub(repeated);
         let limit = message.max_tokens;
-        let tokens_left = limit.map(|limit| limit.saturating_sub(choice.token_count));
+        // An estimated number of tokens does not end a choice: the engine does.
+        let least = u32::from(!delivered.has_ids && !choice.is_counted);
+        let without_text = u32::try_from(choice.trailing_without_text).unwrap_or(u32::MAX);
+        let with_text = choice.token_count.saturating_sub(without_text);
+        let left_after = |tokens: u32| limit.map(|limit| limit.saturating_sub(tokens).max(least));
+        let tokens_left = left_after(with_text);
         seams.push(match tokens_left {
             Some(0) => ChoiceSeam::default(),
             Some(_) | None => seam,
@@ -168,7 +174,7 @@ fn per_choice(
             message: v1::CompletionRequest {
                 input,
                 n: Some(1),
-                max_tokens: limit.map(|limit| limit.saturating_sub(sent_tokens)),
+                max_tokens: left_after(sent_tokens),
                 min_tokens: message.min_tokens.saturating_sub(sent_tokens),
                 // Another seed, so that the engine does not repeat the random draws of the first tokens.
                 seed: Some(continued_seed(seed, index, choice.token_count)),
@@ -191,11 +197,16 @@ fn continued_seed(seed: i64, choice: u32, tokens: u32) -> i64 {
 
 /// Returns the prompt with the delivered text, or the chat with the start of the assistant's answer.
 fn continued_by_text(message: &v1::CompletionRequest, choice: &DeliveredChoice) -> ContinuedChoice {
+    // An engine that holds text back, because it may be part of a stop string, generates it again.
+    let without_text = choice.trailing_without_text;
     let mut continued = ContinuedChoice {
         input: message.input.clone(),
-        seam: ChoiceSeam::default(),
+        seam: ChoiceSeam {
+            repeated_tokens: without_text,
+            ..ChoiceSeam::default()
+        },
         continues_message: false,
-        repeated: 0,
+        repeated: without_text,
     };
     match &mut continued.input {
         Some(Input::Prompt(prompt)) => prompt.push_str(&choice.text),

@@ -38,6 +38,8 @@ pub(in crate::cluster) struct DeliveredChoice {
     pub(super) next_index: u32,
     /// Number of tokens for the usage and the limit. It differs from `next_index` if an engine reports only text.
     pub(super) token_count: u32,
+    /// True if a tokenizer has counted the tokens.
+    pub(super) is_counted: bool,
     /// Number of tokens at the end that have no text, for example because a character is incomplete.
     pub(super) trailing_without_text: usize,
     /// Number of tokens at the end that have no text or end in white space after which nothing but white space follows.
@@ -120,7 +122,9 @@ impl Delivered {
 
     /// Sets the number of tokens of a choice, as a tokenizer counts them.
     pub(in crate::cluster) fn set_token_count(&mut self, choice: usize, count: usize) {
-        self.choices[choice].token_count = u32::try_from(count).unwrap_or(u32::MAX);
+        let choice = &mut self.choices[choice];
+        choice.token_count = u32::try_from(count).unwrap_or(u32::MAX);
+        choice.is_counted = true;
     }
 
     /// Returns the number of tokens of the prompt, or 0 if it is not known.
@@ -163,6 +167,7 @@ impl Delivered {
         let count = u32::try_from(tokens.tokens.len()).unwrap_or(u32::MAX);
         choice.next_index = choice.next_index.saturating_add(count);
         choice.token_count = choice.token_count.saturating_add(count);
+        choice.is_counted &= count == 0;
         for token in tokens.tokens.iter() {
             if has_ids {
                 choice.ids.push(token.id);

@@ -75,6 +75,8 @@ impl Rung {
                     && *is_same_model
                     && moves_into_prompt
                     && message.stop.is_empty()
+                    && !resumes_after_unknown_ids(message)
+                    && (is_prompt_of_ids(message) || !has_extra_fields(message))
             }
             Self::Text => {
                 let is_text = match &message.input {
@@ -106,6 +108,23 @@ impl From<Option<Rung>> for v1::ResumptionMethod {
             Some(Rung::Replay) => Self::Replay,
         }
     }
+}
+
+/// Returns true if the ids after which a client wants to resume contain 0, which may stand for an unknown id.
+fn resumes_after_unknown_ids(message: &v1::CompletionRequest) -> bool {
+    let mut resumed = message.resume.iter();
+    resumed.any(|choice| choice.token_ids.contains(&0))
+}
+
+fn is_prompt_of_ids(message: &v1::CompletionRequest) -> bool {
+    matches!(message.input, Some(Input::PromptTokenIds(_)))
+}
+
+/// Returns true if the request has fields that Tokenway does not know. They may change the prompt, and an engine's
+/// tokenizer does not get them.
+fn has_extra_fields(message: &v1::CompletionRequest) -> bool {
+    let extra = message.extra_fields.as_ref();
+    extra.is_some_and(|extra| !extra.fields.is_empty())
 }
 
 /// Returns true if the engine restricts or interprets the text: with tools, or with a response format.
@@ -221,6 +240,39 @@ mod tests {
             ..ALL
         };
         assert_eq!(rungs_of(&penalized, counts_prompt), Rung::ALL);
+    }
+
+    #[test]
+    fn ids_are_not_used_if_some_are_unknown_or_if_unknown_fields_may_change_the_prompt() {
+        let takes_ids = Abilities {
+            takes_token_ids: true,
+            ..Abilities::default()
+        };
+        let resumed = |ids: &[u32]| v1::CompletionRequest {
+            resume: vec![v1::ResumedChoice {
+                choice: 0,
+                token_ids: ids.to_vec(),
+            }],
+            ..prompt()
+        };
+        assert_eq!(rungs_of(&resumed(&[5, 6]), takes_ids), [Rung::TokenIds]);
+        assert_eq!(rungs_of(&resumed(&[5, 0]), takes_ids), []);
+        let value = prost_types::Value { kind: None };
+        let extra = prost_types::Struct {
+            fields: [("documents".to_owned(), value)].into(),
+        };
+        let with_extra = |message| v1::CompletionRequest {
+            extra_fields: Some(extra.clone()),
+            ..message
+        };
+        let rungs = rungs_of(&with_extra(prompt()), takes_ids);
+        assert_eq!(rungs, [Rung::Text, Rung::Replay]);
+        let ids = v1::CompletionRequest {
+            input: Some(Input::PromptTokenIds(v1::TokenIds::default())),
+            ..prompt()
+        };
+        let rungs = rungs_of(&with_extra(ids), takes_ids);
+        assert_eq!(rungs, [Rung::TokenIds, Rung::Replay]);
     }
 
     #[test]

@@ -59,6 +59,7 @@ impl Seam {
     pub(super) fn replaying(delivered: &Delivered) -> Self {
         let seam = |choice: &DeliveredChoice| ChoiceSeam {
             repeated_from: (!choice.text.is_empty()).then_some(0),
+            repeated_tokens: choice.trailing_without_text,
             repeated_parts: (!choice.parts.is_empty()).then(PartsPosition::default),
             is_dropped: choice.has_ended,
             ..ChoiceSeam::default()
@@ -251,6 +252,15 @@ mod tests {
         let second = join(&mut seam, &has, part(3, &[(0, " w\u{f6}rld"), (0, "!")]));
         let rest = vec![(0, "rld".to_owned()), (0, "!".to_owned())];
         assert_eq!(second, Ok(Some((2, rest))));
+    }
+
+    #[test]
+    fn a_replay_does_not_repeat_the_last_tokens_without_text() {
+        let has = delivered(&[(1, "a"), (2, ""), (3, "")]);
+        let mut seam = Seam::replaying(&has);
+        let replayed = tokens(0, &[(1, "a"), (2, ""), (3, ""), (4, "\u{e9}")], false);
+        let joined = join(&mut seam, &has, replayed);
+        assert_eq!(joined, Ok(Some((3, vec![(4, "\u{e9}".to_owned())]))));
     }
 
     #[test]

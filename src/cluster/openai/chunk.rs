@@ -1,7 +1,7 @@
 //! One event of a streamed response. Only the fields that Tokenway uses are read, and nothing is allocated for the text
 //! of one choice.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
@@ -20,7 +20,8 @@ pub(super) struct Chunk<'a> {
     pub(super) model: Option<JsonText<'a>>,
     #[serde(borrow, default)]
     pub(super) choices: Option<SmallVec<[ChunkChoice<'a>; 1]>>,
-    #[serde(default)]
+    /// `None` if it is missing or malformed: it has no text, so that none is lost.
+    #[serde(default, deserialize_with = "usage_or_none")]
     pub(super) usage: Option<ChunkUsage>,
     /// The error that ended the stream.
     #[serde(borrow, default)]
@@ -144,6 +145,11 @@ impl<'a> ChunkChoice<'a> {
     pub(super) fn token_ids(&self) -> &[TokenId] {
         self.token_ids.as_deref().unwrap_or_default()
     }
+}
+
+fn usage_or_none<'de, D: Deserializer<'de>>(json: D) -> Result<Option<ChunkUsage>, D::Error> {
+    let json = Option::<&RawValue>::deserialize(json)?;
+    Ok(json.and_then(|json| serde_json::from_str(json.get()).ok()))
 }
 
 fn tool_calls(list: Option<&RawValue>) -> Result<Vec<v1::ToolCallDelta>, MalformedDelta> {

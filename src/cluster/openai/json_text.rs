@@ -23,6 +23,11 @@ impl<'a> JsonText<'a> {
         self.raw.get().strip_prefix('"')?.strip_suffix('"')
     }
 
+    /// Returns true if this is a string.
+    pub(super) fn is_string(self) -> bool {
+        self.escaped().is_some()
+    }
+
     /// Returns true if this is the empty string.
     pub(super) fn is_empty(self) -> bool {
         self.escaped() == Some("")

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use serde::de::IgnoredAny;
 use tokio::time::Instant;
 
 use super::chunk::{Chunk, ChunkChoice, ChunkUsage, LlamaCppChunk, SeenTokens};
@@ -94,6 +95,10 @@ impl Progress {
             self.has_end_marker = true;
             return self.check_end();
         }
+        if !event.is_error && is_no_object(&event.data) {
+            // It has no text.
+            return Ok(());
+        }
         let Ok(chunk) = self.parse(&event.data) else {
             return Err(if event.is_error {
                 rejection::error_in_stream(None)
@@ -161,6 +166,9 @@ impl Progress {
                 false => Err(broken_stream()),
             };
         }
+        if choice.text().is_some_and(|text| !text.is_string()) {
+            return Err(broken_stream());
+        }
         let finish_reason = choice.finish_reason().map(finish_reason).transpose()?;
         // The tokens come last, because their event may end the choice.
         if let Some(delta) = choice.chat_delta().map_err(|_| broken_stream())? {
@@ -174,6 +182,8 @@ impl Progress {
             return self.read_echo(index, choice, finish_reason);
         }
         let scored = self.scored_tokens(choice)?;
+        // The ids of llama.cpp's own API stand beside the text, unless some are missing.
+        let has_scored_ids = self.facts.api == ResponseApi::OpenAi;
         let new_tokens = match (scored.len(), choice.token_ids().len(), choice.text()) {
             (0, 0, None) => 0,
             (0, 0, Some(_)) => 1,
@@ -182,9 +192,9 @@ impl Progress {
         };
         self.add_tokens(index, new_tokens, finish_reason, |batch| {
             if scored.is_empty() {
-                push_tokens(batch, choice)
+                push_tokens(batch, choice);
             } else {
-                push_scored(batch, choice, scored)
+                push_scored(batch, choice, scored, has_scored_ids);
             }
         })
     }
@@ -195,7 +205,7 @@ impl Progress {
         index: usize,
         new_tokens: usize,
         finish_reason: Option<v1::FinishReason>,
-        push: impl FnOnce(&mut TokenBatch) -> Result<(), Error>,
+        push: impl FnOnce(&mut TokenBatch),
     ) -> Result<(), Error> {
         if new_tokens == 0 && finish_reason.is_none() {
             return Ok(());
@@ -209,7 +219,7 @@ impl Progress {
         choice.has_ended = finish_reason.is_some();
         let number = u32::try_from(index).map_err(|_| broken_stream())?;
         let tokens = self.batch(number, first_index);
-        push(&mut tokens.tokens)?;
+        push(&mut tokens.tokens);
         tokens.finish_reason = finish_reason.unwrap_or_default().into();
         Ok(())
     }
@@ -267,7 +277,6 @@ impl Progress {
                 if !rest.is_empty() {
                     batch.push_with(0, Timestamps::default(), |text| text.push_str(rest));
                 }
-                Ok(())
             },
         )
     }
@@ -339,12 +348,19 @@ impl Progress {
     }
 }
 
+/// Returns true if an event is JSON, but no object.
+fn is_no_object(json: &[u8]) -> bool {
+    json.first().is_some_and(|first| *first != b'{')
+        && serde_json::from_slice::<IgnoredAny>(json).is_ok()
+}
+
 /// Appends the tokens of a chunk. If the engine reports ids, the text belongs to the last of them. Otherwise the text
 /// is one delta.
-fn push_tokens(batch: &mut TokenBatch, choice: &ChunkChoice<'_>) -> Result<(), Error> {
-    let mut is_text = true;
+fn push_tokens(batch: &mut TokenBatch, choice: &ChunkChoice<'_>) {
     let append = |text: &mut String| {
-        is_text = choice.text().is_none_or(|new| new.append_to(text));
+        if let Some(new) = choice.text() {
+            new.append_to(text);
+        }
     };
     match (choice.token_ids().split_last(), choice.text()) {
         (None, None) => {}
@@ -356,31 +372,25 @@ fn push_tokens(batch: &mut TokenBatch, choice: &ChunkChoice<'_>) -> Result<(), E
             batch.push_with(*last, Timestamps::default(), append);
         }
     }
-    if is_text {
-        Ok(())
-    } else {
-        Err(broken_stream())
-    }
 }
 
-/// Appends the tokens of a chunk with their log probabilities.
+/// Appends the tokens of a chunk with their log probabilities. `has_scored_ids` is true if the ids beside the log
+/// probabilities may be used.
 fn push_scored(
     batch: &mut TokenBatch,
     choice: &ChunkChoice<'_>,
     scored: Vec<ScoredToken>,
-) -> Result<(), Error> {
-    let mut text = String::new();
-    if choice.text().is_some_and(|new| !new.append_to(&mut text)) {
-        return Err(broken_stream());
-    }
+    has_scored_ids: bool,
+) {
+    let text = choice.text().map(JsonText::to_text).unwrap_or_default();
     let parts = logprobs::split_text(&text, &scored);
     let mut ids = choice.token_ids().iter();
     for (part, token) in parts.into_iter().zip(scored) {
-        let id = ids.next().copied().or(token.id).unwrap_or(0);
+        let scored_id = token.id.filter(|_| has_scored_ids);
+        let id = ids.next().copied().or(scored_id).unwrap_or(0);
         batch.push_with(id, Timestamps::default(), |text| text.push_str(part));
         batch.set_last_logprobs(Some(Box::new(token.logprobs)));
     }
-    Ok(())
 }
 
 /// Converts the engine's finish reason.

@@ -105,8 +105,32 @@ fn error_object(body: &[u8]) -> ErrorObject {
     };
     wrapped
         .or_else(|_| with_text())
+        .or_else(|_| fastapi_error(body))
         .or_else(|_| serde_json::from_slice(body))
         .unwrap_or_default()
+}
+
+/// Reads the error of FastAPI for an invalid field: `{"detail": [{"loc": ["body", "stop"], "msg": "…"}]}`.
+fn fastapi_error(body: &[u8]) -> serde_json::Result<ErrorObject> {
+    #[derive(Deserialize)]
+    struct Invalid {
+        detail: Vec<Detail>,
+    }
+    #[derive(Deserialize)]
+    struct Detail {
+        loc: Vec<serde_json::Value>,
+        msg: String,
+    }
+    let Invalid { detail } = serde_json::from_slice(body)?;
+    let first = detail.into_iter().next();
+    Ok(
+        first.map_or_else(ErrorObject::default, |first| ErrorObject {
+            message: Some(first.msg),
+            // The first part is `body`.
+            param: first.loc.into_iter().nth(1),
+            ..ErrorObject::default()
+        }),
+    )
 }
 
 fn kind_of(status: StatusCode, object: &ErrorObject) -> ErrorKind {
@@ -191,6 +215,17 @@ mod tests {
         assert_eq!(
             (&*error.message, error.param.as_deref()),
             ("stop is too long", Some("stop"))
+        );
+    }
+
+    #[test]
+    fn fastapis_report_of_an_invalid_field_is_read() {
+        let body = r#"{"detail":[{"type":"int_parsing","loc":["body","max_tokens"],"msg":"Input should be a valid integer"}]}"#;
+        let error = rejected(422, body);
+        assert_eq!(error.http_status(), StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(
+            (&*error.message, error.param.as_deref()),
+            ("Input should be a valid integer", Some("max_tokens"))
         );
     }
 

@@ -128,7 +128,12 @@ fn text_is_appended_to_the_prompt() {
     let sent = only_choice(by_text);
     assert_eq!(sent.message.input, Some(Input::Prompt("pab ".to_owned())));
     assert!(!sent.continues_message);
-    assert_eq!(sent.tokens_left, Some(7));
+    // The engine generates the token without text again.
+    assert_eq!((sent.delivered_tokens, sent.repeated_tokens), (2, 1));
+    assert_eq!(
+        (sent.tokens_left, sent.message.max_tokens),
+        (Some(8), Some(8))
+    );
 }
 
 #[test]
@@ -192,4 +197,47 @@ fn a_choice_at_its_limit_has_no_tokens_left() {
     deliver(&mut delivered, 0, &[(5, "a"), (6, "b")], false);
     let sent = only_choice(continuation(Rung::Text, &message, &delivered, &facts()));
     assert_eq!(sent.tokens_left, Some(0));
+}
+
+#[test]
+fn an_estimated_number_of_tokens_does_not_end_a_choice() {
+    let message = v1::CompletionRequest {
+        max_tokens: Some(2),
+        ..request(prompt(), 1)
+    };
+    let mut delivered = Delivered::at_start(&message);
+    let started = v1::Started {
+        text_only: true,
+        ..v1::Started::default()
+    };
+    delivered.record_start(&started, "m", false);
+    deliver(&mut delivered, 0, &[(0, "a"), (0, "b"), (0, "c")], false);
+    let left = |delivered: &Delivered| {
+        let by_text = continuation(Rung::Text, &message, delivered, &facts());
+        let sent = only_choice(by_text);
+        (sent.tokens_left, sent.message.max_tokens)
+    };
+    assert_eq!(left(&delivered), (Some(1), Some(1)));
+    delivered.set_token_count(0, 2);
+    assert_eq!(left(&delivered), (Some(0), Some(0)));
+}
+
+#[test]
+fn tokens_whose_text_the_engine_holds_back_are_generated_again_and_not_repeated() {
+    let message = request(prompt(), 1);
+    let mut delivered = Delivered::at_start(&message);
+    deliver(&mut delivered, 0, &[(5, "a"), (6, ""), (7, "")], false);
+    let mut by_text = continuation(Rung::Text, &message, &delivered, &facts());
+    let mut batch = TokenBatch::default();
+    for (id, text) in [(6, ""), (7, ""), (8, "bcd")] {
+        batch.push_with(id, Timestamps::default(), |out| out.push_str(text));
+    }
+    let tokens = v1::Tokens {
+        tokens: batch,
+        ..v1::Tokens::default()
+    };
+    let joined = by_text.seam.join(tokens, &delivered);
+    let joined = joined.expect("it continues").expect("a token");
+    let ids: Vec<_> = joined.tokens.iter().map(|token| token.id).collect();
+    assert_eq!((joined.first_index, ids), (3, vec![8]));
 }

@@ -496,3 +496,41 @@ fn an_error_event_of_llama_cpps_own_api_ends_the_stream() {
     let read = read_all(&mut llama_cpp(1, None), &[error]);
     assert_eq!(read.expect_err("an error").kind, ErrorKind::UpstreamError);
 }
+
+#[test]
+fn the_log_probabilities_of_a_character_with_missing_ids_give_it_no_id() {
+    let mut progress = llama_cpp(1, Some(0));
+    let mut chunk = llama_cpp_delta(0, "\u{f6}", &[3], 3);
+    chunk["completion_probabilities"] =
+        json!([{"id": 3, "token": "\u{f6}", "bytes": [195, 182], "logprob": -0.5}]);
+    read_all(&mut progress, &[chunk]).expect("the chunk is valid");
+    assert_eq!(batches(&progress)[0].3, [0]);
+}
+
+#[test]
+fn a_text_that_is_no_string_is_a_broken_stream_and_no_token() {
+    for choice in [
+        json!({"index": 0, "text": 5}),
+        json!({"index": 0, "delta": {"content": [{"type": "text", "text": "a"}]}}),
+    ] {
+        let mut progress = progress(1);
+        let chunks = [delta(0, "a", None), json!({"choices": [choice]})];
+        assert!(read_all(&mut progress, &chunks).is_err());
+        assert_eq!(batches(&progress).len(), 1);
+        assert_eq!(batches(&progress)[0].2, ["a"]);
+    }
+}
+
+#[test]
+fn events_that_can_have_no_text_are_skipped() {
+    let mut progress = progress(1);
+    let chunks = [
+        json!(null),
+        json!("ping"),
+        delta(0, "a", Some("stop")),
+        json!({"choices": [], "usage": {"completion_tokens": 1.5}}),
+    ];
+    read_all(&mut progress, &chunks).expect("no text is lost");
+    assert!(progress.all_choices_ended());
+    assert!(progress.read(&sent("{nul}")).is_err());
+}

@@ -9,7 +9,7 @@ use crate::proto::v1;
 
 /// Names that `extra_fields` must not have: the fields that this gateway writes itself, and those that would change the
 /// form of the answer.
-const RESERVED: [&str; 50] = [
+const RESERVED: [&str; 51] = [
     "audio",
     "best_of",
     "echo",
@@ -38,6 +38,7 @@ const RESERVED: [&str; 50] = [
     "prompt_logprobs",
     "reasoning_effort",
     "repetition_penalty",
+    "response_fields",
     "response_format",
     "return_progress",
     "return_token_ids",
