@@ -180,11 +180,11 @@ impl CompletionState {
             return take(Event::Other);
         };
         let finish_reason = choice.finish_reason;
-        // A chat ends with a delta that has no content.
+        // A chat ends with a delta that has no content. Some servers also leave out the empty text at the end.
         let no_text = || finish_reason.as_ref().map(|_| Cow::default());
         let text = match choice.delta {
             Some(delta) => delta.content.or_else(no_text),
-            None => choice.text,
+            None => choice.text.or_else(no_text),
         };
         let text = text.ok_or_else(|| Fault::malformed("no text", object))?;
         if let (Cow::Borrowed(text), None) = (&text, &finish_reason) {
