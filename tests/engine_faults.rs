@@ -5,13 +5,13 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
 use support::http::completion;
 use support::metrics::MetricsSnapshot;
-use support::openai_engine::{OpenAiEngine, Step, event, story, story_until};
+use support::openai_engine::{OpenAiEngine, Step, event, story, story_until, whole};
 use support::story::{
     APIS, Api, busy, failed, failing_first, gateway, honest, impatient, over_grpc, over_http,
     prompt_of, story_request, whole_story,
@@ -28,16 +28,15 @@ fn gaps(engine: &OpenAiEngine) -> Vec<Duration> {
 
 #[tokio::test]
 async fn a_busy_engine_without_an_alternative_is_asked_again_when_it_says() {
-    for (headers, api) in [("retry-after: 1\r\n", Api::Http), ("", Api::Grpc)] {
+    let cases = ["retry-after: 1\r\n", ""].map(|headers| APIS.map(|api| (headers, api)));
+    let asked = cases.concat().into_iter().map(async |(headers, api)| {
         let engine = failing_first(vec![vec![busy(headers)]]).await;
         let gateway = gateway(&[&engine], RoutePolicy::default()).await;
         assert_eq!(api.story(&gateway).await, whole_story(0));
-        assert!(
-            gaps(&engine)[0] >= Duration::from_secs(1),
-            "{:?}",
-            gaps(&engine)
-        );
-    }
+        let gap = gaps(&engine)[0];
+        assert!(gap >= Duration::from_secs(1), "{gap:?}");
+    });
+    join_all(asked).await;
 }
 
 #[tokio::test]
@@ -80,6 +79,50 @@ async fn a_fault_that_may_pass_is_tried_once_more_on_the_same_engine() {
             assert_eq!(api.story(&gateway).await, whole_story(0));
             assert_eq!((first.received().len(), second.received().len()), (2, 0));
         }
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_sent_again_within_one_try_only_on_a_connection_that_was_idle() {
+    let policy = RoutePolicy {
+        tries: 1,
+        ..RoutePolicy::default()
+    };
+    // The first request leaves an idle connection behind, on which the second one breaks. The third one breaks on a new
+    // connection.
+    let engine = failing_first(vec![whole(&["a"]), vec![Step::Rst], vec![Step::Rst]]).await;
+    let gateway = gateway(&[&engine], policy).await;
+    let request = completion(&json!({"model": "m", "prompt": "hi"}));
+    let (response, _) = request.clone().fetch(&gateway).await;
+    assert_eq!(response.status, 200);
+    let (response, body) = request.fetch(&gateway).await;
+    assert_eq!((response.status, &*body.error().0), (502, "upstream_error"));
+    assert_eq!(engine.received().len(), 3);
+}
+
+#[tokio::test]
+async fn the_deadline_holds_whatever_the_engine_does() {
+    let silent = [Step::WaitForClose];
+    let never_answers = OpenAiEngine::answering(silent.to_vec()).await;
+    let falls_silent = OpenAiEngine::start({
+        let silent = silent.clone();
+        move |received| story_until(received, 2, &silent)
+    })
+    .await;
+    let breaks_then_hangs = OpenAiEngine::start(move |received| match &*prompt_of(received) {
+        "hi" => story_until(received, 2, &[Step::Rst]),
+        _ => silent.to_vec(),
+    })
+    .await;
+    for engine in [never_answers, falls_silent, breaks_then_hangs] {
+        let gateway = gateway(&[&engine], RoutePolicy::default()).await;
+        let stream = json!({"model": "m", "prompt": "hi", "max_tokens": 50, "stream": true});
+        let request = completion(&stream).header("x-request-timeout", "0.7");
+        let started = Instant::now();
+        let (_, body) = request.fetch(&gateway).await;
+        let last = body.lines().pop().unwrap_or_else(|| body.json());
+        assert_eq!(last["error"]["code"], "deadline_exceeded", "{}", body.text);
+        assert!(started.elapsed() >= Duration::from_millis(700));
     }
 }
 

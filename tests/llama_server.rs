@@ -203,10 +203,11 @@ async fn text_over_http(gateway: &TestServer, prompt: &str, progress: &Notify) -
         assert!(line.get("error").is_none(), "{line}");
         text += line["choices"][0]["text"].as_str().unwrap_or_default();
         let timings = &line["timings"];
-        resumptions += timings["resumptions"].as_u64().unwrap_or(0);
-        if let Some(method) = timings["resumption_method"].as_str() {
-            assert_eq!(method, "token_ids");
+        let resumed = timings["resumptions"].as_u64().unwrap_or(0);
+        if resumed > 0 {
+            assert_eq!(timings["resumption_method"], "token_ids");
         }
+        resumptions += resumed;
         progress.notify_one();
     }
     (text, resumptions)
@@ -220,7 +221,12 @@ async fn text_over_grpc(gateway: &TestServer, prompt: &str) -> (String, u64) {
     };
     let seen = grpc::collect(gateway.stream(request).await).await;
     assert!(seen.error.is_none(), "{:?}", seen.error);
-    (seen.texts(0).concat(), seen.timings().resumptions.into())
+    let timings = seen.timings();
+    if timings.resumptions > 0 {
+        let method = timings.resumption_method();
+        assert_eq!(method, v1::ResumptionMethod::TokenIds);
+    }
+    (seen.texts(0).concat(), timings.resumptions.into())
 }
 
 #[tokio::test]

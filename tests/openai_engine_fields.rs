@@ -185,7 +185,12 @@ async fn the_tokenizer_of_each_kind_of_engine_serves_both_apis() {
 
 #[tokio::test]
 async fn llama_cpp_gets_prompts_over_its_own_api_unless_a_proxy_hides_it() {
-    for (props_status, path) in [(200, "/completion"), (404, "/v1/completions")] {
+    // A server that loads its model answers 503.
+    for (props_status, path) in [
+        (200, "/completion"),
+        (503, "/completion"),
+        (404, "/v1/completions"),
+    ] {
         let engine = OpenAiEngine::with_props(LLAMA_CPP, props_status, |_| {
             vec![Step::Answer(400, "", json!({"error": {"message": "no"}}))]
         })

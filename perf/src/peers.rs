@@ -21,7 +21,7 @@ use crate::{CommandResult, Verdict};
 /// Number of streams, and number of concurrent requests with a long prompt.
 const STREAMS: u32 = 64;
 const LONG_PROMPTS: u32 = 16;
-/// Number of lines of a long prompt, which has 470 KB: about 60,000 tokens.
+/// Number of lines of a long prompt, which has 470 KB.
 const PROMPT_LINES: usize = 6_000;
 
 /// Compare the gateway with SMG, LiteLLM and Envoy, in front of the same engine.

@@ -39,7 +39,7 @@ pub(super) struct Attempts {
     failure: Option<Failure>,
     /// True if a stream broke after its first token and has not been continued yet.
     is_interrupted: bool,
-    /// True if the next try takes a retry from the budget, if it goes to a target that has failed.
+    /// True if a retry on a target that has failed takes from the budget.
     costs_retry: bool,
 }
 
@@ -118,16 +118,13 @@ impl Attempts {
         self.is_interrupted = false;
     }
 
-    /// Returns the time at which the gateway ends the request, if no engine has done so.
-    pub(super) fn deadline(&self) -> Instant {
-        let mut targets = self.route.targets.iter();
-        let is_reported = targets.any(|target| target.member.upstream.knows_deadline());
-        let grace = if is_reported {
-            DEADLINE_GRACE
-        } else {
-            Duration::ZERO
-        };
-        self.context.request.deadline() + grace
+    /// Returns the time at which the gateway ends the request, if this target's engine has not done so.
+    pub(super) fn deadline(&self, target: usize) -> Instant {
+        let deadline = self.context.request.deadline();
+        match self.target(target).member.upstream.knows_deadline() {
+            true => deadline + DEADLINE_GRACE,
+            false => deadline,
+        }
     }
 
     /// Returns true if another target could take over from this one.
@@ -162,7 +159,9 @@ impl Attempts {
         }
         // Only a request that reached the engine makes a retry cost something.
         self.costs_retry = matches!(fault, Fault::Busy(_) | Fault::Passing | Fault::Silent);
-        if !self.is_interrupted {
+        if failure.error().kind == ErrorKind::DeadlineExceeded {
+            self.failure = Some(failure);
+        } else if !self.is_interrupted {
             self.failure = Some(more_informative(self.failure.take(), failure));
         }
     }
@@ -240,8 +239,9 @@ impl Attempts {
         let is_resumption = !is_empty;
         let limit = self.first_token_limit(target, is_resumption);
         let silent_at = limit.map(|limit| opened + limit);
-        let silent_at = silent_at.filter(|at| *at < self.deadline());
-        let end = silent_at.unwrap_or_else(|| self.deadline());
+        let deadline = self.deadline(target);
+        let silent_at = silent_at.filter(|at| *at < deadline);
+        let end = silent_at.unwrap_or(deadline);
         let result = match timeout_at(end, opening).await {
             Ok(result) => result,
             Err(_) if silent_at.is_some() => Err(Failure::silent()),

@@ -159,7 +159,7 @@ impl Upstream for OpenAiUpstream {
             .header("x-request-id", &*context.id().0)
             .body(Full::from(engine_request.body));
         let mut request = request.map_err(|_| Error::internal())?;
-        Via::copy(&metadata, request.headers_mut());
+        Via::copy_to_headers(&metadata, request.headers_mut());
         let response = self.client.send(request).await?;
         if !response.status().is_success() {
             return Err(rejection::read_rejection(response).await);

@@ -90,7 +90,7 @@ impl ResilientEvents {
         let arrived = attempts.context().request.arrived();
         Self {
             times: StreamTimes::new(arrived, stream.opened),
-            deadline: PollOnWake::new(Box::pin(sleep_until(attempts.deadline()))),
+            deadline: PollOnWake::new(Box::pin(sleep_until(attempts.deadline(stream.target)))),
             state: State::Open(Box::new(Running::new(stream, attempts))),
             delivered,
             started: None,
@@ -229,9 +229,9 @@ impl ResilientEvents {
 
     fn end(&mut self, mut summary: v1::Summary) {
         self.report_start();
-        let is_continuation = self.resumptions > 0 || summary.timings.is_none();
+        let is_partial = self.resumptions > 0 || summary.timings.is_none();
         let engine = summary.timings.unwrap_or_default();
-        let whole = self.times.whole(engine, is_continuation, Instant::now());
+        let whole = self.times.whole(engine, is_partial, Instant::now());
         summary.timings = Some(v1::Timings {
             resumptions: self.resumptions,
             resumption_method: v1::ResumptionMethod::from(self.last_rung).into(),
@@ -286,6 +286,8 @@ impl ResilientEvents {
         } = reopened;
         let stream = result?;
         self.times.record_stream(stream.opened);
+        let deadline = attempts.deadline(stream.target);
+        self.deadline = PollOnWake::new(Box::pin(sleep_until(deadline)));
         self.delivered = delivered;
         let method = stream.rung.map_or("restart", Rung::label);
         let engine = &*attempts.target(stream.target).member.name;

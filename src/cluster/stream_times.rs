@@ -1,4 +1,5 @@
-//! The times of a completion, which the streams of several engines may make up. Each engine measures only its own part.
+//! The timings of a completion. Its tokens may come from the streams of several engines, and each engine measures only
+//! its own stream.
 
 use tokio::time::Instant;
 
@@ -34,16 +35,16 @@ impl StreamTimes {
     }
 
     /// Returns the timings of the whole completion, which ends now. `engine` are those of the last stream, and
-    /// `is_continuation` is true if the client had a part of the completion before that stream.
-    pub(super) fn whole(
-        &self,
-        engine: v1::Timings,
-        is_continuation: bool,
-        now: Instant,
-    ) -> v1::Timings {
+    /// `is_partial` is true if that stream did not have the whole completion, or if its engine reported none.
+    pub(super) fn whole(&self, engine: v1::Timings, is_partial: bool, now: Instant) -> v1::Timings {
         let since_arrival = |then: Instant| nanoseconds(then - self.arrived);
         let before = since_arrival(self.sent);
-        match is_continuation {
+        // An engine reports 0 for what it does not know, and for a completion without a token.
+        let with_time_before = |engine: u64| match engine {
+            0 => 0,
+            time => time.saturating_add(before),
+        };
+        match is_partial {
             true => v1::Timings {
                 // The first engine's stream broke before it reported this.
                 queue_ns: 0,
@@ -52,9 +53,9 @@ impl StreamTimes {
                 ..engine
             },
             false => v1::Timings {
-                queue_ns: engine.queue_ns.saturating_add(before),
-                first_token_ns: engine.first_token_ns.saturating_add(before),
-                total_ns: engine.total_ns.saturating_add(before),
+                queue_ns: with_time_before(engine.queue_ns),
+                first_token_ns: with_time_before(engine.first_token_ns),
+                total_ns: with_time_before(engine.total_ns),
                 ..engine
             },
         }
@@ -96,6 +97,13 @@ mod tests {
             (whole.queue_ns, whole.first_token_ns, whole.total_ns),
             (101, 102, 103)
         );
+        times.record_stream(after(start, 200));
+        let engine = v1::Timings {
+            queue_ns: 0,
+            ..ENGINE
+        };
+        let whole = times.whole(engine, false, after(start, 210));
+        assert_eq!((whole.queue_ns, whole.total_ns), (0, 203));
     }
 
     #[test]

@@ -94,8 +94,8 @@ pub(crate) trait Upstream: Send + Sync {
     }
 }
 
-/// A completion request, and what differs between the upstreams that it is sent to. Its prompt may be large, so it is
-/// copied only for an upstream that needs a message of its own.
+/// A completion request, and the fields that depend on the upstream. The message may be large, so it is shared, and copied
+/// only for an upstream that needs a message of its own.
 pub(crate) struct AddressedCompletion {
     pub(super) message: Arc<v1::CompletionRequest>,
     /// Name under which the upstream knows the model.

@@ -59,7 +59,7 @@ impl Via {
     }
 
     /// Adds the gateways of a request's metadata to the headers of an HTTP request.
-    pub(super) fn copy(metadata: &MetadataMap, headers: &mut HeaderMap) {
+    pub(super) fn copy_to_headers(metadata: &MetadataMap, headers: &mut HeaderMap) {
         for value in metadata.as_ref().get_all(VIA) {
             headers.append(VIA, value.clone());
         }

@@ -162,7 +162,7 @@ impl<D: Dialect> ParsedRequest<D> {
 
 /// A request whose prompts an engine has checked and queued.
 struct AdmittedRequest<D: Dialect> {
-    /// The body, without the messages that the engine has.
+    /// The parsed body. Its messages have been sent to the engine.
     body: ParsedBody<D::StreamOptions>,
     /// Number of prompts that the response repeats: all of them if the request sets `echo`, or none.
     echoing_prompts: usize,

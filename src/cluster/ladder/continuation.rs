@@ -30,8 +30,8 @@ pub(in crate::cluster) struct ChoiceRequest {
     pub(in crate::cluster) message: v1::CompletionRequest,
     /// True if the chat's last message is the start of the assistant's answer, which the engine must continue.
     pub(in crate::cluster) continues_message: bool,
-    /// Number of tokens that the choice may still have after the delivered text. `Some(0)` if it has reached its limit and
-    /// must not be sent.
+    /// Number of tokens that the choice may still have after the delivered text. `Some(0)` if it has reached its limit,
+    /// and must not be sent.
     pub(in crate::cluster) tokens_left: Option<u32>,
     /// Number of tokens of the choice that the request contains.
     pub(in crate::cluster) delivered_tokens: u32,
@@ -157,7 +157,7 @@ fn per_choice(
         let limit = message.max_tokens;
         // An estimated number of tokens does not end a choice: the engine does.
         let least = u32::from(!delivered.has_ids && !choice.is_counted);
-        let without_text = u32::try_from(choice.trailing_without_text).unwrap_or(u32::MAX);
+        let without_text = u32::try_from(choice.counted_without_text()).unwrap_or(u32::MAX);
         let with_text = choice.token_count.saturating_sub(without_text);
         let left_after = |tokens: u32| limit.map(|limit| limit.saturating_sub(tokens).max(least));
         let tokens_left = left_after(with_text);
@@ -198,15 +198,14 @@ fn continued_seed(seed: i64, choice: u32, tokens: u32) -> i64 {
 /// Returns the prompt with the delivered text, or the chat with the start of the assistant's answer.
 fn continued_by_text(message: &v1::CompletionRequest, choice: &DeliveredChoice) -> ContinuedChoice {
     // An engine that holds text back, because it may be part of a stop string, generates it again.
-    let without_text = choice.trailing_without_text;
     let mut continued = ContinuedChoice {
         input: message.input.clone(),
         seam: ChoiceSeam {
-            repeated_tokens: without_text,
+            repeated_tokens: choice.trailing_without_text,
             ..ChoiceSeam::default()
         },
         continues_message: false,
-        repeated: without_text,
+        repeated: choice.counted_without_text(),
     };
     match &mut continued.input {
         Some(Input::Prompt(prompt)) => prompt.push_str(&choice.text),

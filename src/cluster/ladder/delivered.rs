@@ -47,6 +47,17 @@ pub(in crate::cluster) struct DeliveredChoice {
     pub(super) has_ended: bool,
 }
 
+impl DeliveredChoice {
+    /// Returns the number of tokens at the end that have no text and are part of [`Self::token_count`]. A tokenizer counts
+    /// only the text.
+    pub(super) fn counted_without_text(&self) -> usize {
+        match self.is_counted {
+            true => 0,
+            false => self.trailing_without_text,
+        }
+    }
+}
+
 impl Delivered {
     /// Returns what the client has when its request arrives: nothing, or the tokens that it wants to resume after.
     pub(in crate::cluster) fn at_start(message: &v1::CompletionRequest) -> Self {

@@ -34,6 +34,19 @@ pub(crate) struct Abilities {
     pub(crate) penalizes_prompt: bool,
 }
 
+/// Fields of engines that restrict the text, besides `response_format`: those of llama.cpp, vLLM and SGLang.
+const CONSTRAINTS: [&str; 9] = [
+    "ebnf",
+    "grammar",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "json_schema",
+    "regex",
+    "structured_outputs",
+];
+
 impl Rung {
     /// Every rung, in the order in which they are tried.
     pub(crate) const ALL: [Self; 4] = [Self::Resume, Self::TokenIds, Self::Text, Self::Replay];
@@ -132,7 +145,13 @@ fn is_structured(message: &v1::CompletionRequest) -> bool {
     use v1::response_format::Format;
     let format = message.response_format.as_ref();
     let is_text = format.is_none_or(|format| matches!(format.format, None | Some(Format::Text(_))));
-    !message.tools.is_empty() || !is_text
+    let extra = message.extra_fields.as_ref();
+    let is_constrained = extra.is_some_and(|extra| {
+        CONSTRAINTS
+            .iter()
+            .any(|name| extra.fields.contains_key(*name))
+    });
+    !message.tools.is_empty() || !is_text || is_constrained
 }
 
 /// A completion to continue, and the target that may do so.
@@ -273,6 +292,14 @@ mod tests {
         };
         let rungs = rungs_of(&with_extra(ids), takes_ids);
         assert_eq!(rungs, [Rung::TokenIds, Rung::Replay]);
+        let grammar = prost_types::Struct {
+            fields: [("grammar".to_owned(), prost_types::Value { kind: None })].into(),
+        };
+        let constrained = v1::CompletionRequest {
+            extra_fields: Some(grammar),
+            ..prompt()
+        };
+        assert_eq!(rungs_of(&constrained, takes_ids), [Rung::Replay]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) struct Chunk<'a> {
     pub(super) model: Option<JsonText<'a>>,
     #[serde(borrow, default)]
     pub(super) choices: Option<SmallVec<[ChunkChoice<'a>; 1]>>,
-    /// `None` if it is missing or malformed: it has no text, so that none is lost.
+    /// A malformed usage is ignored, because it contains no text.
     #[serde(default, deserialize_with = "usage_or_none")]
     pub(super) usage: Option<ChunkUsage>,
     /// The error that ended the stream.

@@ -13,6 +13,7 @@ use http::{Request, Response, Uri};
 use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
+use tokio::time::timeout;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tower::ServiceExt;
@@ -28,7 +29,10 @@ use connection::Connection;
 pub(super) use connection::ResponseBody;
 use pool::ConnectionPool;
 
+/// Maximum time for a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum time until a connection can take a request: with the resolution of the name, TCP and TLS.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client for one engine. Clones share the connections.
 #[derive(Clone)]
@@ -107,10 +111,14 @@ impl EngineClient {
 
     async fn connect(&self) -> Result<Connection, Failure> {
         let connecting = self.connector.clone().oneshot(self.base_url.clone());
-        let stream = connecting.await.map_err(|error| {
-            tracing::debug!(%error, "cannot connect to an engine");
-            Failure::unreachable()
-        })?;
+        let connected = timeout(OPEN_TIMEOUT, connecting).await;
+        let stream = match connected.map_err(|_| Failure::unreachable())? {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "cannot connect to an engine");
+                return Err(Failure::unreachable());
+            }
+        };
         let connection = Connection::open(stream).await;
         connection.ok_or_else(Failure::unreachable)
     }

@@ -1,7 +1,7 @@
 //! Converts the streamed response of an OpenAI-compatible engine into completion events.
 //!
-//! The body is read only while no event is left, and never far ahead, so a slow client slows the engine down. Dropping
-//! the stream closes the connection, which cancels the engine's work.
+//! The body is read only after all its events have been returned, and then by at most [`MAX_FRAMES`] frames, so a slow
+//! client slows the engine down. Dropping the stream closes the connection, which cancels the engine's work.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -27,7 +27,8 @@ const USAGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// was read to its end lets the next request use its connection.
 const BODY_END_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Maximum number of frames of the body that are read together. vLLM and llama.cpp write each token as a frame.
+/// Maximum number of frames of the body that are read together. vLLM and llama.cpp write each token as an
+/// HTTP chunk, which is a frame.
 const MAX_FRAMES: usize = 256;
 
 /// The events of one completion.

@@ -95,8 +95,8 @@ impl Progress {
             self.has_end_marker = true;
             return self.check_end();
         }
-        if !event.is_error && is_no_object(&event.data) {
-            // It has no text.
+        if !event.is_error && is_other_json(&event.data) {
+            // Completions are objects, so this event has no text.
             return Ok(());
         }
         let Ok(chunk) = self.parse(&event.data) else {
@@ -124,6 +124,10 @@ impl Progress {
     }
 
     fn parse<'a>(&mut self, json: &'a [u8]) -> serde_json::Result<Chunk<'a>> {
+        if json.trim_ascii_start().first() == Some(&b'[') {
+            // serde would read a list as the fields of an object.
+            return Err(serde::de::Error::custom("a chunk is an object"));
+        }
         if self.facts.api == ResponseApi::OpenAi {
             return serde_json::from_slice(json);
         }
@@ -348,9 +352,9 @@ impl Progress {
     }
 }
 
-/// Returns true if an event is JSON, but no object.
-fn is_no_object(json: &[u8]) -> bool {
-    json.first().is_some_and(|first| *first != b'{')
+/// Returns true if an event is JSON, but neither an object nor a list.
+fn is_other_json(json: &[u8]) -> bool {
+    !matches!(json.trim_ascii_start().first(), None | Some(b'{' | b'['))
         && serde_json::from_slice::<IgnoredAny>(json).is_ok()
 }
 

@@ -43,9 +43,13 @@ pub(super) async fn read_rejection(response: http::Response<ResponseBody>) -> Fa
     };
     let error = rejection(head.status, &head.headers, &body);
     match (head.status, error.kind) {
-        (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, ErrorKind::UpstreamError) => {
-            Failure::not_served(error)
-        }
+        (
+            StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+            ErrorKind::UpstreamError,
+        ) => Failure::not_served(error),
         _ => error.into(),
     }
 }
@@ -162,6 +166,10 @@ fn kind_of(status: StatusCode, object: &ErrorObject) -> ErrorKind {
         StatusCode::SERVICE_UNAVAILABLE => ErrorKind::NoWorker,
         // The key is the gateway's and not the client's.
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ErrorKind::UpstreamError,
+        // The base URL is wrong, or a proxy is between.
+        StatusCode::METHOD_NOT_ALLOWED | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            ErrorKind::UpstreamError
+        }
         // The engine has waited too long for the gateway.
         StatusCode::REQUEST_TIMEOUT => ErrorKind::UpstreamError,
         _ if status.is_client_error() => ErrorKind::InvalidValue,
@@ -274,6 +282,8 @@ mod tests {
             (502, ErrorKind::UpstreamError),
             (503, ErrorKind::NoWorker),
             (302, ErrorKind::UpstreamError),
+            (405, ErrorKind::UpstreamError),
+            (407, ErrorKind::UpstreamError),
             (408, ErrorKind::UpstreamError),
         ] {
             let error = rejected(

@@ -3,7 +3,7 @@
 //! An event that lies within one frame of the body is not copied. This module must not know what the events contain.
 
 use bytes::{Buf, Bytes, BytesMut};
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 
 /// Maximum size of an event, in bytes. An engine that sends more is broken.
 const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
@@ -23,6 +23,8 @@ pub(super) struct EventSplitter {
     /// All its `data` lines, if it has several.
     joined: BytesMut,
     is_error: bool,
+    /// True if the last line ended with a carriage return. A line feed after it belongs to the same line end.
+    skips_line_feed: bool,
     /// True once the first line has been read. It may start with a byte order mark.
     has_first_line: bool,
 }
@@ -69,21 +71,23 @@ impl EventSplitter {
 
     /// Returns the next whole line, without its end.
     fn next_line(&mut self) -> Result<Option<Bytes>, EventTooLarge> {
-        let Some(end) = memchr(b'\n', &self.frame) else {
+        if self.skips_line_feed && !self.frame.is_empty() {
+            self.skips_line_feed = false;
+            self.frame.advance(usize::from(self.frame[0] == b'\n'));
+        }
+        let Some(end) = memchr2(b'\n', b'\r', &self.frame) else {
             check_size(self.partial_line.len() + self.frame.len())?;
             self.partial_line.extend_from_slice(&self.frame);
             self.frame.clear();
             return Ok(None);
         };
         let mut line = self.frame.split_to(end);
+        self.skips_line_feed = self.frame[0] == b'\r';
         self.frame.advance(1);
         if !self.partial_line.is_empty() {
             check_size(self.partial_line.len() + line.len())?;
             self.partial_line.extend_from_slice(&line);
             line = self.partial_line.split().freeze();
-        }
-        if line.last() == Some(&b'\r') {
-            line.truncate(line.len() - 1);
         }
         let is_first = !std::mem::replace(&mut self.has_first_line, true);
         if is_first && line.starts_with(BYTE_ORDER_MARK) {
@@ -153,6 +157,16 @@ mod tests {
         for size in 1..=body.len() {
             let expected = ["{\"a\":1}", "b", "error:x", "one\ntwo", "", "[DONE]"];
             assert_eq!(events(body, size), expected, "{size}");
+        }
+    }
+
+    #[test]
+    fn a_carriage_return_alone_ends_a_line() {
+        for size in 1..12 {
+            assert_eq!(
+                events("data: a\r\rdata: b\rdata: c\r\n\r", size),
+                ["a", "b\nc"]
+            );
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -102,11 +102,16 @@ impl ModelWatch {
         }
     }
 
-    /// Returns true if llama.cpp's own API can be reached. `None` if the engine does not answer.
+    /// Returns true if llama.cpp's own API can be reached, and false if a proxy hides it. `None` if the answer does not
+    /// tell: a server that loads its model answers 503.
     async fn has_llama_cpp_api(&self) -> Option<bool> {
         let request = Request::get(self.client.root_target("/props")).body(Full::new(Bytes::new()));
         let answer = timeout(CHECK_TIMEOUT, self.client.send(request.ok()?)).await;
-        Some(answer.ok()?.ok()?.status().is_success())
+        match answer.ok()?.ok()?.status() {
+            StatusCode::NOT_FOUND => Some(false),
+            status if status.is_success() => Some(true),
+            _ => None,
+        }
     }
 
     async fn read_facts(&self) -> Option<EngineFacts> {

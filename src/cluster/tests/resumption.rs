@@ -213,6 +213,26 @@ async fn a_silent_stream_ends_at_the_requests_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_an_engine_that_knows_the_deadline_gets_time_to_report_it() {
+    let silent = || {
+        let events = vec![started_with("m", 1)];
+        remote_engine(falling_silent_after(events), Health::always_up())
+    };
+    let foreign = || -> Arc<dyn Upstream> {
+        Arc::new(LimitedUpstream {
+            engine: silent(),
+            unsupported: [Parameter::Suffix],
+        })
+    };
+    for (upstream, expected) in [(silent(), 61), (foreign(), 60)] {
+        let start = Instant::now();
+        let seen = seen(run(&cluster_of(vec![upstream]), request()).await);
+        assert_eq!(seen.errors, [ErrorKind::DeadlineExceeded]);
+        assert_eq!(start.elapsed().as_secs(), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_wait_in_a_tokenway_engines_queue_is_no_silence() {
     let queued = falling_silent_after(Vec::new());
     let other = sending(vec![started_with("other", 1)]);

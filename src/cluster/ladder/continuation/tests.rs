@@ -220,6 +220,10 @@ fn an_estimated_number_of_tokens_does_not_end_a_choice() {
     assert_eq!(left(&delivered), (Some(1), Some(1)));
     delivered.set_token_count(0, 2);
     assert_eq!(left(&delivered), (Some(0), Some(0)));
+    // A tokenizer has not counted the tokens without text.
+    deliver(&mut delivered, 0, &[(0, "")], false);
+    delivered.set_token_count(0, 1);
+    assert_eq!(left(&delivered), (Some(1), Some(1)));
 }
 
 #[test]

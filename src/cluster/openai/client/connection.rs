@@ -24,10 +24,11 @@ use super::pool::ConnectionPool;
 
 type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 
-/// Maximum size of the buffer for a connection's data, in bytes. Larger buffers made streams at full speed no faster.
-const MAX_BUFFER_BYTES: usize = 16 * 1024;
+/// Maximum size of the buffer for a connection's data, in bytes, and of the head of a response. Larger buffers made streams
+/// at full speed no faster.
+const MAX_BUFFER_BYTES: usize = 32 * 1024;
 
-/// A connection that waits for a request.
+/// A connection, and the driver that reads and writes its socket.
 pub(super) struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     /// Reads and writes the socket whenever it is polled.

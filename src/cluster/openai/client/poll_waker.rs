@@ -9,8 +9,8 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use futures_util::task::AtomicWaker;
 
-/// Maximum number of polls in a row. A socket wakes whoever polls it when the task has used up Tokio's budget for one
-/// poll, and then has nothing to offer before the task has yielded.
+/// Maximum number of polls in a row. Once the task's Tokio budget is used up, a socket returns `Pending` and wakes its
+/// waker at once. Polling again cannot help until the task yields.
 const MAX_POLLS: u32 = 4;
 
 /// No poll is running.
@@ -28,7 +28,7 @@ pub(super) struct PollWaker {
 }
 
 impl PollWaker {
-    /// Polls until there is a result, or until only another thread or the socket can change that.
+    /// Polls, and repeats the poll while it wakes itself, at most [`MAX_POLLS`] times.
     pub(super) fn poll<T>(
         self: &Arc<Self>,
         task: &Context<'_>,

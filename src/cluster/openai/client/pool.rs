@@ -40,9 +40,13 @@ impl ConnectionPool {
     fn pop(&self) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let expired = idle.partition_point(|it| now - it.since > IDLE_TIMEOUT);
-        idle.drain(..expired);
-        idle.pop().map(|it| it.connection)
+        let first_fresh = idle.partition_point(|it| now - it.since > IDLE_TIMEOUT);
+        let expired: Vec<_> = idle.drain(..first_fresh).collect();
+        let latest = idle.pop();
+        // The sockets are closed after the lock is released.
+        drop(idle);
+        drop(expired);
+        latest.map(|it| it.connection)
     }
 
     /// Adds a connection whose last response has been read to its end. It is closed if it cannot take a request, or if

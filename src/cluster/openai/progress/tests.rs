@@ -534,3 +534,13 @@ fn events_that_can_have_no_text_are_skipped() {
     assert!(progress.all_choices_ended());
     assert!(progress.read(&sent("{nul}")).is_err());
 }
+
+#[test]
+fn white_space_before_an_event_does_not_hide_its_text() {
+    let mut progress = progress(1);
+    let event = format!(" \n{}", delta(0, "a", None));
+    progress.read(&sent(&event)).expect("it is valid");
+    assert_eq!(batches(&progress)[0].2, ["a"]);
+    let list = format!("[{}]", delta(0, "b", None));
+    assert!(progress.read(&sent(&list)).is_err());
+}
