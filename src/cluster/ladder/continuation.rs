@@ -153,13 +153,12 @@ fn per_choice(
             repeated,
         } = input(choice);
         let repeated = u32::try_from(repeated).unwrap_or(u32::MAX);
-        let sent_tokens = choice.token_count.saturating_sub(repeated);
+        let token_count = choice.likely_token_count(delivered.has_ids);
+        let sent_tokens = token_count.saturating_sub(repeated);
         let limit = message.max_tokens;
-        // An estimated number of tokens does not end a choice: the engine does.
-        let least = u32::from(!delivered.has_ids && !choice.is_counted);
         let without_text = u32::try_from(choice.counted_without_text()).unwrap_or(u32::MAX);
-        let with_text = choice.token_count.saturating_sub(without_text);
-        let left_after = |tokens: u32| limit.map(|limit| limit.saturating_sub(tokens).max(least));
+        let with_text = token_count.saturating_sub(without_text);
+        let left_after = |tokens: u32| limit.map(|limit| limit.saturating_sub(tokens));
         let tokens_left = left_after(with_text);
         seams.push(match tokens_left {
             Some(0) => ChoiceSeam::default(),
@@ -170,7 +169,7 @@ fn per_choice(
             continues_message,
             tokens_left,
             delivered_tokens: sent_tokens,
-            repeated_tokens: choice.token_count - sent_tokens,
+            repeated_tokens: token_count - sent_tokens,
             message: v1::CompletionRequest {
                 input,
                 n: Some(1),

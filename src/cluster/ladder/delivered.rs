@@ -47,7 +47,23 @@ pub(in crate::cluster) struct DeliveredChoice {
     pub(super) has_ended: bool,
 }
 
+/// Shortest average text of a delta, in bytes, with which the deltas of an engine can be its tokens.
+const LEAST_BYTES_PER_TOKEN: usize = 2;
+/// Average text of a token, in bytes, for an engine whose deltas are shorter than tokens.
+const BYTES_PER_TOKEN: usize = 4;
+
 impl DeliveredChoice {
+    /// Returns the number of tokens, as far as it is known. An engine that reports only text counts as sending one token in
+    /// each delta, unless its deltas are too short for that, such as single characters.
+    pub(super) fn likely_token_count(&self, has_ids: bool) -> u32 {
+        let count = usize::try_from(self.token_count).unwrap_or(usize::MAX);
+        let are_tokens = self.text.len() >= count.saturating_mul(LEAST_BYTES_PER_TOKEN);
+        if has_ids || self.is_counted || are_tokens {
+            return self.token_count;
+        }
+        u32::try_from(self.text.len().div_ceil(BYTES_PER_TOKEN)).unwrap_or(u32::MAX)
+    }
+
     /// Returns the number of tokens at the end that have no text and are part of [`Self::token_count`]. A tokenizer counts
     /// only the text.
     pub(super) fn counted_without_text(&self) -> usize {

@@ -200,7 +200,7 @@ fn a_choice_at_its_limit_has_no_tokens_left() {
 }
 
 #[test]
-fn an_estimated_number_of_tokens_does_not_end_a_choice() {
+fn single_characters_are_not_counted_as_tokens() {
     let message = v1::CompletionRequest {
         max_tokens: Some(2),
         ..request(prompt(), 1)
@@ -218,6 +218,10 @@ fn an_estimated_number_of_tokens_does_not_end_a_choice() {
         (sent.tokens_left, sent.message.max_tokens)
     };
     assert_eq!(left(&delivered), (Some(1), Some(1)));
+    let mut words = Delivered::at_start(&message);
+    words.record_start(&started, "m", false);
+    deliver(&mut words, 0, &[(0, "one "), (0, "two ")], false);
+    assert_eq!(left(&words), (Some(0), Some(0)));
     delivered.set_token_count(0, 2);
     assert_eq!(left(&delivered), (Some(0), Some(0)));
     // A tokenizer has not counted the tokens without text.

@@ -26,7 +26,7 @@ type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 
 /// Maximum size of the buffer for a connection's data, in bytes, and of the head of a response. Larger buffers made streams
 /// at full speed no faster.
-const MAX_BUFFER_BYTES: usize = 32 * 1024;
+const MAX_BUFFER_BYTES: usize = 16 * 1024;
 
 /// A connection, and the driver that reads and writes its socket.
 pub(super) struct Connection {
