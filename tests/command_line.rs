@@ -5,7 +5,8 @@ mod support;
 use rustix::process::Signal;
 use serde_json::json;
 use support::http::{BodyEnd, completion, get};
-use support::program::{Program, RunningProgram, tokenway};
+use support::program::{Program, tokenway};
+use support::running_program::RunningProgram;
 use support::{Setup, full_speed, silent_at};
 
 const FREE_PORT: &str = "127.0.0.1:0";

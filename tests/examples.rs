@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::http::{BodyEnd, post, texts};
-use support::program::{Program, RunningProgram, example, header_arguments, python};
+use support::program::{Program, example, header_arguments, python};
+use support::running_program::RunningProgram;
 use support::{Setup, TestServer, foreign_server, full_speed, grpc};
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;

@@ -107,7 +107,8 @@ mod real_model {
 
     use super::Arc;
     use crate::support::http::{Response, completion};
-    use crate::support::program::{Program, RunningProgram, tokenway};
+    use crate::support::program::{Program, tokenway};
+    use crate::support::running_program::RunningProgram;
     use crate::support::{Setup, TestServer, model_path};
 
     /// Number of streams that run while the server exits.

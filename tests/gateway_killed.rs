@@ -5,7 +5,8 @@ mod support;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::program::{RunningProgram, tokenway};
+use support::program::tokenway;
+use support::running_program::RunningProgram;
 use support::{Setup, grpc, with_interval};
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_event::Event;

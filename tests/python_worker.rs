@@ -11,9 +11,9 @@ use support::grpc::{self, collect_from};
 use support::http::{completion, get, texts};
 use support::metrics::MetricsSnapshot;
 use support::program::{
-    Program, RunningProgram, python_worker, python_worker_command, python_worker_tests,
-    start_server,
+    Program, python_worker, python_worker_command, python_worker_tests, start_server,
 };
+use support::running_program::RunningProgram;
 use support::{Setup, full_speed, model_path};
 use tempfile::TempDir;
 use tokenway::proto::v1;

@@ -9,7 +9,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::http::{BodyEnd, completion, get};
 use support::openai_engine::{OpenAiEngine, whole};
-use support::program::{Program, RunningProgram, start_server, tokenway};
+use support::program::{Program, start_server, tokenway};
+use support::running_program::RunningProgram;
 use tempfile::TempDir;
 
 const FREE_PORT: &str = "127.0.0.1:0";

@@ -9,7 +9,8 @@ use tokenway::runner::llm_test::TestRunnerOptions;
 use tonic::Streaming;
 
 use super::support::openai_engine::{OpenAiEngine, chat_event, whole_with_usage};
-use super::support::program::{RunningProgram, start_server};
+use super::support::program::start_server;
+use super::support::running_program::RunningProgram;
 use super::support::{Setup, TestServer, full_speed, grpc, silent_at, with_interval};
 
 /// Starts a server in its own process, so that the test can kill it.

@@ -38,6 +38,7 @@ pub mod log;
 pub mod metrics;
 pub mod openai_engine;
 pub mod program;
+pub mod running_program;
 pub mod story;
 pub mod vllm_engine;
 
