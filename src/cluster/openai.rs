@@ -42,7 +42,7 @@ mod watch_models;
 use client::EngineClient;
 use events::EngineEvents;
 use flavor::Flavor;
-use progress::{RequestFacts, ResponseApi};
+use progress::RequestFacts;
 use request_body::{Api, BodyFacts, EngineRequest};
 use tokenizer::EngineTokenizer;
 use watch_models::ModelWatch;
@@ -145,13 +145,11 @@ impl Upstream for OpenAiUpstream {
             continues_message,
         };
         let engine_request = EngineRequest::new(&message, &facts)?;
-        let (target, api) = match engine_request.api {
-            Api::Completions => (self.client.target("/completions"), ResponseApi::OpenAi),
-            Api::Chats => (self.client.target("/chat/completions"), ResponseApi::OpenAi),
-            Api::LlamaCpp => (
-                self.client.root_target("/completion"),
-                ResponseApi::LlamaCpp,
-            ),
+        let api = engine_request.api;
+        let target = match api {
+            Api::Completions => self.client.target("/completions"),
+            Api::Chats => self.client.target("/chat/completions"),
+            Api::LlamaCpp => self.client.root_target("/completion"),
         };
         let request = HttpRequest::post(target)
             .header(CONTENT_TYPE, "application/json")

@@ -189,7 +189,7 @@ impl ResilientEvents {
                 if let Some(tokens) = running.stream.seam.join(tokens, &self.delivered)? {
                     let count = tokens.tokens.len();
                     running.record_delivery(count);
-                    self.times.record_token(Instant::now());
+                    self.times.record_token(Instant::now);
                     self.delivered.record_tokens(&tokens);
                     self.report_start();
                     self.ready.push_back(Event::Tokens(tokens));
@@ -200,7 +200,7 @@ impl ResilientEvents {
                 running.record_arrival(1);
                 if let Some(delta) = running.stream.seam.join_chat(delta, &self.delivered)? {
                     running.record_delivery(0);
-                    self.times.record_token(Instant::now());
+                    self.times.record_token(Instant::now);
                     self.delivered.record_chat(&delta);
                     self.report_start();
                     self.ready.push_back(Event::Chat(delta));

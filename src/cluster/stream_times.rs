@@ -29,9 +29,9 @@ impl StreamTimes {
         self.sent = sent;
     }
 
-    /// Records that the client gets a token now.
-    pub(super) fn record_token(&mut self, now: Instant) {
-        self.first_token.get_or_insert(now);
+    /// Records that the client gets a token now. The clock is read only for the first one.
+    pub(super) fn record_token(&mut self, now: impl FnOnce() -> Instant) {
+        self.first_token.get_or_insert_with(now);
     }
 
     /// Returns the timings of the whole completion, which ends now. `engine` are those of the last stream, and
@@ -91,7 +91,7 @@ mod tests {
     fn the_time_before_the_request_was_sent_to_an_engine_counts() {
         let start = Instant::now();
         let mut times = StreamTimes::new(start, after(start, 100));
-        times.record_token(after(start, 102));
+        times.record_token(|| after(start, 102));
         let whole = times.whole(ENGINE, false, after(start, 110));
         assert_eq!(
             (whole.queue_ns, whole.first_token_ns, whole.total_ns),
@@ -110,9 +110,9 @@ mod tests {
     fn the_times_of_a_continued_completion_are_those_of_all_its_streams() {
         let start = Instant::now();
         let mut times = StreamTimes::new(start, after(start, 5));
-        times.record_token(after(start, 20));
+        times.record_token(|| after(start, 20));
         times.record_stream(after(start, 50));
-        times.record_token(after(start, 60));
+        times.record_token(|| after(start, 60));
         let whole = times.whole(ENGINE, true, after(start, 90));
         assert_eq!(
             (whole.queue_ns, whole.first_token_ns, whole.total_ns),

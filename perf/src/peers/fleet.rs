@@ -92,15 +92,6 @@ impl Peer {
         program: &OsStr,
         port: u16,
         arguments: &[&str],
-    ) -> anyhow::Result<Self> {
-        Self::foreign_with_key(name, program, port, arguments, None).await
-    }
-
-    async fn foreign_with_key(
-        name: &'static str,
-        program: &OsStr,
-        port: u16,
-        arguments: &[&str],
         key: Option<&'static str>,
     ) -> anyhow::Result<Self> {
         let mut command = Command::new(program);
@@ -165,7 +156,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<Vec<Peer>> {
         ];
         let engine = ["--policy", "round_robin", "--worker-urls", &url];
         let arguments: Vec<_> = listen.into_iter().chain(metrics).chain(engine).collect();
-        peers.push(Peer::foreign("SMG", program.as_os_str(), port, &arguments).await?);
+        peers.push(Peer::foreign("SMG", program.as_os_str(), port, &arguments, None).await?);
     }
     if let Some(program) = &options.litellm {
         let own = free_port()?;
@@ -180,7 +171,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<Vec<Peer>> {
             .chain(listen)
             .collect();
         let program = program.as_os_str();
-        let peer = Peer::foreign_with_key("LiteLLM", program, own, &arguments, Some(LITELLM_KEY));
+        let peer = Peer::foreign("LiteLLM", program, own, &arguments, Some(LITELLM_KEY));
         peers.push(Peer {
             slowness: LITELLM_SLOWNESS,
             ..peer.await?
@@ -198,7 +189,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<Vec<Peer>> {
             "--config-yaml",
             &settings,
         ];
-        peers.push(Peer::foreign("Envoy", program.as_os_str(), own, &arguments).await?);
+        peers.push(Peer::foreign("Envoy", program.as_os_str(), own, &arguments, None).await?);
     }
     peers.insert(0, engine);
     Ok(peers)

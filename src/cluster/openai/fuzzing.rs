@@ -4,8 +4,9 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
-use super::progress::{Progress, RequestFacts, ResponseApi};
+use super::progress::{Progress, RequestFacts};
 use super::rejection;
+use super::request_body::Api;
 use super::server_sent_events::EventSplitter;
 use crate::cluster::events::UpstreamChecks;
 use crate::proto::v1;
@@ -22,8 +23,8 @@ pub(crate) fn responses(data: &[u8]) {
     let choices = u32::from(options & 3) + 1;
     let mut progress = Progress::new(RequestFacts {
         api: match options & 32 {
-            0 => ResponseApi::OpenAi,
-            _ => ResponseApi::LlamaCpp,
+            0 => Api::Completions,
+            _ => Api::LlamaCpp,
         },
         request_id: String::new(),
         model: String::new(),

@@ -3,13 +3,14 @@
 
 use std::collections::VecDeque;
 
-use serde::de::IgnoredAny;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::chunk::{Chunk, ChunkChoice, ChunkUsage, LlamaCppChunk, SeenTokens};
 use super::json_text::JsonText;
 use super::logprobs::{self, ScoredToken};
 use super::rejection;
+use super::request_body::Api;
 use super::server_sent_events::SentEvent;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
@@ -22,17 +23,10 @@ mod tests;
 /// Maximum number of tokens of one event. More tokens that arrived together become further events.
 const MAX_BATCH: usize = 256;
 
-/// The API whose events a response has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ResponseApi {
-    OpenAi,
-    /// llama.cpp's own API.
-    LlamaCpp,
-}
-
 /// Facts about a request that are needed to read its response.
 pub(super) struct RequestFacts {
-    pub(super) api: ResponseApi,
+    /// The API whose events the response has.
+    pub(super) api: Api,
     pub(super) request_id: String,
     /// Name of the model, if the engine does not report it.
     pub(super) model: String,
@@ -95,9 +89,8 @@ impl Progress {
             self.has_end_marker = true;
             return self.check_end();
         }
-        if !event.is_error && is_other_json(&event.data) {
-            // Completions are objects, so this event has no text.
-            return Ok(());
+        if !event.is_error && !is_object(&event.data) {
+            return skip_without_text(&event.data);
         }
         let Ok(chunk) = self.parse(&event.data) else {
             return Err(if event.is_error {
@@ -113,7 +106,7 @@ impl Progress {
         if let Some(usage) = chunk.usage {
             match &mut self.usage {
                 // llama.cpp reports the usage of each choice.
-                Some(total) if self.facts.api == ResponseApi::LlamaCpp => total.add_choice(usage),
+                Some(total) if self.facts.api == Api::LlamaCpp => total.add_choice(usage),
                 total => *total = Some(usage),
             }
         }
@@ -124,11 +117,7 @@ impl Progress {
     }
 
     fn parse<'a>(&mut self, json: &'a [u8]) -> serde_json::Result<Chunk<'a>> {
-        if json.trim_ascii_start().first() == Some(&b'[') {
-            // serde would read a list as the fields of an object.
-            return Err(serde::de::Error::custom("a chunk is an object"));
-        }
-        if self.facts.api == ResponseApi::OpenAi {
+        if self.facts.api != Api::LlamaCpp {
             return serde_json::from_slice(json);
         }
         let chunk: LlamaCppChunk<'_> = serde_json::from_slice(json)?;
@@ -187,7 +176,7 @@ impl Progress {
         }
         let scored = self.scored_tokens(choice)?;
         // The ids of llama.cpp's own API stand beside the text, unless some are missing.
-        let has_scored_ids = self.facts.api == ResponseApi::OpenAi;
+        let has_scored_ids = self.facts.api != Api::LlamaCpp;
         let new_tokens = match (scored.len(), choice.token_ids().len(), choice.text()) {
             (0, 0, None) => 0,
             (0, 0, Some(_)) => 1,
@@ -352,10 +341,20 @@ impl Progress {
     }
 }
 
-/// Returns true if an event is JSON, but neither an object nor a list.
-fn is_other_json(json: &[u8]) -> bool {
-    !matches!(json.trim_ascii_start().first(), None | Some(b'{' | b'['))
-        && serde_json::from_slice::<IgnoredAny>(json).is_ok()
+/// Returns true if an event may be a JSON object. serde would also read a list as the fields of a chunk.
+fn is_object(json: &[u8]) -> bool {
+    json.trim_ascii_start().first() == Some(&b'{')
+}
+
+/// Skips an event that is no object.
+///
+/// # Errors
+/// The event is a list or no JSON, so that text may be missing.
+fn skip_without_text(json: &[u8]) -> Result<(), Error> {
+    match serde_json::from_slice::<Value>(json) {
+        Ok(Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => Ok(()),
+        Ok(Value::Array(_) | Value::Object(_)) | Err(_) => Err(broken_stream()),
+    }
 }
 
 /// Appends the tokens of a chunk. If the engine reports ids, the text belongs to the last of them. Otherwise the text
