@@ -44,8 +44,8 @@ pub(crate) struct Options {
     /// Program of SMG, such as .venv-peers/bin/smg
     #[arg(long, value_name = "FILE", env = "SMG")]
     smg: Option<PathBuf>,
-    /// Program of LiteLLM's proxy, such as .venv-peers/bin/litellm. It gets a fiftieth of each load but the paced one,
-    /// because it is slow
+    /// Program of LiteLLM's proxy, such as .venv-peers/bin/litellm. It is slow, so it gets a fiftieth of each load
+    /// except the paced one
     #[arg(long, value_name = "FILE", env = "LITELLM")]
     litellm: Option<PathBuf>,
     /// Program of Envoy, such as .venv-peers/bin/envoy

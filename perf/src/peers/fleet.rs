@@ -38,7 +38,7 @@ pub(super) struct Peer {
     pub(super) target: Target,
     /// Key that the server requires.
     key: Option<&'static str>,
-    /// Divisor of its loads, but of the paced one.
+    /// Divisor of its loads, except the paced one.
     slowness: u32,
     process: Process,
 }

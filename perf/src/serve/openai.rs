@@ -26,7 +26,7 @@ use crate::timestamps::TEXT_STAMP;
 pub(crate) const MODEL: &str = "story";
 /// Start of the first line of a prompt whose completion is not paced.
 pub(crate) const FULL_SPEED: &str = "At full speed";
-/// Start of such a line, if the engine also counts the prompt's tokens, as every real engine does.
+/// Start of such a line for which the engine also counts the prompt's tokens, as every real engine does.
 pub(crate) const TOKENIZED: &str = "At full speed, after the tokenizer";
 /// Share of the requests that fail. One percent each fail in one of the early ways, before the response.
 /// More faults than successes would open the breakers of a gateway.
@@ -48,7 +48,7 @@ const FULL_SPEED_BATCH: u32 = 256;
 pub(crate) struct Script {
     /// Seed of the faults. `None` for an engine without faults.
     pub(crate) seed: Option<u64>,
-    /// True if some requests get no token at all, without an end.
+    /// True if the engine never answers some of the requests.
     pub(crate) is_silent: bool,
     /// True if the tokens are those of the test runner, each followed by its emission time.
     pub(crate) stamps: bool,

@@ -166,7 +166,7 @@ fn kind_of(status: StatusCode, object: &ErrorObject) -> ErrorKind {
         StatusCode::SERVICE_UNAVAILABLE => ErrorKind::NoWorker,
         // The key is the gateway's and not the client's.
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ErrorKind::UpstreamError,
-        // The base URL is wrong, or a proxy is between.
+        // The base URL is wrong, or a proxy has answered.
         StatusCode::METHOD_NOT_ALLOWED | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
             ErrorKind::UpstreamError
         }
