@@ -31,7 +31,8 @@ use tokenway::models::UnknownModelPolicy;
 use tokenway::request::{ChatMessage, Parameter, TokenId};
 use tokenway::runner::{
     BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, NextStep, Resumption,
-    Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes, monotonic_ns,
+    Runner, Sequence, SequenceStart, Slot, SlotCredit, Step, StepError, Token, TokenBytes,
+    monotonic_ns,
 };
 use tokenway::server::{
     DrainDurations, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
@@ -129,6 +130,7 @@ impl Loader for EchoLoader {
                     vocabulary_size: u32::from(char::MAX) + 1,
                     // The same prompt always gives the same tokens, so a resumed sequence continues exactly.
                     resumption: Resumption::Exact,
+                    reuses_prefixes: false,
                     // The output does not depend on sampling, so requests with sampling parameters are rejected.
                     unsupported: Parameter::ALL.to_vec(),
                     bos_token: None,
@@ -191,14 +193,14 @@ struct EchoSequence {
 }
 
 impl Runner for EchoRunner {
-    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<SequenceStart, ModelError> {
         self.sequences[slot.0] = Some(EchoSequence {
             prompt: sequence.prompt,
             // The client received these tokens before a crash, so they are not repeated.
             next: sequence.delivered.len(),
             due_ns: monotonic_ns().saturating_add(self.interval_ns),
         });
-        Ok(())
+        Ok(SequenceStart::default())
     }
 
     fn release(&mut self, slot: Slot) {

@@ -227,6 +227,9 @@ impl Cluster {
             // The limit of the whole completion, also after a resumption.
             message.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
         }
+        message.cache_salt = context
+            .request
+            .cache_salt(&message.user, &message.cache_salt);
         let message = Arc::new(message);
         let mut delivered = Delivered::at_start(&message);
         let mut attempts = Attempts::new(NewRequest {

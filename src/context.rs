@@ -10,6 +10,7 @@ use std::sync::Arc;
 use http::Extensions;
 use tokio::time::Instant;
 
+use crate::caller::Caller;
 use crate::delivery::FlushHandle;
 use crate::error::{Error, ErrorKind};
 use crate::request::RequestId;
@@ -30,6 +31,8 @@ pub struct Arrival {
     pub flush: FlushHandle,
     /// Record of the request, for the metrics and the access log.
     pub record: RequestRecord,
+    /// The caller, if prefix caches must keep callers apart.
+    pub caller: Option<Caller>,
     /// Error to return because the client's request id or timeout is invalid. `None` if both are valid.
     pub invalid: Option<Error>,
 }
@@ -40,6 +43,7 @@ struct ContextParts {
     deadline: Instant,
     flush: FlushHandle,
     record: Arc<RequestRecord>,
+    caller: Option<Caller>,
     invalid: Option<Error>,
 }
 
@@ -53,6 +57,7 @@ impl RequestContext {
             deadline: arrival.deadline,
             flush: arrival.flush,
             record: Arc::new(arrival.record),
+            caller: arrival.caller,
             invalid: arrival.invalid,
         }))
     }
@@ -113,6 +118,16 @@ impl RequestContext {
         &self.0.record
     }
 
+    /// The salt of the request's prompt in prefix caches, from the request's `user` and `cache_salt`. It is `cache_salt`
+    /// itself if callers may share computed tokens.
+    #[must_use]
+    pub fn cache_salt(&self, user: &str, cache_salt: &str) -> String {
+        match &self.0.caller {
+            Some(caller) => caller.cache_salt(user, cache_salt),
+            None => cache_salt.to_owned(),
+        }
+    }
+
     /// Checks the id and the timeout that the client sent.
     ///
     /// # Errors
@@ -166,6 +181,7 @@ impl RequestContext {
             deadline: Instant::now() + std::time::Duration::from_secs(60),
             flush: FlushHandle::new(Arc::default(), version),
             record: RequestRecord::new(&Telemetry::new(), api, route, monotonic_ns()),
+            caller: None,
             invalid: None,
         })
     }

@@ -79,7 +79,8 @@ impl InferenceService {
         // The model is looked up before the fields are checked, so that a request with an invalid field is counted
         // with its model. If both are wrong, the error names the field.
         let model = self.find_model(&context, &message.model);
-        let request = convert::completion_request(message, &context)?;
+        let mut request = convert::completion_request(message, &context)?;
+        request.scope_cache_salt(|user, salt| context.cache_salt(user, salt));
         // During a drain, even an invalid request is rejected with `draining`, because another server may accept it.
         self.scheduler.check_accepting()?;
         let model = model?;

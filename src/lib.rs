@@ -26,6 +26,8 @@ mod grpc;
 
 pub mod context;
 
+pub mod caller;
+
 pub mod delivery;
 
 pub mod text;

@@ -34,6 +34,9 @@ pub(crate) const MAX_MODEL_NAME_BYTES: usize = 256;
 /// The maximum length of `user` in bytes.
 pub(crate) const MAX_USER_BYTES: usize = 512;
 
+/// The maximum length of `cache_salt` in bytes.
+pub(crate) const MAX_CACHE_SALT_BYTES: usize = 512;
+
 /// Maximum timeout: ten years, which also stands for "no deadline". A longer timeout would overflow `Instant`.
 pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
@@ -145,6 +148,8 @@ pub struct SequenceOptions {
     pub timestamps: bool,
     /// The end user on whose behalf the client sends the request (`user`).
     pub caller: EndUser,
+    /// Keeps the prompt apart from prompts with another salt in prefix caches.
+    pub cache_salt: CacheSalt,
 }
 
 /// The parameters that select the next token from the model's logits.
@@ -338,6 +343,14 @@ impl CompletionRequest {
 }
 
 impl CompletionRequest {
+    /// Replaces the salt of the prefix cache by one that `scoped` makes from `user` and the salt.
+    pub(crate) fn scope_cache_salt(&mut self, scoped: impl FnOnce(&str, &str) -> String) {
+        let options = &mut self.options;
+        let text = |text: &Option<Arc<str>>| text.as_deref().unwrap_or_default().to_owned();
+        let salt = scoped(&text(&options.caller.0), &text(&options.cache_salt.0));
+        options.cache_salt = CacheSalt(Some(salt).filter(|salt| !salt.is_empty()).map(Into::into));
+    }
+
     /// Returns true if the request uses this parameter.
     #[must_use]
     pub(crate) fn uses_parameter(&self, parameter: Parameter) -> bool {
@@ -383,6 +396,18 @@ impl CompletionRequest {
 /// metric label.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndUser(pub Option<Arc<str>>);
+
+/// A text that keeps prompts apart in prefix caches: only sequences with the same salt share computed tokens. A client
+/// may choose it as a secret, so `Debug` does not show it.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct CacheSalt(pub Option<Arc<str>>);
+
+impl std::fmt::Debug for CacheSalt {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = self.0.as_ref().map(|_| "…");
+        formatter.debug_tuple("CacheSalt").field(&shown).finish()
+    }
+}
 
 /// The reason why a choice ended successfully.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

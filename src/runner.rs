@@ -108,6 +108,9 @@ pub struct ModelFacts {
     pub vocabulary_size: u32,
     /// Guarantee for a sequence that is resumed on another worker.
     pub resumption: Resumption,
+    /// True if a new sequence can start from tokens that an earlier sequence on the same device has computed. The
+    /// scheduler then prefers the worker that has computed the longest part of a prompt.
+    pub reuses_prefixes: bool,
     /// Parameters that the runner does not support. A request that uses such a parameter is rejected.
     pub unsupported: Vec<Parameter>,
     /// Text of the token that begins every prompt (BOS), if the model adds one.
@@ -187,18 +190,47 @@ pub struct Token {
     pub logprobs: Option<Box<Logprobs>>,
 }
 
+/// The result of [`Runner::admit`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SequenceStart {
+    /// Number of tokens at the start of the prompt that need no work, because an earlier sequence has computed
+    /// them. At most the length of the prompt.
+    pub cached_tokens: u32,
+}
+
+/// The state of a device's prefix cache: the tokens that it keeps after their sequences have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefixCacheStats {
+    /// Memory in bytes that the device uses for computed tokens outside its slots. 0 if it keeps them only in slots.
+    pub bytes: u64,
+    /// Number of sequences whose computed tokens were dropped to make room, since the model was loaded.
+    pub evictions: u64,
+}
+
 /// A device that computes the tokens of several sequences, step by step.
+///
+/// A device may keep the computed tokens of a sequence after the sequence has ended, and start a new sequence from
+/// them. It says so in [`ModelFacts::reuses_prefixes`], chooses the slot in [`Runner::choose_slot`], and returns the
+/// number of reused tokens from [`Runner::admit`]. Sequences with different [`SequenceOptions::cache_salt`] must
+/// not share tokens. Reuse must not change a sequence's tokens if the model declares [`Resumption::Exact`].
 ///
 /// The worker calls `next_step`, and then `step` at the time that `next_step` returned. Between steps the worker admits and
 /// releases sequences. If the runner panics, the worker catches the panic, gives up all sequences of the device and
 /// loads the model again.
 pub trait Runner {
+    /// Chooses the slot of the next sequence. `free` lists the free slots, at least one; the last one was freed last.
+    /// The worker then calls [`Runner::admit`] with the chosen slot. The default chooses the last one.
+    fn choose_slot(&self, sequence: &Sequence, free: &[Slot]) -> Slot {
+        let _ = sequence;
+        *free.last().expect("at least one slot is free")
+    }
+
     /// Adds a sequence to a free slot. The prompt has at least one token, and the prompt plus `max_tokens` fits the
     /// context.
     ///
     /// # Errors
     /// The device cannot run this sequence. Other sequences continue.
-    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError>;
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<SequenceStart, ModelError>;
 
     /// Drops the sequence in a slot, because the sequence has ended or its client is gone.
     fn release(&mut self, slot: Slot);
@@ -211,6 +243,11 @@ pub trait Runner {
     /// # Errors
     /// The device has failed. The worker gives up all its sequences and loads the model again.
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError>;
+
+    /// Returns the state of the prefix cache, for the metrics. The worker asks after every admission and release.
+    fn prefix_cache(&self) -> PrefixCacheStats {
+        PrefixCacheStats::default()
+    }
 }
 
 /// Time at which a device's next step must run.
@@ -277,6 +314,11 @@ impl<'a> Step<'a> {
     /// Ends a sequence with its end-of-sequence token or a stop token. The worker then releases the slot.
     pub fn end(&mut self, slot: Slot, token: Token) {
         self.emissions.push(Emission::EndOfSequence(slot, token));
+    }
+
+    /// Emits an event that was created earlier.
+    pub(crate) fn push(&mut self, emission: Emission) {
+        self.emissions.push(emission);
     }
 
     /// Ends one sequence with an error. The worker then releases the slot.

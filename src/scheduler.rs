@@ -73,6 +73,8 @@ pub(crate) struct NewRequest {
 pub(crate) struct Admitted {
     /// The token channel of each choice. Dropping one cancels its choice.
     pub token_channels: Vec<TokenReceiver>,
+    /// True if the model's runner can start a sequence from tokens that an earlier one has computed.
+    pub reuses_prefixes: bool,
     /// Resumes choices whose worker was lost. `None` if the model does not support resumption.
     pub resumer: Option<Resumer>,
     /// Histogram of the time between the loss of a choice's worker and the choice's next token.
@@ -174,7 +176,8 @@ impl Scheduler {
             let message = "The request's deadline passed before it was queued.";
             return Err(Error::new(ErrorKind::DeadlineExceeded, message));
         }
-        let resumer = match self.models.get(model).loaded_model()?.facts().resumption {
+        let loaded = self.models.get(model).loaded_model()?;
+        let resumer = match loaded.facts().resumption {
             Resumption::Exact | Resumption::Contiguous => choices.first().map(|first| Resumer {
                 scheduler: Arc::clone(self),
                 model,
@@ -208,6 +211,7 @@ impl Scheduler {
         admission.await.map_err(|_| Error::internal())??;
         Ok(Admitted {
             token_channels,
+            reuses_prefixes: loaded.facts().reuses_prefixes,
             resumer,
             resumption_gap_seconds: self.resumption_gap_seconds.clone(),
         })

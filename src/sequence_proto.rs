@@ -8,8 +8,8 @@ use std::mem::take;
 use crate::error::Error;
 use crate::proto::v1;
 use crate::request::{
-    EndUser, MAX_LOGIT_BIASES, MAX_LOGPROBS, MAX_STOP_TOKENS, MAX_USER_BYTES, Sampling,
-    SequenceOptions, StopTokens, TokenId,
+    CacheSalt, EndUser, MAX_CACHE_SALT_BYTES, MAX_LOGIT_BIASES, MAX_LOGPROBS, MAX_STOP_TOKENS,
+    MAX_USER_BYTES, Sampling, SequenceOptions, StopTokens, TokenId,
 };
 
 /// Error: a field has an invalid value.
@@ -58,6 +58,13 @@ pub(crate) fn take_options(
         user.len() <= MAX_USER_BYTES,
         "must be at most 512 bytes",
     )?;
+    let cache_salt = take(&mut message.cache_salt);
+    check_field(
+        "cache_salt",
+        cache_salt.len() <= MAX_CACHE_SALT_BYTES,
+        "must be at most 512 bytes",
+    )?;
+    let non_empty = |text: String| Some(text).filter(|text| !text.is_empty()).map(Into::into);
     Ok(SequenceOptions {
         seed: message.seed.map_or_else(rand::random, i64::cast_unsigned),
         sampling: sampling(message)?,
@@ -65,7 +72,8 @@ pub(crate) fn take_options(
         stop_tokens: take_stop_tokens(message)?,
         logprobs,
         timestamps: message.include_stamps,
-        caller: EndUser(Some(user).filter(|user| !user.is_empty()).map(Into::into)),
+        caller: EndUser(non_empty(user)),
+        cache_salt: CacheSalt(non_empty(cache_salt)),
     })
 }
 
@@ -79,6 +87,7 @@ pub(crate) fn options_message(options: &SequenceOptions) -> v1::CompletionReques
         logprobs,
         timestamps,
         caller,
+        cache_salt,
     } = options;
     v1::CompletionRequest {
         seed: Some(seed.cast_signed()),
@@ -96,6 +105,7 @@ pub(crate) fn options_message(options: &SequenceOptions) -> v1::CompletionReques
         logprobs: *logprobs,
         include_stamps: *timestamps,
         user: caller.0.as_deref().unwrap_or_default().to_owned(),
+        cache_salt: cache_salt.0.as_deref().unwrap_or_default().to_owned(),
         ..v1::CompletionRequest::default()
     }
 }
@@ -213,6 +223,7 @@ mod tests {
             logprobs: Some(20),
             include_stamps: true,
             user: "somebody".to_owned(),
+            cache_salt: "salt".to_owned(),
             ..v1::CompletionRequest::default()
         };
         let sent = message.clone();

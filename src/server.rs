@@ -197,6 +197,7 @@ impl Server {
             telemetry: self.telemetry.clone(),
             request_timeout: parts.request_timeout,
             access_log: parts.access_log,
+            prefix_sharing: parts.prefix_sharing,
         }
     }
 

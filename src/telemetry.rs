@@ -22,11 +22,14 @@ use crate::output;
 mod engines;
 mod histogram;
 mod latency;
+mod prefix_cache;
 mod request;
 mod request_metrics;
 mod token_gaps;
 
 pub use latency::{ResponseFormat, Stage, StageSummary, StageTimes};
+pub(crate) use prefix_cache::PrefixCacheMeter;
+pub use prefix_cache::PrefixCacheMetrics;
 pub use request::{Api, Outcome, RequestRecord, Route, RouteKind};
 pub(crate) use request::{RequestGauge, outcome_label};
 use request_metrics::RequestMetrics;
@@ -83,6 +86,8 @@ pub struct Metrics {
     pub resumptions: Counter,
     /// Tokens that were sent again to another worker, so that the worker resumes a choice after them.
     pub tokens_replayed: Counter,
+    /// The prefix caches of all workers.
+    pub prefix_cache: PrefixCacheMetrics,
     /// The time from the loss of a choice's worker to its next token, in seconds.
     pub resumption_gap_seconds: Histogram,
     /// Lines of the log and of standard output that were dropped.
@@ -175,6 +180,7 @@ impl Telemetry {
         let handle = recorder.handle();
         describe(&recorder);
         engines::describe(&recorder);
+        prefix_cache::describe(&recorder);
         let counter =
             |name| recorder.register_counter(&Key::from_static_name(name), &RECORDER_METADATA);
         let gauge =
@@ -189,6 +195,7 @@ impl Telemetry {
             workers_lost: counter(WORKERS_LOST),
             resumptions: counter(RESUMPTIONS),
             tokens_replayed: counter(TOKENS_REPLAYED),
+            prefix_cache: PrefixCacheMetrics::new(&recorder),
             resumption_gap_seconds: recorder
                 .register_histogram(&Key::from_static_name(RESUMPTION_GAP), &RECORDER_METADATA),
             log_lines_dropped: counter(LOG_LINES_DROPPED),

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
 
 use crate::models::ModelId;
-use crate::runner::{Model, Sequence, monotonic_ns};
+use crate::runner::{Model, PrefixCacheStats, Sequence, monotonic_ns};
 
 pub mod attach;
 pub mod attached;
@@ -230,6 +230,11 @@ impl WorkerHandle {
             0 => Duration::ZERO,
             started_ns => Duration::from_nanos(monotonic_ns().saturating_sub(started_ns)),
         }
+    }
+
+    /// Returns the state of the device's prefix cache.
+    fn prefix_cache(&self) -> PrefixCacheStats {
+        self.waker.flags.prefix_cache()
     }
 
     /// Tells the worker to stop after its sequences have ended.

@@ -266,6 +266,7 @@ mod real_model {
             model_path: model_path(),
             threads: 2,
             context_length: None,
+            ..LlamaOptions::default()
         }));
         let device = Arc::downgrade(&loader);
         let server: TestServer = Setup::runner("smollm2", loader, STREAMS).start().await;

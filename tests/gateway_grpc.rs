@@ -38,6 +38,7 @@ fn request_context() -> RequestContext {
         deadline: Instant::now() + Duration::from_secs(60),
         flush: FlushHandle::new(Arc::default(), http::Version::HTTP_2),
         record: RequestRecord::new(&Telemetry::new(), Api::Grpc, Route::UNMATCHED, 0),
+        caller: None,
         invalid: None,
     })
 }

@@ -24,6 +24,7 @@ fn options(model_path: PathBuf) -> LlamaOptions {
         model_path,
         threads: 1,
         context_length: None,
+        ..LlamaOptions::default()
     }
 }
 

@@ -14,6 +14,7 @@ async fn run(case: &str) {
         model_path: model_path(),
         threads: 1,
         context_length: None,
+        ..LlamaOptions::default()
     };
     let loader = Arc::new(LlamaLoader::new(options));
     let server = Setup::runner("smollm2", loader, 8).start().await;

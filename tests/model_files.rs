@@ -23,6 +23,7 @@ fn setup(model_path: PathBuf) -> Setup {
         model_path,
         threads: 1,
         context_length: None,
+        ..LlamaOptions::default()
     };
     Setup::runner("tiny", Arc::new(LlamaLoader::new(options)), 2)
 }

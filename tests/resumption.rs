@@ -17,8 +17,8 @@ use tokenway::error::ErrorKind;
 use tokenway::proto::v1;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{
-    LoadError, LoadedModel, Loader, ModelError, NextStep, Runner, Sequence, Slot, SlotCredit, Step,
-    StepError,
+    LoadError, LoadedModel, Loader, ModelError, NextStep, Runner, Sequence, SequenceStart, Slot,
+    SlotCredit, Step, StepError,
 };
 use tonic::Code;
 
@@ -56,7 +56,7 @@ impl Loader for CrashingLoader {
 }
 
 impl Runner for CrashingRunner {
-    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<SequenceStart, ModelError> {
         self.is_poisoned |= sequence.prompt.len() == POISON_WORDS;
         self.runner.admit(slot, sequence)
     }

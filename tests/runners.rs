@@ -13,7 +13,7 @@ use tokenway::proto::v1;
 use tokenway::request::{ChatMessage, EndUser, TokenId};
 use tokenway::runner::{
     BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, NextStep, Resumption,
-    Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes,
+    Runner, Sequence, SequenceStart, Slot, SlotCredit, Step, StepError, Token, TokenBytes,
 };
 use tokio::sync::mpsc;
 
@@ -56,9 +56,9 @@ fn token(id: TokenId) -> Token {
 }
 
 impl Runner for Device {
-    fn admit(&mut self, slot: Slot, _sequence: Sequence) -> Result<(), ModelError> {
+    fn admit(&mut self, slot: Slot, _sequence: Sequence) -> Result<SequenceStart, ModelError> {
         self.running = Some(slot);
-        Ok(())
+        Ok(SequenceStart::default())
     }
 
     fn release(&mut self, _slot: Slot) {
@@ -106,7 +106,7 @@ impl Loader for CallerRecordingLoader {
 }
 
 impl Runner for CallerRecordingRunner {
-    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<SequenceStart, ModelError> {
         let caller = sequence.options.caller.clone();
         self.callers
             .blocking_send(caller)
@@ -155,6 +155,7 @@ impl Loader for DeviceBehaviour {
             max_prompt_bytes: 8,
             vocabulary_size: 10,
             resumption: Resumption::No,
+            reuses_prefixes: false,
             unsupported: Vec::new(),
             bos_token: None,
             eos_token: None,

@@ -15,8 +15,8 @@ use support::{Setup, full_speed, grpc};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{
-    LoadError, LoadedModel, Loader, ModelError, NextStep, Runner, Sequence, Slot, SlotCredit, Step,
-    StepError,
+    LoadError, LoadedModel, Loader, ModelError, NextStep, Runner, Sequence, SequenceStart, Slot,
+    SlotCredit, Step, StepError,
 };
 use tonic::Code;
 
@@ -232,7 +232,7 @@ impl Loader for HangingLoader {
 }
 
 impl Runner for HangingRunner {
-    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<SequenceStart, ModelError> {
         self.runner.admit(slot, sequence)
     }
 

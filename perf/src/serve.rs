@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use tokenway::caller::PrefixSharing;
 use tokenway::cluster::{ClusterSpec, RoutePolicy, RouteSpec, ServerKind, TargetSpec};
 use tokenway::listen::{Address, Limits};
 use tokenway::logging::{self, LogFormat, Timestamps};
@@ -199,6 +200,7 @@ fn server_parts(options: &Options) -> io::Result<ServerParts> {
         // No stream of a run may be cut off by a deadline.
         request_timeout: Duration::from_secs(24 * 60 * 60),
         access_log: options.role != Role::Unlogged,
+        prefix_sharing: PrefixSharing::All,
         drain: DrainDurations {
             grace: Duration::ZERO,
             timeout: Duration::ZERO,

@@ -10,7 +10,8 @@ use super::grpc::GrpcSettings;
 use super::http::HttpSettings;
 use super::log::LogSettings;
 use super::settings::Settings;
-use super::values::{PositiveSeconds, Seconds};
+use super::values::{ParsedText, PositiveSeconds, Seconds};
+use crate::caller::PrefixSharing;
 use crate::listen::{Address, Limits};
 use crate::server::{DrainDurations, ServerParts, Source};
 
@@ -25,6 +26,16 @@ pub(super) struct ServerSettings {
         default_value = "600"
     )]
     request_timeout: PositiveSeconds,
+    /// Requests that may share computed prompt tokens: `all`, or only those of one `caller`, with the same
+    /// Authorization header and the same `user`. With `caller`, no client can learn from response times which
+    /// prompts others have sent
+    #[arg(
+        long,
+        env = "TOKENWAY_PREFIX_SHARING",
+        value_name = "SCOPE",
+        default_value = "all"
+    )]
+    prefix_sharing: ParsedText<PrefixSharing>,
     #[command(flatten)]
     #[serde(flatten)]
     connections: ConnectionSettings,
@@ -137,6 +148,7 @@ impl ServerSettings {
             },
             request_timeout: self.request_timeout.into(),
             access_log: self.log.access_log(),
+            prefix_sharing: self.prefix_sharing.value,
             drain: DrainDurations {
                 grace: Duration::from(self.shutdown.drain_grace),
                 timeout: self.shutdown.drain_timeout.into(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::caller::PrefixSharing;
 use crate::cluster::ServerKind;
 use crate::gateway::{StreamFormat, UnknownFieldPolicy};
 use crate::logging::LogFormat;
@@ -269,6 +270,18 @@ impl FromStr for StreamFormat {
             "ndjson" => Ok(Self::Ndjson),
             "sse" => Ok(Self::Sse),
             _ => Err("must be ndjson or sse".to_owned()),
+        }
+    }
+}
+
+impl FromStr for PrefixSharing {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            "caller" => Ok(Self::Caller),
+            _ => Err("must be all or caller".to_owned()),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::caller::PrefixSharing;
 use crate::gateway::BrowserCheck;
 use crate::telemetry::{Api, Telemetry};
 
@@ -14,6 +15,8 @@ pub(crate) struct LayerSettings {
     pub request_timeout: Duration,
     /// True if each request that ends is logged in the access log.
     pub access_log: bool,
+    /// Requests that may share computed prompt tokens.
+    pub prefix_sharing: PrefixSharing,
 }
 
 /// State of the layers of one API.

@@ -7,6 +7,7 @@ use axum::response::Response;
 
 use super::layers::Layers;
 use super::{deadline, route};
+use crate::caller::{Caller, PrefixSharing};
 use crate::context::{Arrival, RequestContext};
 use crate::delivery::FlushHandle;
 use crate::error::Error;
@@ -49,6 +50,10 @@ pub(super) fn create_context(
         deadline: deadline::deadline_after(timeout),
         flush,
         record: RequestRecord::new(&settings.telemetry, api, route, arrived_ns),
+        caller: match settings.prefix_sharing {
+            PrefixSharing::All => None,
+            PrefixSharing::Caller => Some(Caller::from_headers(request.headers())),
+        },
         invalid,
     });
     request.extensions_mut().insert(context.clone());

@@ -19,6 +19,7 @@ use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::*;
+use crate::caller::PrefixSharing;
 use crate::context::RequestContext;
 use crate::delivery::FlushHandle;
 use crate::error::{Error, ErrorKind};
@@ -54,6 +55,7 @@ impl TestApi {
                 telemetry: telemetry.clone(),
                 request_timeout: Duration::from_secs(60),
                 access_log: false,
+                prefix_sharing: PrefixSharing::All,
             },
         };
         let router = with_layers(routes, layers);

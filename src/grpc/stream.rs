@@ -153,6 +153,7 @@ fn summary_message(summary: &Summary, timer: Option<&DeliveryTimer>) -> v1::Summ
         usage: Some(v1::Usage {
             prompt_tokens: summary.prompt_tokens,
             completion_tokens: summary.completion_tokens,
+            cached_prompt_tokens: summary.cached_prompt_tokens,
             ..v1::Usage::default()
         }),
         timings: Some(v1::Timings {

@@ -38,6 +38,7 @@ pub(super) fn without_prompt(message: &v1::CompletionRequest) -> v1::CompletionR
         response_format: None,
         reasoning_effort: String::new(),
         extra_fields: None,
+        cache_salt: message.cache_salt.clone(),
     }
 }
 

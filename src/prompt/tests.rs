@@ -36,6 +36,7 @@ fn loaded() -> Models {
         max_prompt_bytes: 16,
         vocabulary_size: 256,
         resumption: Resumption::Exact,
+        reuses_prefixes: false,
         unsupported: Vec::new(),
         bos_token: None,
         eos_token: None,

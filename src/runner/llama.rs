@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::llama_backend::LlamaBackend;
@@ -16,8 +17,8 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::{LogOptions, send_logs_to_tracing};
 
 use super::{LoadError, LoadedModel, Loader, Resumption};
-use device::{Context, LlamaRunner, batch_rows};
-use model::GgufModel;
+use device::{Context, DeviceOptions, LlamaRunner, batch_rows};
+use model::{GgufModel, Guarantees};
 
 mod chat;
 mod device;
@@ -26,8 +27,11 @@ pub(crate) mod fuzzing;
 mod gguf;
 mod logprobs;
 mod model;
+mod prefill;
+mod prefix_cache;
 mod sampling;
 mod sequence;
+mod step_budget;
 
 /// Default context length in tokens. It is long enough for a chat and needs little memory.
 pub(crate) const DEFAULT_CONTEXT_LENGTH: u32 = 2048;
@@ -50,6 +54,28 @@ pub struct LlamaOptions {
     /// trained on. `None` selects the trained length, but at most 2,048. Every slot uses memory
     /// for this many tokens.
     pub context_length: Option<u32>,
+    /// True if a sequence may start from tokens that an earlier sequence has computed.
+    pub prefix_caching: bool,
+    /// Memory in bytes for the computed tokens of sequences that had to leave their slot. 0 keeps computed tokens only
+    /// in slots.
+    pub prefix_cache_bytes: usize,
+    /// Time that a step with prompt tokens should take at most. The runner adapts the number of prompt tokens in a step
+    /// to it, but a step has at least 64 if the prompt has as many.
+    pub max_step: Duration,
+}
+
+impl Default for LlamaOptions {
+    /// Returns options without a model file, for one thread.
+    fn default() -> Self {
+        Self {
+            model_path: PathBuf::new(),
+            threads: 1,
+            context_length: None,
+            prefix_caching: true,
+            prefix_cache_bytes: 1024 * 1024 * 1024,
+            max_step: Duration::from_millis(500),
+        }
+    }
 }
 
 /// Loads one GGUF model. Each worker loads the model once, and all of them share the memory pages of the file.
@@ -77,8 +103,8 @@ impl LlamaLoader {
         let context_length = self.context_length(&llama)?;
         let params = self.context_params(slots, context_length)?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        let resumption = self.resumption(&llama);
-        let model = GgufModel::new(llama, name.into_owned(), context_length, resumption)?;
+        let guarantees = self.guarantees(&llama);
+        let model = GgufModel::new(llama, name.into_owned(), context_length, guarantees)?;
         let model = Arc::new(model);
         let context = Context::try_new(Arc::clone(&model), |model| {
             model.llama().new_context(backend, params)
@@ -89,7 +115,13 @@ impl LlamaLoader {
                  each; see its log lines: either memory is short or the model is not supported"
             ))
         })?;
-        Ok((model, LlamaRunner::new(context, slots)))
+        let options = DeviceOptions {
+            slots,
+            reuses_prefixes: guarantees.reuses_prefixes,
+            prefix_cache_bytes: self.options.prefix_cache_bytes,
+            max_step: self.options.max_step,
+        };
+        Ok((model, LlamaRunner::new(context, options)))
     }
 
     fn context_length(&self, llama: &LlamaModel) -> Result<u32, LoadError> {
@@ -101,6 +133,16 @@ impl LlamaLoader {
                 "`context_length` must be from 1 to {trained}, the length that the model was trained \
                  on (got {length})"
             ))),
+        }
+    }
+
+    fn guarantees(&self, llama: &LlamaModel) -> Guarantees {
+        Guarantees {
+            resumption: self.resumption(llama),
+            // A recurrent state cannot go back to an earlier token.
+            reuses_prefixes: self.options.prefix_caching
+                && !llama.is_recurrent()
+                && !llama.is_hybrid(),
         }
     }
 

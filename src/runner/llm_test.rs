@@ -14,11 +14,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, NextStep, Resumption,
-    Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes, monotonic_ns,
+    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, NextStep,
+    PrefixCacheStats, Resumption, Runner, Sequence, SequenceStart, Slot, SlotCredit, Step,
+    StepError, Token, TokenBytes, monotonic_ns,
 };
 use crate::request::{ChatMessage, Parameter, StopTokens, TokenId};
 use crate::tokens::{Logprobs, TopLogprob};
+use prompt_work::PromptWork;
+
+mod prompt_work;
 
 /// Value of `--runner` for this runner, and the default name of its model.
 pub(crate) const LLM_TEST: &str = "llm_test";
@@ -39,6 +43,9 @@ pub struct TestRunnerOptions {
     pub interval: Duration,
     /// Additional delay of the first token, which simulates a long prefill.
     pub first_token_delay: Duration,
+    /// Additional delay of the first token for each prompt token that no earlier sequence of the device has
+    /// computed. If it is 0, the device reuses no prefixes.
+    pub prompt_token_delay: Duration,
     /// Index of the token before which every sequence stops emitting, without ending. `None`: never.
     pub silent_at: Option<u32>,
     /// Index of the token in whose place every sequence fails. `None`: never.
@@ -52,6 +59,7 @@ impl Default for TestRunnerOptions {
         Self {
             interval: Duration::from_millis(20),
             first_token_delay: Duration::ZERO,
+            prompt_token_delay: Duration::ZERO,
             silent_at: None,
             fail_at: None,
             panic_at: None,
@@ -75,7 +83,7 @@ impl TestRunnerLoader {
 impl Loader for TestRunnerLoader {
     fn load(&self, slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         Ok(LoadedModel {
-            model: Arc::new(TestModel::new()),
+            model: Arc::new(TestModel::new(&self.options)),
             runner: Box::new(TestRunner::new(self.options.clone(), slots)),
         })
     }
@@ -91,7 +99,7 @@ struct TestModel {
 }
 
 impl TestModel {
-    fn new() -> Self {
+    fn new(options: &TestRunnerOptions) -> Self {
         Self {
             facts: ModelFacts {
                 name: LLM_TEST.to_owned(),
@@ -99,6 +107,7 @@ impl TestModel {
                 max_prompt_bytes: MAX_PROMPT_BYTES,
                 vocabulary_size: TokenId::MAX,
                 resumption: Resumption::Exact,
+                reuses_prefixes: !options.prompt_token_delay.is_zero(),
                 unsupported: vec![Parameter::Suffix],
                 bos_token: None,
                 eos_token: None,
@@ -112,12 +121,11 @@ impl Model for TestModel {
         &self.facts
     }
 
-    /// Returns one token per word, and at least one.
+    /// Returns one token per word, and at least one. Equal words have equal ids, so that prompts that start alike have a
+    /// common prefix. The word `token_5` has the id 5, as in completions.
     fn tokenize(&self, text: &str, _: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
-        let words = text.split_whitespace().count().max(1);
-        let words = TokenId::try_from(words)
-            .map_err(|_| ModelError::Invalid("The prompt has too many words.".to_owned()))?;
-        Ok((0..words).collect())
+        let ids: Vec<_> = text.split_whitespace().map(word_id).collect();
+        Ok(if ids.is_empty() { vec![0] } else { ids })
     }
 
     fn token_bytes(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
@@ -144,6 +152,7 @@ struct TestRunner {
     /// Sequences whose next token is due, but which have no credit.
     waiting: Vec<Slot>,
     admitted: u64,
+    prompt_work: PromptWork,
 }
 
 struct TestSequence {
@@ -198,6 +207,7 @@ impl TestRunner {
     fn new(options: TestRunnerOptions, slots: usize) -> Self {
         Self {
             interval_ns: nanoseconds(options.interval),
+            prompt_work: PromptWork::new(options.prompt_token_delay, slots),
             options,
             sequences: (0..slots).map(|_| None).collect(),
             deadlines: BinaryHeap::new(),
@@ -315,11 +325,18 @@ impl TestRunner {
 }
 
 impl Runner for TestRunner {
-    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+    fn choose_slot(&self, sequence: &Sequence, free: &[Slot]) -> Slot {
+        self.prompt_work.choose_slot(sequence, free)
+    }
+
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<SequenceStart, ModelError> {
         self.admitted += 1;
+        let cached = self.prompt_work.admit(slot, &sequence);
+        let prompt_delay = self.prompt_work.duration(&sequence, cached);
         let first_token = self
             .interval_ns
-            .saturating_add(nanoseconds(self.options.first_token_delay));
+            .saturating_add(nanoseconds(self.options.first_token_delay))
+            .saturating_add(nanoseconds(prompt_delay));
         self.sequences[slot.0] = Some(TestSequence {
             number: self.admitted,
             next_index: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
@@ -336,11 +353,15 @@ impl Runner for TestRunner {
             has_emitted_prompt_token: false,
         });
         self.schedule(slot);
-        Ok(())
+        Ok(SequenceStart {
+            cached_tokens: u32::try_from(cached).unwrap_or(u32::MAX),
+        })
     }
 
     fn release(&mut self, slot: Slot) {
-        self.sequences[slot.0] = None;
+        if let Some(sequence) = self.sequences[slot.0].take() {
+            self.prompt_work.release(slot, sequence.next_index);
+        }
         self.waiting.retain(|waiting| *waiting != slot);
     }
 
@@ -372,6 +393,19 @@ impl Runner for TestRunner {
         }
         Ok(())
     }
+
+    fn prefix_cache(&self) -> PrefixCacheStats {
+        self.prompt_work.stats()
+    }
+}
+
+/// Returns the id of a word: the number in a word of a completion, or else the word's FNV-1a hash.
+fn word_id(word: &str) -> TokenId {
+    let number = word.strip_prefix("token_").and_then(|id| id.parse().ok());
+    let hash = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(16_777_619);
+    let id = number.unwrap_or_else(|| word.bytes().fold(2_166_136_261, hash));
+    // Every id is below the size of the vocabulary.
+    id.min(TokenId::MAX - 1)
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::engine::EngineParts;
+use crate::caller::PrefixSharing;
 use crate::cluster::{ClusterSpec, EngineConflict, find_conflicts};
 use crate::gateway::{OriginPolicy, StreamFormat, UnknownFieldPolicy};
 use crate::listen::{Address, Limits};
@@ -26,6 +27,8 @@ pub struct ServerParts {
     pub request_timeout: Duration,
     /// True if the server logs one line for each request that ends.
     pub access_log: bool,
+    /// Requests that may share computed prompt tokens.
+    pub prefix_sharing: PrefixSharing,
     /// Durations of the phases of a shutdown.
     pub drain: DrainDurations,
 }
@@ -41,6 +44,7 @@ impl ServerParts {
             limits: Limits::default(),
             request_timeout: Duration::from_secs(600),
             access_log: true,
+            prefix_sharing: PrefixSharing::All,
             drain: DrainDurations {
                 grace: Duration::from_secs(1),
                 timeout: Duration::from_secs(30),

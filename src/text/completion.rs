@@ -57,6 +57,10 @@ pub struct Completion {
     resumer: Option<Resumer>,
     resumption_gap_seconds: Histogram,
     prompt_tokens: u32,
+    /// True if the model's runner can reuse computed prompt tokens.
+    reuses_prefixes: bool,
+    /// Number of prompt tokens that choice 0 reused. `None` until a worker has accepted choice 0.
+    cached_tokens: Option<u32>,
     /// The error to return after the events in `ready`.
     error: Option<Error>,
     ended: bool,
@@ -110,6 +114,8 @@ impl Completion {
             resumer: admitted.resumer,
             resumption_gap_seconds: admitted.resumption_gap_seconds,
             prompt_tokens,
+            reuses_prefixes: admitted.reuses_prefixes,
+            cached_tokens: None,
             error: None,
             ended: false,
             times,
@@ -185,8 +191,12 @@ impl Completion {
         let mut end = None;
         for output in self.outputs.drain(..) {
             match output {
-                Output::Accepted => {
+                Output::Accepted { cached_tokens } => {
                     choice.record_acceptance();
+                    // The prompt counts once, so its reused tokens do, too. A resumption does not change the count.
+                    if choice.number == 0 {
+                        self.cached_tokens.get_or_insert(cached_tokens);
+                    }
                     if self.started.is_none() {
                         self.started = Some(Instant::now());
                         self.ready.push_back(CompletionEvent::Started);
@@ -241,6 +251,7 @@ impl Completion {
         };
         Summary {
             prompt_tokens: self.prompt_tokens,
+            cached_prompt_tokens: self.cached_tokens.filter(|_| self.reuses_prefixes),
             completion_tokens: self.choices.iter().map(|choice| choice.token_count).sum(),
             queue: since_arrival(self.started),
             first_token: since_arrival(self.first_token),

@@ -30,7 +30,7 @@ use crate::proto::worker::attach_request::Message as WorkerMessage;
 use crate::proto::worker::attach_response::Message as EngineMessage;
 use crate::proto::worker::device_worker_client::DeviceWorkerClient;
 use crate::request::MAX_TIMEOUT;
-use crate::runner::Loader;
+use crate::runner::{Loader, PrefixCacheStats};
 use crate::telemetry::Telemetry;
 
 mod engine_connection;
@@ -313,7 +313,10 @@ impl Worker {
                 _ = heartbeat.tick() => {
                     let step_ms = u32::try_from(self.handle.step_duration().as_millis());
                     let step_ms = step_ms.unwrap_or(u32::MAX);
-                    connection.outbox.set_heartbeat(proto::Heartbeat { step_ms });
+                    let PrefixCacheStats { bytes, evictions } = self.handle.prefix_cache();
+                    let prefix_cache = Some(proto::PrefixCache { bytes, evictions });
+                    let heartbeat = proto::Heartbeat { step_ms, prefix_cache };
+                    connection.outbox.set_heartbeat(heartbeat);
                 }
             }
         }

@@ -245,12 +245,13 @@ impl RemoteChannel {
         self.reader.credit.load(Ordering::SeqCst)
     }
 
-    pub(super) fn accept(&self) -> SendOutcome {
+    pub(super) fn accept(&self, cached_tokens: u32) -> SendOutcome {
         if self.is_cancelled() {
             return SendOutcome::Closed;
         }
         let accepted = proto::Accepted {
             sequence: self.sequence,
+            cached_tokens,
         };
         // The message is sent before the step that is still open. That step has no tokens of this sequence yet.
         let mut pending = self.outbox.pending();

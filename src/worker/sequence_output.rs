@@ -7,7 +7,10 @@ use crate::runner::{ModelError, Token};
 #[derive(Debug)]
 pub enum Output {
     /// A worker has accepted the sequence.
-    Accepted,
+    Accepted {
+        /// Number of tokens at the start of the prompt that need no work.
+        cached_tokens: u32,
+    },
     /// The next token of the prompt.
     Prompt(Token),
     /// The next token of the completion.
@@ -50,7 +53,9 @@ impl Output {
         match self {
             Self::Token(token) | Self::Finished(Some(token), _) => std::slice::from_ref(token),
             Self::Tokens(tokens) => tokens,
-            Self::Accepted | Self::Prompt(_) | Self::Finished(None, _) | Self::Failed(_) => &[],
+            Self::Accepted { .. } | Self::Prompt(_) | Self::Finished(None, _) | Self::Failed(_) => {
+                &[]
+            }
         }
     }
 
@@ -59,7 +64,7 @@ impl Output {
         match self {
             Self::Prompt(_) | Self::Token(_) => 1,
             Self::Tokens(tokens) => tokens.len(),
-            Self::Accepted | Self::Finished(..) | Self::Failed(_) => 0,
+            Self::Accepted { .. } | Self::Finished(..) | Self::Failed(_) => 0,
         }
     }
 }

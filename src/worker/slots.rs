@@ -51,7 +51,7 @@ impl Assignment {
         }
         let requests_nothing = self.sequence.max_tokens == 0 && !self.sequence.scores_prompt;
         if requests_nothing {
-            if self.token_channel.accept() == SendOutcome::Delivered {
+            if self.token_channel.accept(0) == SendOutcome::Delivered {
                 self.token_channel.finish(None, FinishReason::Length);
             }
             return None;
@@ -109,10 +109,11 @@ impl Slots {
         }
     }
 
-    /// Reports that the sequence in this slot is accepted.
-    pub(super) fn accept(&self, slot: Slot) -> Option<SendOutcome> {
+    /// Reports that the sequence in this slot is accepted, and that the device reuses `cached_tokens` tokens of its
+    /// prompt.
+    pub(super) fn accept(&self, slot: Slot, cached_tokens: u32) -> Option<SendOutcome> {
         let occupant = self.occupants.get(slot.0)?.as_ref()?;
-        Some(occupant.token_channel.accept())
+        Some(occupant.token_channel.accept(cached_tokens))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -125,19 +126,23 @@ impl Slots {
         u32::try_from(count).map_or(f64::from(u32::MAX), f64::from)
     }
 
-    /// Returns the slot that the next sequence gets, or `None` if all are occupied.
-    pub(super) fn next_free(&self) -> Option<Slot> {
-        self.free.last().copied()
+    /// Returns the free slots. The last one was freed last.
+    pub(super) fn free(&self) -> &[Slot] {
+        &self.free
     }
 
-    /// Puts a sequence into `slot`, which must be the one that [`Slots::next_free`] returned.
+    /// Puts a sequence into `slot`, which must be free.
     pub(super) fn occupy(&mut self, slot: Slot, runnable: RunnableSequence) {
         let RunnableSequence {
             assignment,
             deadline_ns,
         } = runnable;
-        debug_assert_eq!(self.next_free(), Some(slot));
-        self.free.pop();
+        // A device without a prefix cache takes the last slot of the list.
+        let position = self.free.iter().rposition(|free| *free == slot);
+        debug_assert!(position.is_some(), "the slot is free");
+        if let Some(position) = position {
+            self.free.remove(position);
+        }
         self.next_deadline_ns = self.next_deadline_ns.min(deadline_ns);
         let sequence = &assignment.sequence;
         let prompt_left = if sequence.scores_prompt {

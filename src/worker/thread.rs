@@ -21,9 +21,10 @@ use crate::critical::panic_message;
 use crate::logging::REQUEST_SPAN_TARGET;
 use crate::request::FinishReason;
 use crate::runner::{
-    Emission, LoadedModel, Loader, NextStep, Runner, Slot, Step, StepError, Token, monotonic_ns,
+    Emission, LoadedModel, Loader, NextStep, Runner, Sequence, SequenceStart, Slot, Step,
+    StepError, Token, monotonic_ns,
 };
-use crate::telemetry::Telemetry;
+use crate::telemetry::{PrefixCacheMeter, Telemetry};
 
 #[cfg(test)]
 mod tests;
@@ -168,11 +169,13 @@ impl Worker {
         }
         let slow_reader_ns =
             u64::try_from(self.options.slow_reader_timeout.as_nanos()).unwrap_or(u64::MAX);
+        let prefix_cache = self.options.telemetry.prefix_cache.meter();
         let mut device = Device {
             worker: self,
             runner,
             slots: Slots::new(slots, slow_reader_ns),
             emissions: Vec::new(),
+            prefix_cache,
             has_stopped: false,
         };
         match device.run() {
@@ -201,6 +204,7 @@ struct Device<'a> {
     runner: Box<dyn Runner>,
     slots: Slots,
     emissions: Vec<Emission>,
+    prefix_cache: PrefixCacheMeter,
     /// True if the generation ended without a crash.
     has_stopped: bool,
 }
@@ -282,38 +286,53 @@ impl Device<'_> {
         let assignment = &runnable.assignment;
         let id = assignment.sequence.request_id.0.clone();
         let _span = request_span(&id).entered();
-        let Some(slot) = self.find_free_slot() else {
+        let sequence = assignment.sequence.clone();
+        let Some(slot) = self.choose_slot(&sequence) else {
             tracing::error!("the scheduler assigned a sequence to a worker without a free slot");
             return self.report_released(max_tokens);
         };
-        if assignment.token_channel.accept() != SendOutcome::Delivered {
-            return self.report_released(max_tokens);
-        }
-        match self.runner.admit(slot, assignment.sequence.clone()) {
-            Ok(()) => {
-                tracing::debug!(slot = slot.0, "a sequence starts");
-                self.slots.occupy(slot, runnable);
-                let telemetry = &self.worker.options.telemetry;
-                telemetry.sequences_running.increment(1.0);
+        // The sequence occupies its slot before the runner sees it. If the runner panics, the sequence is therefore a
+        // crash suspect.
+        self.slots.occupy(slot, runnable);
+        let telemetry = &self.worker.options.telemetry;
+        telemetry.sequences_running.increment(1.0);
+        match self.runner.admit(slot, sequence) {
+            Ok(SequenceStart { cached_tokens }) => {
+                tracing::debug!(slot = slot.0, cached_tokens, "a sequence starts");
+                telemetry.prefix_cache.count_start(cached_tokens);
+                if self.slots.accept(slot, cached_tokens) != Some(SendOutcome::Delivered) {
+                    self.worker.flags.attention.store(true, Ordering::SeqCst);
+                }
             }
             Err(error) => {
-                let token_channel = runnable.assignment.token_channel;
-                token_channel.fail(Failure::Model(error));
+                // Only an accepted sequence has an end.
+                let _ = self.slots.accept(slot, 0);
+                self.slots.fail(slot, Failure::Model(error));
+                telemetry.sequences_running.decrement(1.0);
+                self.report_cleared_suspects();
                 self.report_released(max_tokens);
             }
         }
+        self.record_prefix_cache();
     }
 
-    /// Returns a free slot. If there is none, first frees the slots of sequences that were cancelled since the last
-    /// sweep.
-    fn find_free_slot(&mut self) -> Option<Slot> {
-        if let Some(slot) = self.slots.next_free() {
-            return Some(slot);
+    /// Lets the runner choose among the free slots. If there is none, first frees the slots of sequences that were
+    /// cancelled since the last sweep.
+    fn choose_slot(&mut self, sequence: &Sequence) -> Option<Slot> {
+        if self.slots.free().is_empty() {
+            for freed in self.slots.end_overdue(monotonic_ns()) {
+                self.release(&freed);
+            }
         }
-        for freed in self.slots.end_overdue(monotonic_ns()) {
-            self.release(&freed);
-        }
-        self.slots.next_free()
+        let free = self.slots.free();
+        (!free.is_empty()).then(|| self.runner.choose_slot(sequence, free))
+    }
+
+    /// Copies the state of the runner's prefix cache to the metrics.
+    fn record_prefix_cache(&mut self) {
+        let stats = self.runner.prefix_cache();
+        self.prefix_cache.record(stats);
+        self.worker.flags.set_prefix_cache(stats);
     }
 
     fn step(&mut self, started_ns: u64) -> Result<(), StepError> {
@@ -374,6 +393,7 @@ impl Device<'_> {
     fn release(&mut self, freed: &FreedSlot) {
         // The runner's log lines in this call carry the id of the slot's last request.
         request_span(&freed.request_id.0).in_scope(|| self.runner.release(freed.slot));
+        self.record_prefix_cache();
         let telemetry = &self.worker.options.telemetry;
         telemetry.sequences_running.decrement(1.0);
         self.report_cleared_suspects();

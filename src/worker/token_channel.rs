@@ -120,11 +120,13 @@ impl TokenSender {
         }
     }
 
-    /// Reports that a worker has accepted the sequence.
-    pub(crate) fn accept(&self) -> SendOutcome {
+    /// Reports that a worker has accepted the sequence, and that it reuses `cached_tokens` tokens of the prompt.
+    pub(crate) fn accept(&self, cached_tokens: u32) -> SendOutcome {
         match &self.0 {
-            TokenDestination::Local(channel) => channel.send(0, || Output::Accepted),
-            TokenDestination::Remote(channel) => channel.accept(),
+            TokenDestination::Local(channel) => {
+                channel.send(0, || Output::Accepted { cached_tokens })
+            }
+            TokenDestination::Remote(channel) => channel.accept(cached_tokens),
         }
     }
 

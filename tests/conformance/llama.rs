@@ -18,6 +18,7 @@ async fn servers() -> Servers {
         model_path: crate::support::model_path(),
         threads: 1,
         context_length: None,
+        ..LlamaOptions::default()
     });
     Servers::start(Setup::runner("smollm2", Arc::new(loader), 4)).await
 }

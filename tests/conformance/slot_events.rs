@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{
-    LoadError, LoadedModel, Loader, ModelError, NextStep, Runner, Sequence, Slot, SlotCredit, Step,
-    StepError,
+    LoadError, LoadedModel, Loader, ModelError, NextStep, Runner, Sequence, SequenceStart, Slot,
+    SlotCredit, Step, StepError,
 };
 use tokio::sync::mpsc;
 
@@ -52,7 +52,7 @@ impl Loader for Recording<TestRunnerLoader> {
 }
 
 impl Runner for Recording<Box<dyn Runner>> {
-    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<SequenceStart, ModelError> {
         let admitted = self.inner.admit(slot, sequence);
         self.events
             .try_send(SlotEvent::Admitted)

@@ -34,7 +34,10 @@ async fn an_invalid_hello_is_rejected_with_its_reason() {
             "hello.name must have",
         ),
         (
-            Sent::Heartbeat(proto::Heartbeat { step_ms: 0 }),
+            Sent::Heartbeat(proto::Heartbeat {
+                step_ms: 0,
+                prefix_cache: None,
+            }),
             Code::FailedPrecondition,
             "hello must be the first message",
         ),
@@ -311,7 +314,12 @@ async fn the_declared_heartbeat_timeout_raises_the_step_limit() {
         .connect_with_heartbeat_timeout(60_000)
         .await
         .expect("the worker is accepted");
-    let heartbeat = |step_ms| Sent::Heartbeat(proto::Heartbeat { step_ms });
+    let heartbeat = |step_ms| {
+        Sent::Heartbeat(proto::Heartbeat {
+            step_ms,
+            prefix_cache: None,
+        })
+    };
     worker.send(heartbeat(60_000)).await;
     // The worker sends `ready` after the heartbeat. When the engine reports the worker as ready, it has read both.
     worker.send(Sent::Ready(ready_message())).await;

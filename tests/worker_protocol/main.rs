@@ -161,12 +161,19 @@ impl Engine {
                 .await;
             if posts.len() == 1 {
                 let sequence = one.next_submit().await.sequence;
-                one.send(Sent::Accepted(proto::Accepted { sequence })).await;
+                one.send(Sent::Accepted(proto::Accepted {
+                    sequence,
+                    cached_tokens: 0,
+                }))
+                .await;
             }
         }
         let mut two = self.connect_another("two").await;
         let second = two.next_submit().await.sequence;
-        let accepted = proto::Accepted { sequence: second };
+        let accepted = proto::Accepted {
+            sequence: second,
+            cached_tokens: 0,
+        };
         two.send(Sent::Accepted(accepted)).await;
         for (worker, sequence) in [(&one, 1), (&two, second)] {
             worker
@@ -274,8 +281,11 @@ impl Worker {
 
     /// Accepts a sequence, and emits the token with this index. The token's id equals its index.
     async fn emit_token(&self, sequence: u64, index: u32) {
-        self.send(Sent::Accepted(proto::Accepted { sequence }))
-            .await;
+        self.send(Sent::Accepted(proto::Accepted {
+            sequence,
+            cached_tokens: 0,
+        }))
+        .await;
         let entry = proto::SequenceStep {
             sequence,
             first_index: index,

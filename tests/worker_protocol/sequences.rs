@@ -55,7 +55,10 @@ async fn a_worker_over_the_step_limit_is_lost() {
     .await;
     let mut worker = engine.connect_ready_worker().await;
     worker
-        .send(Sent::Heartbeat(proto::Heartbeat { step_ms: 1_001 }))
+        .send(Sent::Heartbeat(proto::Heartbeat {
+            step_ms: 1_001,
+            prefix_cache: None,
+        }))
         .await;
     let status = worker
         .receive()
@@ -93,7 +96,10 @@ async fn worker_messages_become_the_clients_tokens() {
     assert_eq!(request.max_tokens, Some(3));
     let sequence = submit.sequence;
     worker
-        .send(Sent::Accepted(proto::Accepted { sequence }))
+        .send(Sent::Accepted(proto::Accepted {
+            sequence,
+            cached_tokens: 0,
+        }))
         .await;
     // One character that is spread over two tokens, followed by the end-of-sequence token.
     let entry = proto::SequenceStep {
@@ -226,7 +232,10 @@ async fn an_invalid_prompt_score_moves_the_request_to_another_worker() {
     let sequence = wrong.next_submit().await.sequence;
     let mut right = engine.connect_another("right").await;
     wrong
-        .send(Sent::Accepted(proto::Accepted { sequence }))
+        .send(Sent::Accepted(proto::Accepted {
+            sequence,
+            cached_tokens: 0,
+        }))
         .await;
     let completion = scored_step_entry(sequence, 7, proto::End::Length);
     wrong.send(step_message(completion)).await;
@@ -242,7 +251,10 @@ async fn an_invalid_prompt_score_moves_the_request_to_another_worker() {
     assert!(submit.request.is_some_and(|request| request.echo));
     let sequence = submit.sequence;
     right
-        .send(Sent::Accepted(proto::Accepted { sequence }))
+        .send(Sent::Accepted(proto::Accepted {
+            sequence,
+            cached_tokens: 0,
+        }))
         .await;
     let prompt = proto::SequenceStep {
         is_prompt: true,

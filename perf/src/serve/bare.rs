@@ -154,7 +154,7 @@ impl BoxedEventStream {
                 push_token(&mut tokens, token, self.stamps);
             }
             match output {
-                Output::Accepted => return Event::Started(v1::Started::default()),
+                Output::Accepted { .. } => return Event::Started(v1::Started::default()),
                 Output::Token(_) | Output::Tokens(_) => {}
                 Output::Finished(..) => self.has_finished = true,
                 // No request here includes the prompt.

@@ -55,7 +55,7 @@ impl LineStream {
         for output in self.outputs.drain(..) {
             let is_end = !matches!(
                 output,
-                Output::Accepted | Output::Token(_) | Output::Tokens(_)
+                Output::Accepted { .. } | Output::Token(_) | Output::Tokens(_)
             );
             let finish_reason = if is_end { "\"length\"" } else { "null" };
             for token in output.completion_tokens() {

@@ -141,6 +141,8 @@ struct Options<'a> {
     echo: bool,
     #[serde(skip_serializing_if = "str::is_empty")]
     user: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    cache_salt: &'a str,
 }
 
 /// The request for log probabilities, in the form of each API.
@@ -249,6 +251,7 @@ impl<'a> Options<'a> {
             ignore_eos: message.ignore_eos,
             echo: message.echo,
             user: &message.user,
+            cache_salt: &message.cache_salt,
         }
     }
 }
@@ -291,12 +294,16 @@ fn check_supported(message: &v1::CompletionRequest, flavor: Flavor) -> Result<()
     let includes_stop = message.include_stop_str_in_output && !flavor.includes_stop_string();
     // The prompt's text is needed to tell it from the text of the completion.
     let is_text = matches!(message.input, Some(Input::Prompt(_)));
+    // llama.cpp shares the computed tokens of all prompts.
+    let salts_unsupported =
+        !message.cache_salt.is_empty() && matches!(flavor, Flavor::LlamaCpp | Flavor::LlamaCppV1);
     let echoes = message.echo && !(flavor.echoes_prompts() && is_text);
     for (param, is_used) in [
         ("echo", echoes),
         ("resume", !message.resume.is_empty()),
         ("include_stamps", message.include_stamps),
         ("include_stop_str_in_output", includes_stop),
+        ("cache_salt", salts_unsupported),
     ] {
         if is_used {
             let text = format!("The model's engine does not support {param}. Leave it out.");

@@ -5,8 +5,8 @@
 
 use vllm_proto::generate_request::Prompt;
 use vllm_proto::{
-    DecodingParameters, GenerateRequest, RandomSampling, ResponseOptions, StoppingCriteria,
-    TokenIds,
+    DecodingParameters, GenerateRequest, KvCacheParameters, RandomSampling, ResponseOptions,
+    StoppingCriteria, TokenIds,
 };
 
 use crate::error::{Error, ErrorKind};
@@ -66,6 +66,10 @@ pub(super) fn generate_request(
             output_token_ids: true,
             output_logprobs: message.logprobs.is_some(),
             ..ResponseOptions::default()
+        }),
+        kv: (!message.cache_salt.is_empty()).then(|| KvCacheParameters {
+            cache_salt: message.cache_salt,
+            ..KvCacheParameters::default()
         }),
         priority: message.priority.unwrap_or_default(),
         ..GenerateRequest::default()
@@ -205,6 +209,7 @@ mod tests {
             priority: Some(-5),
             logprobs: Some(0),
             user: "u".to_owned(),
+            cache_salt: "salt".to_owned(),
             ..v1::CompletionRequest::default()
         };
         let expected = GenerateRequest {
@@ -240,6 +245,10 @@ mod tests {
                 output_token_ids: true,
                 output_logprobs: true,
                 ..ResponseOptions::default()
+            }),
+            kv: Some(KvCacheParameters {
+                cache_salt: "salt".to_owned(),
+                ..KvCacheParameters::default()
             }),
             priority: -5,
             ..GenerateRequest::default()

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::kind::KindSettings;
 use crate::config::error::ConfigError;
 use crate::config::settings::Settings;
-use crate::config::values::{FilePath, PositiveInteger};
+use crate::config::values::{FilePath, Milliseconds, PositiveInteger};
 use crate::runner::Loader;
 
 #[derive(Args, Serialize, Deserialize)]
@@ -25,6 +25,28 @@ pub(super) struct LlamaSettings {
     /// Number of threads for computing the model (llama only) [default: the number of cores minus one]
     #[arg(long, env = "TOKENWAY_THREADS", value_name = "N")]
     threads: Option<PositiveInteger<u16>>,
+    /// Start a sequence from prompt tokens that an earlier sequence has computed (llama only)
+    #[arg(long, env = "TOKENWAY_PREFIX_CACHING", num_args = 0..=1, default_missing_value = "true",
+        default_value = "true", action = ArgAction::Set)]
+    prefix_caching: bool,
+    /// Memory of each worker for the computed tokens of sequences that had to leave their slot, in MiB. 0 keeps
+    /// computed tokens only in slots (llama only)
+    #[arg(
+        long,
+        env = "TOKENWAY_PREFIX_CACHE_MIB",
+        value_name = "MIB",
+        default_value = "1024"
+    )]
+    prefix_cache_mib: u32,
+    /// Time that a step with prompt tokens should take at most, in milliseconds. Running streams wait for the
+    /// step; shorter steps compute a prompt more slowly. A step has at least 64 prompt tokens (llama only)
+    #[arg(
+        long,
+        env = "TOKENWAY_MAX_STEP_MS",
+        value_name = "MILLISECONDS",
+        default_value = "500"
+    )]
+    max_step_ms: Milliseconds,
 }
 
 impl KindSettings for LlamaSettings {
@@ -83,6 +105,11 @@ impl KindSettings for LlamaSettings {
                 .threads
                 .map_or_else(|| default_threads().into(), usize::from),
             context_length: self.context_length.map(u32::from),
+            prefix_caching: self.prefix_caching,
+            prefix_cache_bytes: usize::try_from(self.prefix_cache_mib)
+                .unwrap_or(usize::MAX)
+                .saturating_mul(1024 * 1024),
+            max_step: self.max_step_ms.into(),
         })))
     }
 

@@ -32,6 +32,15 @@ pub(super) struct TestRunnerSettings {
         default_value = "0"
     )]
     test_runner_first_token_delay_ms: Milliseconds,
+    /// Extra delay of the first token for each prompt token that no earlier sequence has computed, in milliseconds. 0: no
+    /// delay, and sequences reuse no prompt tokens (llm_test only)
+    #[arg(
+        long,
+        env = "TEST_RUNNER_PROMPT_TOKEN_DELAY_MS",
+        value_name = "MILLISECONDS",
+        default_value = "0"
+    )]
+    test_runner_prompt_token_delay_ms: Milliseconds,
     /// Stall every sequence before the token with this index: it stays open but emits nothing more. The first
     /// token has index 0 (llm_test only) [default: never]
     #[arg(long, env = "TEST_RUNNER_SILENT_AT", value_name = "INDEX")]
@@ -62,6 +71,7 @@ impl KindSettings for TestRunnerSettings {
         Ok(Arc::new(TestRunnerLoader::new(TestRunnerOptions {
             interval: self.test_runner_frequency_ms.into(),
             first_token_delay: self.test_runner_first_token_delay_ms.into(),
+            prompt_token_delay: self.test_runner_prompt_token_delay_ms.into(),
             silent_at: self.test_runner_silent_at,
             fail_at: self.test_runner_fail_at,
             panic_at: self.test_runner_panic_at,

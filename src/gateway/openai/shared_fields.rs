@@ -14,8 +14,8 @@ use crate::gateway::fields::{Fields, Unsupported};
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 use crate::request::{
-    MAX_CHOICES, MAX_LOGIT_BIASES, MAX_MODEL_NAME_BYTES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
-    MAX_STOP_TOKENS, MAX_USER_BYTES, TokenId,
+    MAX_CACHE_SALT_BYTES, MAX_CHOICES, MAX_LOGIT_BIASES, MAX_MODEL_NAME_BYTES, MAX_STOP_BYTES,
+    MAX_STOP_STRINGS, MAX_STOP_TOKENS, MAX_USER_BYTES, TokenId,
 };
 
 /// Sampling and response options.
@@ -75,6 +75,10 @@ pub(super) struct SharedFields {
     /// Identifier of the end user, chosen by the client.
     #[schema(max_length = 512)]
     pub(super) user: Option<String>,
+    /// Salt of the prefix cache. Prompts share computed tokens only if their salts are equal, so that no other client
+    /// can learn from response times whether a prompt was sent before.
+    #[schema(max_length = 512)]
+    pub(super) cache_salt: Option<String>,
     /// Streams tokens as they are generated.
     #[schema(default = false)]
     pub(super) stream: Option<bool>,
@@ -137,6 +141,7 @@ impl SharedFields {
             ignore_eos: fields.take_bool("ignore_eos")?,
             priority: fields.take_integer("priority")?,
             user: fields.take_string("user")?,
+            cache_salt: fields.take_string("cache_salt")?,
         };
         if read.n == Some(0) {
             return Err(fields.invalid("n", "must be at least 1 (got 0)"));
@@ -167,6 +172,7 @@ impl SharedFields {
             ignore_eos: self.ignore_eos.unwrap_or(false),
             priority: self.priority,
             user: self.user.unwrap_or_default(),
+            cache_salt: self.cache_salt.unwrap_or_default(),
             ..v1::CompletionRequest::default()
         }
     }
@@ -185,6 +191,12 @@ impl SharedFields {
             ("model", bytes(&self.model), MAX_MODEL_NAME_BYTES, "bytes"),
             ("stop", stop, MAX_STOP_STRINGS * MAX_STOP_BYTES, "bytes"),
             ("user", bytes(&self.user), MAX_USER_BYTES, "bytes"),
+            (
+                "cache_salt",
+                bytes(&self.cache_salt),
+                MAX_CACHE_SALT_BYTES,
+                "bytes",
+            ),
             (
                 "logit_bias",
                 self.logit_bias.len(),

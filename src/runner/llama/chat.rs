@@ -44,6 +44,15 @@ pub(super) struct ChatTemplate {
     eos_token: String,
 }
 
+/// The end of a rendered prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PromptEnd {
+    /// The start of the assistant's message.
+    GenerationPrompt,
+    /// The end of the last message.
+    Messages,
+}
+
 impl ChatTemplate {
     /// Compiles a template.
     ///
@@ -78,6 +87,23 @@ impl ChatTemplate {
     /// # Errors
     /// The template rejects the messages, fails, or exceeds the limit of work.
     pub(super) fn render(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
+        self.render_up_to(messages, PromptEnd::GenerationPrompt)
+    }
+
+    /// Returns the text that the template puts before the assistant's message. `None` if the template cannot leave it
+    /// out.
+    pub(super) fn generation_prompt(&self) -> Option<String> {
+        let messages = [ChatMessage {
+            role: "user".to_owned(),
+            content: "a".to_owned(),
+            name: None,
+        }];
+        let prompt = self.render(&messages).ok()?;
+        let without = self.render_up_to(&messages, PromptEnd::Messages).ok()?;
+        prompt.strip_prefix(&without).map(str::to_owned)
+    }
+
+    fn render_up_to(&self, messages: &[ChatMessage], end: PromptEnd) -> Result<String, ModelError> {
         let messages: Value = messages
             .iter()
             .map(|message| {
@@ -94,7 +120,10 @@ impl ChatTemplate {
             ("documents", Value::from(())),
             ("bos_token", Value::from(&self.bos_token)),
             ("eos_token", Value::from(&self.eos_token)),
-            ("add_generation_prompt", Value::from(true)),
+            (
+                "add_generation_prompt",
+                Value::from(end == PromptEnd::GenerationPrompt),
+            ),
         ]);
         match render(&self.inline, &context) {
             Err(error) if error.kind() == ErrorKind::OutOfFuel => self.render_on_thread(&context),

@@ -1,31 +1,45 @@
-//! Runs sequences in a llama.cpp context with continuous batching. Each step decodes one row for every sequence that
-//! has finished its prompt, and a chunk of the unfinished prompts.
+//! Runs sequences in a llama.cpp context with continuous batching. A step is one call of llama.cpp: either one row for
+//! every sequence that has finished its prompt, together with short parts of other prompts, or a large part of one
+//! prompt. Steps of the two kinds take turns, so that a long prompt delays running sequences only a little.
 //!
 //! llama.cpp aborts the process on many invalid arguments, so everything is checked before a call: token ids, slots
 //! and KV cells when a sequence is admitted, rows when a batch is filled.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use llama_cpp_2::DecodeError;
 use llama_cpp_2::context::LlamaContext;
-use llama_cpp_2::llama_batch::{BatchAddError, LlamaBatch};
-use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::context::session::SeqState;
+use llama_cpp_2::llama_batch::LlamaBatch;
 use self_cell::self_cell;
 
-use super::logprobs;
 use super::model::GgufModel;
+use super::prefill::{Chunk, PrefillPlan, TILED_ROWS};
+use super::prefix_cache::PrefixStore;
 use super::sampling::Sampler;
 use super::sequence::ActiveSequence;
-use crate::request::TokenId;
+use super::step_budget::StepBudget;
 use crate::runner::{
-    Model, ModelError, NextStep, Runner, Sequence, Slot, SlotCredit, Step, StepError, Token,
+    Model, ModelError, NextStep, PrefixCacheStats, Resumption, Runner, Sequence, SequenceStart,
+    Slot, SlotCredit, Step, StepError, monotonic_ns,
 };
-use crate::tokens::{Logprobs, TopLogprob};
+use batch::BatchPart;
+use slot_state::{SlotState, SlotStates};
 
-/// Maximum number of prompt rows in one step, so that a long prompt delays running sequences only a little. It is
-/// below 64: with fewer than 64 rows, a row's result does not depend on its chunk. With more rows, llama.cpp's
-/// attention uses a kernel that rounds differently.
-pub(super) const PREFILL_ROWS: usize = 63;
+mod batch;
+mod emission;
+mod prefix_reuse;
+mod slot_state;
+
+/// Maximum number of prompt rows in a call of the tiled kernel. More rows make a call longer, but hardly faster.
+const MAX_TILED_ROWS: usize = 512;
+
+/// Number of prompt rows in the first call, before the cost of a row is known.
+const FIRST_ROWS: usize = 64;
+
+/// Maximum number of prompt rows for the row kernel in one call.
+const MAX_ROWS: usize = TILED_ROWS - 1;
 
 self_cell!(
     /// A llama.cpp context, together with the model that it borrows.
@@ -36,51 +50,80 @@ self_cell!(
     }
 );
 
+/// Settings of a device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DeviceOptions {
+    pub(super) slots: usize,
+    /// True if a sequence may start from tokens that an earlier one has computed.
+    pub(super) reuses_prefixes: bool,
+    /// Memory in bytes for sequences that had to leave their slot.
+    pub(super) prefix_cache_bytes: usize,
+    /// Time that a call with prompt rows should take at most.
+    pub(super) max_step: Duration,
+}
+
 /// A device: one llama.cpp context that runs several sequences.
 pub(super) struct LlamaRunner {
     context: Context,
     model: Arc<GgufModel>,
     batch: LlamaBatch<'static>,
     /// One entry per slot. The slot's index is also llama.cpp's sequence id.
-    sequences: Vec<Option<ActiveSequence>>,
+    slots: SlotStates,
+    store: PrefixStore<SeqState>,
+    reuses_prefixes: bool,
     admitted: u64,
     sampler: Sampler,
-    /// The rows of each sequence in the current batch.
+    /// The rows of each sequence in the current call.
     parts: Vec<BatchPart>,
+    tiled_budget: StepBudget,
+    row_budget: StepBudget,
+    /// True if the last call was one of the tiled kernel.
+    last_was_tiled: bool,
 }
 
-/// The rows of one sequence in a batch.
-struct BatchPart {
-    slot: Slot,
-    rows: usize,
-    /// Index of the first row in the batch.
-    first_row: i32,
-    /// True if the next token is sampled from the logits of the last row. False while the prompt has more rows.
-    samples: bool,
+/// The kind of a call of llama.cpp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CallKind {
+    /// A large part of one prompt.
+    Tiled,
+    /// Single rows, and short parts of prompts.
+    Rows,
 }
 
 impl LlamaRunner {
-    /// Creates a runner. `context` must have room for `slots` sequences and for batches of [`batch_rows`] rows.
-    pub(super) fn new(context: Context, slots: usize) -> Self {
+    /// Creates a runner. `context` must have room for the slots and for batches of [`batch_rows`] rows.
+    pub(super) fn new(context: Context, options: DeviceOptions) -> Self {
+        let DeviceOptions {
+            slots,
+            reuses_prefixes,
+            prefix_cache_bytes,
+            max_step,
+        } = options;
         // llama.cpp may allow fewer rows than requested, and aborts the process on a larger batch.
         let allowed = context.with_dependent(|_, context| context.n_batch());
-        let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
+        let rows = batch_rows(slots).min(usize::try_from(allowed).unwrap_or(usize::MAX));
+        let max_tiled = MAX_TILED_ROWS.min(rows);
         Self {
             model: Arc::clone(context.borrow_owner()),
             context,
-            batch: LlamaBatch::new(batch_rows(slots).min(allowed), 1),
-            sequences: (0..slots).map(|_| None).collect(),
+            batch: LlamaBatch::new(rows, 1),
+            slots: SlotStates::new(slots),
+            store: PrefixStore::new(prefix_cache_bytes),
+            reuses_prefixes,
             admitted: 0,
             sampler: Sampler::default(),
             parts: Vec::with_capacity(slots),
+            tiled_budget: StepBudget::new(max_step, FIRST_ROWS, max_tiled),
+            row_budget: StepBudget::new(max_step, MAX_ROWS, MAX_ROWS),
+            last_was_tiled: false,
         }
     }
 
     /// Checks that this device can run the sequence in the slot.
     fn check(&self, slot: Slot, sequence: &Sequence) -> Result<(), ModelError> {
-        match self.sequences.get(slot.0) {
-            Some(None) => {}
-            Some(Some(_)) => {
+        match self.slots.get(slot) {
+            Some(SlotState::Empty | SlotState::Kept(_)) => {}
+            Some(SlotState::Active(_)) => {
                 return Err(model_failed(format!(
                     "slot {} already has a sequence",
                     slot.0
@@ -113,32 +156,50 @@ impl LlamaRunner {
         Ok(())
     }
 
-    /// Decides how many rows each sequence gets in this step. A sequence that needs only one row always gets it. All
-    /// others share the prefill rows, in the order of their admission.
-    fn plan_rows(&mut self, step: &Step<'_>) {
+    fn activate(&self, sequence: &Sequence) -> ActiveSequence {
+        let plan = match self.model.facts().resumption {
+            Resumption::Exact => PrefillPlan::exact(&sequence.prompt, self.model.chat_markers()),
+            Resumption::Contiguous | Resumption::No => PrefillPlan::Contiguous,
+        };
+        let end_tokens = self.model.end_tokens();
+        ActiveSequence::new(sequence, end_tokens, self.admitted, plan)
+    }
+
+    /// Decides which rows the next call computes. Calls of the two kinds take turns while both have work.
+    fn plan_call(&mut self, step: &Step<'_>) -> CallKind {
         self.parts.clear();
-        for (index, sequence) in self.sequences.iter().enumerate() {
-            let (slot, Some(sequence)) = (Slot(index), sequence) else {
-                continue;
-            };
-            let rows = sequence.rows(step.credit(slot));
-            if rows > 0 {
-                self.parts.push(BatchPart {
-                    slot,
-                    rows,
-                    first_row: 0,
-                    samples: false,
-                });
+        let budget = self.tiled_budget.rows();
+        let mut tiled = None;
+        for (slot, sequence) in self.slots.active() {
+            match sequence.next_chunk(step.credit(slot), budget) {
+                None => {}
+                Some(Chunk::Rows(rows)) => self.parts.push(BatchPart::new(slot, rows)),
+                Some(Chunk::Tiled(rows)) => {
+                    let first = tiled.get_or_insert((sequence.admission, slot, rows));
+                    if sequence.admission < first.0 {
+                        *first = (sequence.admission, slot, rows);
+                    }
+                }
             }
         }
-        let sequences = &self.sequences;
-        let admission = |part: &BatchPart| {
-            sequences[part.slot.0]
-                .as_ref()
-                .map(|sequence| sequence.admission)
-        };
+        if let Some((_, slot, rows)) = tiled
+            && (self.parts.is_empty() || !self.last_was_tiled)
+        {
+            self.parts.clear();
+            self.parts.push(BatchPart::new(slot, rows));
+            return CallKind::Tiled;
+        }
+        self.share_rows();
+        CallKind::Rows
+    }
+
+    /// Limits the prompt rows in a call of the row kernel. A sequence that needs only one row always gets it. All others
+    /// share the budget, in the order of their admission.
+    fn share_rows(&mut self) {
+        let slots = &self.slots;
+        let admission = |part: &BatchPart| slots.sequence(part.slot).map(|it| it.admission);
         self.parts.sort_unstable_by_key(admission);
-        let mut left = PREFILL_ROWS;
+        let mut left = self.row_budget.rows();
         for part in &mut self.parts {
             if part.rows > 1 {
                 part.rows = part.rows.min(left);
@@ -150,108 +211,78 @@ impl LlamaRunner {
         self.parts.sort_unstable_by_key(|part| part.slot);
     }
 
-    /// Adds the planned rows to the batch. Logits are requested for rows that a token is sampled from, and for all
-    /// rows of a scored prompt.
-    fn fill_batch(&mut self) -> Result<(), BatchError> {
-        self.batch.clear();
-        for part in &mut self.parts {
-            let Some(sequence) = &self.sequences[part.slot.0] else {
-                continue;
-            };
-            let seq_id = i32::try_from(part.slot.0)?;
-            part.first_row = self.batch.n_tokens();
-            part.samples = sequence.samples_after(part.rows);
-            let (first, tokens) = sequence.next_rows(part.rows);
-            for (offset, id) in tokens.iter().enumerate() {
-                let is_sampled = part.samples && offset + 1 == part.rows;
-                let has_output = is_sampled || sequence.is_scoring();
-                let position = i32::try_from(first + offset)?;
-                let token = LlamaToken(i32::try_from(*id)?);
-                self.batch.add(token, position, &[seq_id], has_output)?;
+    /// Emits what sequences could not emit before for lack of credit.
+    fn send_unsent(&mut self, step: &mut Step<'_>) {
+        for (slot, sequence) in self.slots.active_mut() {
+            if sequence.has_unsent(step.credit(slot)) {
+                sequence.send(slot, step);
             }
         }
-        Ok(())
     }
 
-    /// Emits the tokens of scored prompts, and samples and emits the next token of every sequence that has finished
-    /// its prompt.
-    fn emit_tokens(&mut self, step: &mut Step<'_>) {
-        let (sequences, sampler, model) = (&mut self.sequences, &mut self.sampler, &self.model);
-        let parts = &self.parts;
-        self.context.with_dependent_mut(|_, context| {
-            for part in parts {
-                let Some(sequence) = &mut sequences[part.slot.0] else {
-                    continue;
-                };
-                let mut emitted = Ok(());
-                if sequence.is_scoring() {
-                    emitted = emit_prompt(step, part, sequence, model, context);
-                }
-                sequence.advance(part.rows);
-                if part.samples && emitted.is_ok() {
-                    let logits = part.logits(context, part.rows - 1);
-                    emitted = next_token(sampler, logits, sequence, model)
-                        .map(|token| emit_next(step, part.slot, sequence, model, token));
-                }
-                if let Err(error) = emitted {
-                    step.fail(part.slot, error);
-                }
-            }
-        });
-    }
-}
-
-impl BatchPart {
-    /// Returns the logits of one of this sequence's rows. Logits must have been requested for the row.
-    fn logits<'a>(&self, context: &'a LlamaContext<'_>, offset: usize) -> &'a [f32] {
-        let offset =
-            i32::try_from(offset).expect("the number of rows in a batch fits into 32 bits");
-        context.get_logits_ith(self.first_row + offset)
+    /// Records how long a call with prompt rows took.
+    fn record_duration(&mut self, kind: CallKind, started_ns: u64) {
+        let rows: usize = self.parts.iter().map(|part| part.rows).sum();
+        let elapsed = Duration::from_nanos(monotonic_ns().saturating_sub(started_ns));
+        match kind {
+            CallKind::Tiled => self.tiled_budget.record(rows, elapsed),
+            CallKind::Rows if rows > self.parts.len() => self.row_budget.record(rows, elapsed),
+            CallKind::Rows => {}
+        }
     }
 }
 
 impl Runner for LlamaRunner {
-    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+    fn choose_slot(&self, sequence: &Sequence, free: &[Slot]) -> Slot {
+        self.choose_slot_by_prefix(&self.activate(sequence), free)
+    }
+
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<SequenceStart, ModelError> {
         self.check(slot, &sequence)?;
         self.admitted += 1;
-        let active = ActiveSequence::new(&sequence, self.model.end_tokens(), self.admitted);
-        self.sequences[slot.0] = Some(active);
-        Ok(())
+        let active = self.activate(&sequence);
+        let cached_tokens = self.start(slot, active);
+        Ok(SequenceStart {
+            cached_tokens: u32::try_from(cached_tokens).unwrap_or(u32::MAX),
+        })
     }
 
     fn release(&mut self, slot: Slot) {
-        let Some(sequence) = self.sequences.get_mut(slot.0) else {
-            return;
-        };
-        *sequence = None;
-        let removed = i32::try_from(slot.0).map(|seq_id| {
-            self.context
-                .with_dependent_mut(|_, context| context.kv_cache_seq_rm(seq_id, None, None))
-        });
-        if !matches!(removed, Ok(Ok(()))) {
-            tracing::error!(slot = slot.0, "could not free the KV cache of a slot");
+        if let Some(sequence) = self.slots.take_active(slot) {
+            self.keep(slot, *sequence);
         }
     }
 
     fn next_step(&mut self, credit: &dyn SlotCredit) -> NextStep {
-        let mut sequences = self.sequences.iter().enumerate();
-        let any = sequences.any(|(index, sequence)| {
-            let sequence = sequence.as_ref();
-            sequence.is_some_and(|sequence| sequence.rows(credit.credit(Slot(index))) > 0)
+        let budget = self.tiled_budget.rows();
+        let any = self.slots.active().any(|(slot, sequence)| {
+            let credit = credit.credit(slot);
+            sequence.has_unsent(credit)
+                || sequence.next_chunk(credit, budget).is_some()
+                || sequence
+                    .leader
+                    .is_some_and(|leader| self.slots.is_done(leader))
         });
         if any { NextStep::Now } else { NextStep::Idle }
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
-        self.plan_rows(step);
+        self.send_unsent(step);
+        self.copy_from_leaders();
+        let kind = self.plan_call(step);
         if self.parts.is_empty() {
             return Ok(());
         }
+        self.last_was_tiled = kind == CallKind::Tiled;
         self.fill_batch()
             .map_err(|error| StepError(format!("could not fill a batch: {error}")))?;
+        let started_ns = monotonic_ns();
         let (context, batch) = (&mut self.context, &mut self.batch);
         match context.with_dependent_mut(|_, context| context.decode(batch)) {
-            Ok(()) => self.emit_tokens(step),
+            Ok(()) => {
+                self.emit_tokens(step);
+                self.record_duration(kind, started_ns);
+            }
             // This should not happen, because each sequence has enough KV cells for its whole context. llama.cpp has
             // left the context unchanged, so only these sequences fail, and the device continues.
             Err(DecodeError::NoKvCacheSlot) => {
@@ -265,114 +296,18 @@ impl Runner for LlamaRunner {
         }
         Ok(())
     }
+
+    fn prefix_cache(&self) -> PrefixCacheStats {
+        PrefixCacheStats {
+            bytes: u64::try_from(self.store.bytes()).unwrap_or(u64::MAX),
+            evictions: self.store.evictions(),
+        }
+    }
 }
 
-/// Returns the number of rows in a batch: one per slot, plus the prefill rows.
+/// Returns the number of rows in a batch: one per slot and short parts of prompts, or a large part of one prompt.
 pub(super) fn batch_rows(slots: usize) -> usize {
-    slots + PREFILL_ROWS
-}
-
-/// Emits the tokens of a scored prompt. The logits of each row give the log probabilities of the next token.
-fn emit_prompt(
-    step: &mut Step<'_>,
-    part: &BatchPart,
-    sequence: &ActiveSequence,
-    model: &GgufModel,
-    context: &LlamaContext<'_>,
-) -> Result<(), ModelError> {
-    if sequence.computed() == 0
-        && let Some(id) = sequence.prompt_token(0)
-    {
-        let logprobs = Logprobs {
-            token_bytes: model.full_bytes(id),
-            ..Logprobs::default()
-        };
-        step.emit_prompt(part.slot, token_with_logprobs(model, id, Some(logprobs))?);
-    }
-    for offset in 0..part.rows {
-        let Some(id) = sequence.prompt_token(sequence.computed() + offset + 1) else {
-            continue;
-        };
-        let logprobs = logprobs(model, part.logits(context, offset), id, sequence)?;
-        step.emit_prompt(part.slot, token_with_logprobs(model, id, logprobs)?);
-    }
-    Ok(())
-}
-
-/// Samples the next token of a sequence.
-fn next_token(
-    sampler: &mut Sampler,
-    logits: &[f32],
-    sequence: &ActiveSequence,
-    model: &GgufModel,
-) -> Result<Token, ModelError> {
-    let id = sampler.sample(
-        logits,
-        &sequence.sampling,
-        &sequence.history,
-        sequence.logit_adjustments(),
-        sequence.draw_key(),
-    );
-    let id = id.map_err(|error| model_failed(error.to_string()))?;
-    let logprobs = logprobs(model, logits, id, sequence)?;
-    token_with_logprobs(model, id, logprobs)
-}
-
-/// Emits the next token of a sequence.
-fn emit_next(
-    step: &mut Step<'_>,
-    slot: Slot,
-    sequence: &mut ActiveSequence,
-    model: &GgufModel,
-    token: Token,
-) {
-    let id = token.id;
-    let is_end_token = model.end_tokens().contains(&id);
-    sequence.push(id);
-    if sequence.ends_with(id, is_end_token) {
-        step.end(slot, token);
-    } else {
-        step.emit(slot, token);
-    }
-}
-
-/// Computes the log probabilities of this token, if the sequence asks for them.
-fn logprobs(
-    model: &GgufModel,
-    logits: &[f32],
-    id: TokenId,
-    sequence: &ActiveSequence,
-) -> Result<Option<Logprobs>, ModelError> {
-    let Some(top) = sequence.logprobs else {
-        return Ok(None);
-    };
-    let position = logprobs::position_logprobs(logits, id, top)
-        .map_err(|error| model_failed(error.to_string()))?;
-    let top = position.top.into_iter().map(|(id, logprob)| TopLogprob {
-        id,
-        token_bytes: model.full_bytes(id),
-        logprob,
-    });
-    Ok(Some(Logprobs {
-        logprob: Some(position.logprob),
-        token_bytes: model.full_bytes(id),
-        top: top.collect(),
-    }))
-}
-
-fn token_with_logprobs(
-    model: &GgufModel,
-    id: TokenId,
-    logprobs: Option<Logprobs>,
-) -> Result<Token, ModelError> {
-    let unknown = || model_failed(format!("Token id {id} is not in this model's vocabulary."));
-    Ok(Token {
-        id,
-        bytes: model.visible_bytes(id).ok_or_else(unknown)?,
-        due_ns: 0,
-        emitted_ns: 0,
-        logprobs: logprobs.map(Box::new),
-    })
+    (slots + MAX_ROWS).max(MAX_TILED_ROWS)
 }
 
 fn invalid_input(reason: String) -> ModelError {
@@ -381,16 +316,6 @@ fn invalid_input(reason: String) -> ModelError {
 
 fn model_failed(reason: String) -> ModelError {
     ModelError::Failed(reason)
-}
-
-/// Reason why a batch could not be filled. It should never occur, because sequences are checked when they are
-/// admitted.
-#[derive(Debug, thiserror::Error)]
-enum BatchError {
-    #[error("a row index or a slot does not fit into 32 bits: {0}")]
-    Number(#[from] std::num::TryFromIntError),
-    #[error("{0}")]
-    Full(#[from] BatchAddError),
 }
 
 #[cfg(test)]

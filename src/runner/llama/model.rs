@@ -6,6 +6,7 @@ use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::vocab::LlamaVocab;
 
 use super::chat::ChatTemplate;
+use super::prefill::ChatMarkers;
 use crate::request::{ChatMessage, Parameter, TokenId};
 use crate::runner::{BosPolicy, LoadError, Model, ModelError, ModelFacts, Resumption, TokenBytes};
 
@@ -23,11 +24,20 @@ pub(super) struct GgufModel {
     vocabulary: Vec<VocabularyEntry>,
     /// Tokens that end a completion (llama.cpp calls them "end of generation").
     end_tokens: Vec<TokenId>,
+    chat_markers: ChatMarkers,
     /// The token that begins every prompt, if the model adds one.
     bos: Option<TokenId>,
     infill: Option<InfillTokens>,
     /// The chat template, or the reason why the model cannot chat.
     chat: Result<ChatTemplate, String>,
+}
+
+/// What a device promises about the sequences of this model.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Guarantees {
+    pub(super) resumption: Resumption,
+    /// See [`ModelFacts::reuses_prefixes`].
+    pub(super) reuses_prefixes: bool,
 }
 
 /// One token of the vocabulary.
@@ -65,7 +75,7 @@ impl GgufModel {
         llama: LlamaModel,
         name: String,
         context_length: u32,
-        resumption: Resumption,
+        guarantees: Guarantees,
     ) -> Result<Self, LoadError> {
         check_can_complete(&llama)?;
         let vocab = llama.vocab();
@@ -84,7 +94,7 @@ impl GgufModel {
             })
             .collect();
         let end_tokens = vocab.tokens().filter(|token| vocab.is_eog(*token));
-        let end_tokens = end_tokens.filter_map(token_id).collect();
+        let end_tokens: Vec<TokenId> = end_tokens.filter_map(token_id).collect();
         let infill = InfillTokens::from_vocabulary(&vocab);
         let bos = token_id(vocab.bos()).filter(|_| vocab.should_add_bos());
         let text_of = |token: LlamaToken| {
@@ -98,7 +108,8 @@ impl GgufModel {
             context_length,
             max_prompt_bytes: max_prompt_bytes(context_length, longest),
             vocabulary_size: u32::try_from(vocabulary.len()).unwrap_or(u32::MAX),
-            resumption,
+            resumption: guarantees.resumption,
+            reuses_prefixes: guarantees.reuses_prefixes,
             unsupported: match infill {
                 Some(_) => Vec::new(),
                 None => vec![Parameter::Suffix],
@@ -107,7 +118,18 @@ impl GgufModel {
             eos_token: Some(eos_token.clone()).filter(|it| !it.is_empty()),
         };
         let chat = chat_template(&llama, bos_token, eos_token);
+        let generation_prompt = chat.as_ref().ok().and_then(ChatTemplate::generation_prompt);
+        let generation_prompt = vocab.tokenize(
+            generation_prompt.unwrap_or_default().as_bytes(),
+            false,
+            true,
+        );
+        let chat_markers = ChatMarkers {
+            generation_prompt: generation_prompt.into_iter().filter_map(token_id).collect(),
+            end_tokens: end_tokens.clone(),
+        };
         Ok(Self {
+            chat_markers,
             llama,
             facts,
             vocabulary,
@@ -125,6 +147,11 @@ impl GgufModel {
     /// Returns true if the vocabulary contains this token.
     pub(super) fn has_token(&self, id: TokenId) -> bool {
         self.entry(id).is_some()
+    }
+
+    /// The tokens that mark the assistant's text in a rendered chat.
+    pub(super) fn chat_markers(&self) -> &ChatMarkers {
+        &self.chat_markers
     }
 
     /// The tokens that end a completion.

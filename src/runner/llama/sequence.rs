@@ -1,11 +1,17 @@
 //! The state of one sequence on the device: its tokens, and how many of them the device has computed. This module
 //! must not know the device or other sequences.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::prefill::{Chunk, PrefillPlan};
+use super::prefix_cache::{ComputedTokens, PrefixQuery, reusable};
 use super::sampling::{DrawKey, LogitAdjustments, PenaltyHistory};
-use crate::request::{Sampling, StopTokens, TokenId};
-use crate::runner::Sequence;
+use crate::request::{CacheSalt, Sampling, StopTokens, TokenId};
+use crate::runner::{Emission, Sequence, Slot, Step};
+
+/// Maximum number of rows of a scored prompt in one call. Each row needs memory for the logits of the whole vocabulary.
+const SCORED_ROWS: usize = 64;
 
 /// A sequence that has a slot.
 pub(super) struct ActiveSequence {
@@ -31,12 +37,34 @@ pub(super) struct ActiveSequence {
     choice: u32,
     /// Admission number on this device. The sequence with the lowest number has waited longest.
     pub(super) admission: u64,
+    plan: PrefillPlan,
+    salt: CacheSalt,
+    /// The sequence whose tokens this sequence waits for. `None` if it waits for none.
+    pub(super) leader: Option<Leader>,
+    /// Emissions for which the sequence had no credit. While there are any, nothing more is computed.
+    unsent: VecDeque<Emission>,
+}
+
+/// A running sequence whose prompt starts like the prompt of another sequence, which waits until the leader has
+/// computed their common tokens.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leader {
+    pub(super) slot: Slot,
+    /// Admission number of the leader. Another sequence in its slot has another number.
+    pub(super) admission: u64,
+    /// Number of tokens to copy from the leader.
+    pub(super) tokens: usize,
 }
 
 impl ActiveSequence {
     /// Creates a sequence of which nothing is computed yet. `end_tokens` are the tokens with which the model ends a
     /// completion.
-    pub(super) fn new(sequence: &Sequence, end_tokens: &[TokenId], admission: u64) -> Self {
+    pub(super) fn new(
+        sequence: &Sequence,
+        end_tokens: &[TokenId],
+        admission: u64,
+        plan: PrefillPlan,
+    ) -> Self {
         let options = &sequence.options;
         let prompt_len = sequence.prompt.len();
         let max_tokens = usize::try_from(sequence.max_tokens).unwrap_or(usize::MAX);
@@ -59,7 +87,53 @@ impl ActiveSequence {
             seed: options.seed,
             choice: sequence.choice,
             admission,
+            plan,
+            salt: options.cache_salt.clone(),
+            leader: None,
+            unsent: VecDeque::new(),
         }
+    }
+
+    /// Returns the query with which this sequence looks for computed tokens. A scored prompt needs the logits of every
+    /// row, so it can reuse none and asks for none.
+    pub(super) fn query(&self) -> Option<PrefixQuery<'_>> {
+        (!self.scores_prompt).then_some(PrefixQuery {
+            ids: &self.tokens,
+            plan: &self.plan,
+            salt: &self.salt,
+        })
+    }
+
+    /// Returns the number of this sequence's tokens that `query` can reuse now.
+    pub(super) fn reusable_now(&self, query: &PrefixQuery<'_>) -> usize {
+        let computed = &self.tokens[..self.computed];
+        reusable(computed, &self.plan, &self.salt, query)
+    }
+
+    /// Returns the number of this sequence's tokens that `query` can reuse once its whole prompt is computed. A scored
+    /// prompt may wait for its reader, so nothing waits for it.
+    pub(super) fn reusable_later(&self, query: &PrefixQuery<'_>) -> usize {
+        if self.scores_prompt {
+            return 0;
+        }
+        // The last token is computed only after the next one is sampled.
+        let certain = self.tokens.len() - 1;
+        reusable(&self.tokens[..certain], &self.plan, &self.salt, query)
+    }
+
+    /// Returns the tokens that the device has computed, after the sequence has ended.
+    pub(super) fn into_computed(mut self) -> ComputedTokens {
+        self.tokens.truncate(self.computed);
+        ComputedTokens {
+            ids: self.tokens.into(),
+            plan: self.plan,
+            salt: self.salt,
+        }
+    }
+
+    /// Sets the number of computed tokens, because the sequence starts from those of another one.
+    pub(super) fn start_from(&mut self, computed: usize) {
+        self.computed = computed;
     }
 
     /// Returns the number of tokens to compute before the next token can be sampled. Returns 0 if the sequence is
@@ -71,25 +145,40 @@ impl ActiveSequence {
         self.tokens.len() - self.computed
     }
 
-    /// Returns the maximum number of rows that the sequence can use in the next step. `credit` is the number of
-    /// tokens that it may emit.
-    pub(super) fn rows(&self, credit: usize) -> usize {
-        if credit == 0 {
-            0
-        } else if self.is_scoring() {
-            // Each row emits the prompt token after it. In addition, the first row emits the first prompt token, and
-            // the last row may emit a completion token.
-            let credit = credit.saturating_sub(usize::from(self.computed == 0));
-            let scored = self.prompt_len - self.computed - 1;
-            let all = self.pending();
-            if scored + usize::from(self.samples_after(all)) <= credit {
-                all
-            } else {
-                credit.min(scored)
-            }
-        } else {
-            self.pending()
+    /// Returns the next rows to compute. `credit` is the number of tokens that the sequence may emit, and
+    /// `tiled_budget` the number of rows that a call of the tiled kernel should have at most.
+    pub(super) fn next_chunk(&self, credit: usize, tiled_budget: usize) -> Option<Chunk> {
+        let is_blocked = credit == 0 || !self.unsent.is_empty() || self.leader.is_some();
+        if is_blocked || self.pending() == 0 {
+            return None;
         }
+        let budget = if self.is_scoring() {
+            tiled_budget.min(SCORED_ROWS)
+        } else {
+            tiled_budget
+        };
+        let chunk = self
+            .plan
+            .next_chunk(self.computed, self.tokens.len(), budget);
+        Some(chunk)
+    }
+
+    /// Returns true if the sequence has emissions that its credit now allows.
+    pub(super) fn has_unsent(&self, credit: usize) -> bool {
+        credit > 0 && !self.unsent.is_empty()
+    }
+
+    /// Emits as many unsent emissions as the credit allows.
+    pub(super) fn send(&mut self, slot: Slot, step: &mut Step<'_>) {
+        let count = step.credit(slot).min(self.unsent.len());
+        for emission in self.unsent.drain(..count) {
+            step.push(emission);
+        }
+    }
+
+    /// Adds an emission. It is emitted by [`ActiveSequence::send`].
+    pub(super) fn emit(&mut self, emission: Emission) {
+        self.unsent.push_back(emission);
     }
 
     /// Returns true while prompt tokens are still to be emitted.

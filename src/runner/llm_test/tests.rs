@@ -37,7 +37,7 @@ fn step(runner: &mut TestRunner, credit: usize) -> Vec<Emission> {
 
 #[test]
 fn the_prompt_has_as_many_tokens_as_words_and_at_least_one() {
-    let model = TestModel::new();
+    let model = TestModel::new(&TestRunnerOptions::default());
     let tokens = |text| model.tokenize(text, BosPolicy::Add).unwrap().len();
     assert_eq!(tokens("The capital of France is"), 5);
     assert_eq!(tokens(""), 1);

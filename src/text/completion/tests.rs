@@ -35,6 +35,7 @@ fn completion(choices: usize) -> (Completion, Vec<TokenSender>) {
     };
     let admitted = Admitted {
         token_channels,
+        reuses_prefixes: false,
         resumer: None,
         resumption_gap_seconds: Histogram::noop(),
     };

@@ -111,9 +111,7 @@ impl Worker {
             | WorkerMessage::Crashed(proto::Crashed { reason }) => {
                 assert!(!wire::sanitize(&reason).contains(char::is_control));
             }
-            WorkerMessage::Accepted(proto::Accepted { sequence }) => {
-                self.sequences.handle_accepted(sequence);
-            }
+            WorkerMessage::Accepted(accepted) => self.sequences.handle_accepted(accepted)?,
             WorkerMessage::Refused(refused) => self.sequences.handle_refused(refused),
             WorkerMessage::Step(step) => self.sequences.handle_step(step, 1)?,
             WorkerMessage::Answer(answer) => self.calls.close(answer)?,
@@ -214,7 +212,7 @@ impl Reader {
                 self.has_ended = true;
             }
             Output::Finished(_, FinishReason::Stop) | Output::Failed(_) => self.has_ended = true,
-            Output::Accepted | Output::Prompt(_) | Output::Token(_) | Output::Tokens(_) => {}
+            Output::Accepted { .. } | Output::Prompt(_) | Output::Token(_) | Output::Tokens(_) => {}
         }
     }
 }

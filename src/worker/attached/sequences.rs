@@ -35,6 +35,8 @@ struct RemoteSequence {
     number: u64,
     submitted_ns: u64,
     is_accepted: bool,
+    /// Length of the prompt in tokens.
+    prompt_tokens: u32,
     /// True if each token must have log probabilities.
     wants_logprobs: bool,
     /// Index of the next completion token.
@@ -64,6 +66,8 @@ pub(super) struct Effects {
     pub(super) cleared: usize,
     /// For the metrics: number of completion tokens.
     pub(super) tokens: u64,
+    /// For the metrics: number of reused prompt tokens of each accepted sequence.
+    pub(super) cached_tokens: Vec<u32>,
 }
 
 impl Sequences {
@@ -119,7 +123,7 @@ impl Sequences {
             self.effects.released.push(max_tokens);
             return None;
         };
-        let Some(slot) = self.slots.next_free() else {
+        let Some(&slot) = self.slots.free().last() else {
             let id = &runnable.assignment.sequence.request_id.0;
             tracing::error!(%id, "the scheduler assigned a sequence to a worker without a free slot");
             self.effects.released.push(max_tokens);
@@ -143,6 +147,7 @@ impl Sequences {
             number,
             submitted_ns: monotonic_ns(),
             is_accepted: false,
+            prompt_tokens: u32::try_from(sequence.prompt.len()).unwrap_or(u32::MAX),
             wants_logprobs: sequence.options.logprobs.is_some(),
             next_index: u32::try_from(delivered).unwrap_or(u32::MAX),
             next_prompt_index: 0,
@@ -158,16 +163,27 @@ impl Sequences {
     }
 
     /// Handles the message `accepted`. An unknown number is ignored, because the sequence may have been cancelled.
-    pub(super) fn handle_accepted(&mut self, number: u64) {
-        let Some(&slot) = self.by_number.get(&number) else {
-            return;
+    ///
+    /// # Errors
+    /// Returns an error if the worker claims to reuse more tokens than the prompt has.
+    pub(super) fn handle_accepted(&mut self, accepted: proto::Accepted) -> Result<(), Violation> {
+        let Some(&slot) = self.by_number.get(&accepted.sequence) else {
+            return Ok(());
         };
-        if let Some(sequence) = &mut self.by_slot[slot.0]
-            && !std::mem::replace(&mut sequence.is_accepted, true)
-        {
-            // If the reader is gone, the next sweep ends the sequence.
-            let _ = self.slots.accept(slot);
+        let Some(sequence) = &mut self.by_slot[slot.0] else {
+            return Ok(());
+        };
+        let cached_tokens = accepted.cached_tokens;
+        if cached_tokens > sequence.prompt_tokens {
+            let rule = "accepted.cached_tokens must be at most the length of the prompt";
+            return Err(Violation(rule.to_owned()));
         }
+        if !std::mem::replace(&mut sequence.is_accepted, true) {
+            self.effects.cached_tokens.push(cached_tokens);
+            // If the reader is gone, the next sweep ends the sequence.
+            let _ = self.slots.accept(slot, cached_tokens);
+        }
+        Ok(())
     }
 
     /// Handles the message `refused`: the worker does not run the sequence.

@@ -252,8 +252,12 @@ impl Session {
             released,
             cleared,
             tokens,
+            cached_tokens,
         } = loaded.sequences.take_effects();
         self.telemetry.tokens_generated.increment(tokens);
+        for cached_tokens in cached_tokens {
+            self.telemetry.prefix_cache.count_start(cached_tokens);
+        }
         let count = loaded.sequences.count();
         let change = count - std::mem::replace(&mut loaded.counted, count);
         if change != 0.0 {

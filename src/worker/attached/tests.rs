@@ -47,6 +47,13 @@ fn sequences(slots: usize) -> Sequences {
     Sequences::new(slots, NO_SLOW_READER_TIMEOUT, last)
 }
 
+fn accepted_message(sequence: u64) -> proto::Accepted {
+    proto::Accepted {
+        sequence,
+        cached_tokens: 0,
+    }
+}
+
 /// Submits `assignment` to a worker with one slot that accepts it. Returns the worker's sequences, and the number and
 /// credit of the new one.
 fn accepted(assignment: Assignment) -> (Sequences, u64, u32) {
@@ -55,7 +62,9 @@ fn accepted(assignment: Assignment) -> (Sequences, u64, u32) {
         .submit(assignment)
         .expect("the sequence is runnable");
     assert_eq!(submit.generation, 3);
-    sequences.handle_accepted(submit.sequence);
+    sequences
+        .handle_accepted(accepted_message(submit.sequence))
+        .unwrap();
     (sequences, submit.sequence, submit.credit)
 }
 
@@ -101,7 +110,7 @@ async fn tokens_arrive_in_order_and_the_last_one_ends_the_sequence() {
         .handle_step(step(number, 2, 1, proto::End::Length), 1)
         .unwrap();
     let outputs = read(&mut reader).await;
-    assert!(matches!(outputs[0], Output::Accepted));
+    assert!(matches!(outputs[0], Output::Accepted { .. }));
     assert_eq!(ids(&outputs), [0, 1, 2]);
     let end = outputs.last();
     assert!(matches!(
@@ -262,7 +271,7 @@ async fn a_single_last_token_and_its_end_are_one_output() {
         matches!(
             &outputs[..],
             [
-                Output::Accepted,
+                Output::Accepted { .. },
                 Output::Finished(Some(_), FinishReason::Stop)
             ]
         ),
@@ -351,7 +360,7 @@ async fn a_rejection_and_a_failure_end_only_their_own_sequence() {
         .submit(assignment)
         .expect("the sequence is runnable")
         .sequence;
-    sequences.handle_accepted(failed);
+    sequences.handle_accepted(accepted_message(failed)).unwrap();
     let mut step = step(failed, 0, 1, proto::End::Failed);
     step.sequences[0].failure = Some(failure(false));
     sequences.handle_step(step, 1).unwrap();
@@ -372,7 +381,9 @@ fn an_accepted_sequence_no_longer_awaits_acceptance() {
         .submit(assignment)
         .expect("the sequence is runnable");
     assert!(sequences.oldest_unaccepted_ns().is_some());
-    sequences.handle_accepted(submit.sequence);
+    sequences
+        .handle_accepted(accepted_message(submit.sequence))
+        .unwrap();
     assert_eq!(sequences.oldest_unaccepted_ns(), None);
 }
 

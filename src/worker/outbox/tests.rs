@@ -122,7 +122,7 @@ fn a_message_is_sent_after_the_tokens_gathered_before_it() {
 fn a_cancelled_sequence_sends_nothing() {
     let (channel, outbox) = remote_channel(8);
     channel.reader.cancel();
-    assert_eq!(channel.accept(), SendOutcome::Closed);
+    assert_eq!(channel.accept(0), SendOutcome::Closed);
     assert_eq!(channel.send_token(token(0)), SendOutcome::Closed);
     assert!(!outbox.has_tokens_or_messages());
 }

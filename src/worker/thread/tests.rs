@@ -7,8 +7,8 @@ use std::sync::{Mutex, mpsc as std_mpsc};
 use super::*;
 use crate::request::{ChatMessage, TokenId};
 use crate::runner::{
-    BosPolicy, LoadError, Model, ModelError, ModelFacts, Resumption, Sequence, Slot, SlotCredit,
-    TokenBytes,
+    BosPolicy, LoadError, Model, ModelError, ModelFacts, Resumption, Sequence, SequenceStart, Slot,
+    SlotCredit, TokenBytes,
 };
 use crate::worker::token_channel::Output;
 
@@ -28,6 +28,7 @@ impl Loader for RecordingDevice {
             max_prompt_bytes: 100,
             vocabulary_size: 1,
             resumption: Resumption::No,
+            reuses_prefixes: false,
             unsupported: Vec::new(),
             bos_token: None,
             eos_token: None,
@@ -44,9 +45,9 @@ impl Loader for RecordingDevice {
 }
 
 impl Runner for RecordingDevice {
-    fn admit(&mut self, _slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+    fn admit(&mut self, _slot: Slot, sequence: Sequence) -> Result<SequenceStart, ModelError> {
         self.0.blocking_send(sequence).expect("the test receives");
-        Ok(())
+        Ok(SequenceStart::default())
     }
 
     fn release(&mut self, _slot: Slot) {}
@@ -224,8 +225,8 @@ impl Loader for CountedLoader {
 }
 
 impl Runner for CountedLoader {
-    fn admit(&mut self, _slot: Slot, _sequence: Sequence) -> Result<(), ModelError> {
-        Ok(())
+    fn admit(&mut self, _slot: Slot, _sequence: Sequence) -> Result<SequenceStart, ModelError> {
+        Ok(SequenceStart::default())
     }
 
     fn release(&mut self, _slot: Slot) {}

@@ -57,7 +57,7 @@ fn unread_tokens_are_counted_as_wasted() {
     let telemetry = Telemetry::new();
     let wasted = telemetry.tokens_wasted.clone();
     let (sender, receiver) = token_channel(3, Arc::new(Notify::new()), wasted);
-    assert_eq!(sender.accept(), SendOutcome::Delivered);
+    assert_eq!(sender.accept(0), SendOutcome::Delivered);
     assert_eq!(sender.send_token(token(0)), SendOutcome::Delivered);
     assert_eq!(sender.send_token(token(1)), SendOutcome::Delivered);
     sender.finish(Some(token(2)), FinishReason::Length);

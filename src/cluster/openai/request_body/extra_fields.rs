@@ -9,9 +9,10 @@ use crate::proto::v1;
 
 /// Names that `extra_fields` must not have: the fields that this gateway writes itself, and those that would change the
 /// form of the answer.
-const RESERVED: [&str; 51] = [
+const RESERVED: [&str; 52] = [
     "audio",
     "best_of",
+    "cache_salt",
     "echo",
     "frequency_penalty",
     "function_call",

@@ -89,6 +89,7 @@ fn every_option_has_its_name_in_openais_api() {
         min_tokens: 1,
         ignore_eos: true,
         user: "u".to_owned(),
+        cache_salt: "salt".to_owned(),
         suffix: Some("end".to_owned()),
         ..prompt("hi")
     };
@@ -99,7 +100,7 @@ fn every_option_has_its_name_in_openais_api() {
         "temperature": 0.5, "top_p": 0.25, "top_k": 4, "min_p": 0.125,
         "presence_penalty": 1.0, "frequency_penalty": -1.0, "repetition_penalty": 1.5,
         "logit_bias": {"3": -2.0}, "stop": ["x"], "stop_token_ids": [2],
-        "include_stop_str_in_output": true, "min_tokens": 1, "ignore_eos": true, "user": "u",
+        "include_stop_str_in_output": true, "min_tokens": 1, "ignore_eos": true, "user": "u", "cache_salt": "salt",
     });
     assert_eq!(body, expected);
 }

@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::request::Sampling;
+use crate::request::{CacheSalt, Sampling, TokenId};
+use crate::runner::llama::model::Guarantees;
 use crate::runner::llama::{LlamaLoader, LlamaOptions, init_backend, load_file};
 use crate::runner::{Emission, Resumption};
 
@@ -34,7 +35,19 @@ fn loader(threads: usize) -> LlamaLoader {
         model_path,
         threads,
         context_length: None,
+        prefix_caching: true,
+        prefix_cache_bytes: 64 * 1024 * 1024,
+        max_step: Duration::from_secs(10),
     })
+}
+
+fn device_options(slots: usize, reuses_prefixes: bool) -> DeviceOptions {
+    DeviceOptions {
+        slots,
+        reuses_prefixes,
+        prefix_cache_bytes: 64 * 1024 * 1024,
+        max_step: Duration::from_secs(10),
+    }
 }
 
 fn runner(slots: usize) -> LlamaRunner {
@@ -48,6 +61,13 @@ fn text(tokens: usize) -> Vec<TokenId> {
     (0..tokens)
         .map(|index| TokenId::try_from(1000 + index * 37 % 8000).unwrap())
         .collect()
+}
+
+/// Creates a prompt with this number of tokens that has no common prefix with those of [`text`].
+fn unrelated(tokens: usize) -> Vec<TokenId> {
+    let mut ids = text(tokens + 1);
+    ids.remove(0);
+    ids
 }
 
 fn greedy(prompt: &[TokenId], max_tokens: u32) -> Sequence {
@@ -171,30 +191,47 @@ fn a_resumed_sequence_samples_the_same_tokens_with_penalties() {
 }
 
 #[test]
-fn prompts_share_the_prefill_rows_and_delay_no_running_sequence() {
-    let mut runner = runner(3);
+fn short_prompts_share_the_rows_of_a_call_and_delay_no_running_sequence() {
+    let mut runner = runner(4);
     runner.admit(Slot(2), greedy(&text(5), 100)).unwrap();
     run(&mut runner, Slot(2), 1);
-    runner.admit(Slot(1), greedy(&text(100), 1)).unwrap();
-    runner.admit(Slot(0), greedy(&text(50), 1)).unwrap();
-    // The prompt in slot 1 was admitted first. It gets 63 rows in the first step and its last 37 in the second. The
-    // other prompt gets 26 rows in the second step and its last 24 in the third.
-    for (rows, finished) in [(63, vec![]), (63, vec![Slot(1)]), (24, vec![Slot(0)])] {
+    runner.admit(Slot(1), greedy(&unrelated(40), 1)).unwrap();
+    runner.admit(Slot(0), greedy(&text(50)[10..], 1)).unwrap();
+    // The prompt in slot 1 was admitted first. Its 40 rows fit into the first call, with 23 rows of the other prompt.
+    for (rows, finished) in [(64, vec![Slot(1)]), (18, vec![Slot(0)]), (1, vec![])] {
         let outputs = step(&mut runner, None);
-        assert_eq!(runner.batch.n_tokens(), rows + 1);
+        assert_eq!(runner.batch.n_tokens(), rows);
         let mut slots: Vec<_> = outputs.iter().map(|output| output.slot).collect();
+        slots.retain(|slot| *slot != Slot(2));
         assert_eq!(
-            slots.pop(),
-            Some(Slot(2)),
+            outputs.len(),
+            slots.len() + 1,
             "slot 2 has a token in every step"
         );
         assert_eq!(slots, finished);
     }
-    step(&mut runner, None);
-    assert_eq!(
-        runner.batch.n_tokens(),
-        1,
-        "a sequence with max_tokens tokens has no row"
+}
+
+#[test]
+fn a_running_sequence_gets_a_token_between_two_parts_of_a_long_prompt() {
+    let mut runner = runner(2);
+    runner.admit(Slot(1), greedy(&text(5), 100)).unwrap();
+    run(&mut runner, Slot(1), 1);
+    runner.admit(Slot(0), greedy(&unrelated(300), 1)).unwrap();
+    let mut slots = Vec::new();
+    for _ in 0..8 {
+        let outputs = step(&mut runner, None);
+        slots.push(outputs.first().map(|output| output.slot));
+        // The runner measures the first part, and adapts the others to 10 seconds.
+        assert!(runner.batch.n_tokens() == 1 || runner.batch.n_tokens() >= 64);
+    }
+    let first = slots.iter().position(|slot| *slot == Some(Slot(0)));
+    let until_first = &slots[..first.expect("the prompt is finished within 8 steps")];
+    assert!(
+        until_first
+            .windows(2)
+            .all(|pair| pair.contains(&Some(Slot(1)))),
+        "{slots:?}"
     );
 }
 
@@ -216,7 +253,7 @@ fn a_sequence_without_credit_is_skipped_and_loses_no_token() {
     let full = CreditExcept(Some(Slot(1)));
     assert_eq!(runner.next_step(&full), NextStep::Idle);
     assert!(step(&mut runner, Some(Slot(1))).is_empty());
-    runner.admit(Slot(0), greedy(&text(5), 8)).unwrap();
+    runner.admit(Slot(0), greedy(&unrelated(5), 8)).unwrap();
     assert_eq!(runner.next_step(&full), NextStep::Now);
     assert_eq!(step(&mut runner, Some(Slot(1))).len(), 1);
     assert_eq!(runner.batch.n_tokens(), 5);
@@ -267,12 +304,16 @@ fn a_full_kv_cache_fails_its_sequences_and_the_device_continues() {
     let loader = loader(1);
     let backend = init_backend().unwrap();
     let llama = load_file(backend, &loader.options.model_path, &|_| ()).unwrap();
-    let model = GgufModel::new(llama, String::new(), 2048, Resumption::No).unwrap();
+    let guarantees = Guarantees {
+        resumption: Resumption::No,
+        reuses_prefixes: false,
+    };
+    let model = GgufModel::new(llama, String::new(), 2048, guarantees).unwrap();
     let params = loader.context_params(2, 256).unwrap();
     let context = Context::try_new(Arc::new(model), |model| {
         model.llama().new_context(backend, params)
     });
-    let mut runner = LlamaRunner::new(context.unwrap(), 2);
+    let mut runner = LlamaRunner::new(context.unwrap(), device_options(2, false));
 
     runner.admit(Slot(0), greedy(&text(300), 4)).unwrap();
     let mut emissions = Vec::new();
@@ -292,4 +333,190 @@ fn a_full_kv_cache_fails_its_sequences_and_the_device_continues() {
         runner.admit(slot, greedy(&text(200), 4)).unwrap();
         assert_eq!(run(&mut runner, slot, 4).len(), 4);
     }
+}
+
+/// Runs a sequence alone in the slot that the runner chooses. Returns the number of reused tokens, and the outputs.
+fn complete(runner: &mut LlamaRunner, sequence: Sequence) -> (u32, Vec<Output>) {
+    let count = usize::try_from(sequence.max_tokens).unwrap() - sequence.delivered.len();
+    let free: Vec<Slot> = (0..runner.slots.len()).map(Slot).collect();
+    let slot = runner.choose_slot(&sequence, &free);
+    let start = runner.admit(slot, sequence).unwrap();
+    let outputs = run(runner, slot, count);
+    runner.release(slot);
+    (start.cached_tokens, outputs)
+}
+
+/// Asserts that a sequence has the same outputs on this runner as on one that has computed nothing before. Returns the
+/// number of reused tokens.
+fn assert_same_as_fresh(runner: &mut LlamaRunner, sequence: &Sequence) -> u32 {
+    let (_, expected) = complete(&mut self::runner(1), sequence.clone());
+    let (cached, mut outputs) = complete(runner, sequence.clone());
+    for output in &mut outputs {
+        output.slot = Slot(0);
+    }
+    assert_same_bits(&outputs, &expected);
+    cached
+}
+
+/// The ids of a chat's next prompt: the previous prompt, the completion, and a message of `tokens` tokens.
+fn next_turn(
+    runner: &LlamaRunner,
+    prompt: &[TokenId],
+    completion: &[Output],
+    tokens: usize,
+) -> Vec<TokenId> {
+    let markers = runner.model.chat_markers();
+    let mut ids = prompt.to_vec();
+    ids.extend(self::ids(completion));
+    ids.push(markers.end_tokens[0]);
+    ids.extend(text(tokens));
+    ids.push(markers.end_tokens[0]);
+    ids.extend(&markers.generation_prompt);
+    ids
+}
+
+#[test]
+fn a_rows_result_does_not_depend_on_the_size_of_its_call() {
+    let sequence = greedy(&text(400), 3);
+    let (_, expected) = complete(&mut runner(1), sequence.clone());
+    for rows in [64, 100, 128, 1000] {
+        let mut runner = runner(1);
+        runner.tiled_budget = StepBudget::new(Duration::from_secs(1), rows, rows);
+        let (_, outputs) = complete(&mut runner, sequence.clone());
+        assert_same_bits(&outputs, &expected);
+    }
+}
+
+#[test]
+fn a_growing_chat_reuses_its_prompts_and_completions_with_the_same_bits() {
+    let mut runner = runner(2);
+    assert!(!runner.model.chat_markers().generation_prompt.is_empty());
+    let mut prompt = next_turn(&runner, &[], &[], 150);
+    let mut expected = 0;
+    for message in [20, 90, 10] {
+        let sequence = greedy(&prompt, 30);
+        let cached = assert_same_as_fresh(&mut runner, &sequence);
+        assert_eq!(usize::try_from(cached).unwrap(), expected);
+        let (_, completion) = complete(&mut self::runner(1), sequence);
+        // The last token is not computed, because no token follows it.
+        expected = prompt.len() + completion.len() - 1;
+        prompt = next_turn(&runner, &prompt, &completion, message);
+    }
+}
+
+#[test]
+fn a_prompt_that_is_wholly_computed_still_yields_its_first_token() {
+    let mut runner = runner(2);
+    for (tokens, cached) in [(200, 136), (64, 0), (40, 39), (1, 0)] {
+        let sequence = greedy(&unrelated(tokens + 7)[7..], 4);
+        complete(&mut runner, sequence.clone());
+        assert_eq!(
+            assert_same_as_fresh(&mut runner, &sequence),
+            cached,
+            "{tokens} tokens"
+        );
+    }
+}
+
+#[test]
+fn prompts_that_share_a_part_or_nothing_have_the_same_bits() {
+    let mut runner = runner(2);
+    let (all, mut all_but_last) = (text(180), text(180));
+    all_but_last[179] += 1;
+    let nothing = unrelated(180);
+    let mut half = text(180);
+    half[90] += 1;
+    complete(&mut runner, greedy(&all, 3));
+    assert_eq!(
+        assert_same_as_fresh(&mut runner, &greedy(&all_but_last, 5)),
+        116
+    );
+    assert_eq!(assert_same_as_fresh(&mut runner, &greedy(&nothing, 5)), 0);
+    assert_eq!(assert_same_as_fresh(&mut runner, &greedy(&half, 5)), 90);
+}
+
+#[test]
+fn an_evicted_sequence_returns_from_the_store_with_the_same_bits() {
+    let mut runner = runner(1);
+    let prompt = next_turn(&runner, &[], &[], 100);
+    let mut first = greedy(&prompt, 20);
+    first.options.seed = 7;
+    first.options.sampling.temperature = 0.9;
+    let (_, completion) = complete(&mut runner, first);
+    assert_eq!(runner.prefix_cache().bytes, 0);
+    complete(&mut runner, greedy(&unrelated(100), 3));
+    assert!(runner.prefix_cache().bytes > 1_000_000);
+    let next = next_turn(&runner, &prompt, &completion, 10);
+    let mut sequence = greedy(&next, 20);
+    sequence.options.seed = 8;
+    sequence.options.sampling.temperature = 0.9;
+    let computed = u32::try_from(prompt.len() + 19).unwrap();
+    assert_eq!(assert_same_as_fresh(&mut runner, &sequence), computed);
+    assert_eq!(runner.prefix_cache().evictions, 0);
+}
+
+#[test]
+fn sequences_with_one_prompt_compute_it_once() {
+    let mut runner = runner(3);
+    let sequence = greedy(&text(300), 6);
+    let (_, expected) = complete(&mut self::runner(1), sequence.clone());
+    for slot in 0..3 {
+        let start = runner.admit(Slot(slot), sequence.clone()).unwrap();
+        assert_eq!(start.cached_tokens, if slot == 0 { 0 } else { 236 });
+    }
+    let mut rows = 0;
+    let mut outputs = Vec::new();
+    for _ in 0..MAX_STEPS {
+        if outputs.len() >= 18 {
+            break;
+        }
+        outputs.extend(step(&mut runner, None));
+        rows += usize::try_from(runner.batch.n_tokens()).unwrap();
+    }
+    assert_eq!(rows, 300 + 2 * 64 + 3 * 5);
+    for slot in 0..3 {
+        let mut of_slot: Vec<_> = outputs
+            .extract_if(.., |output| output.slot == Slot(slot))
+            .collect();
+        of_slot.iter_mut().for_each(|output| output.slot = Slot(0));
+        assert_same_bits(&of_slot, &expected);
+    }
+}
+
+#[test]
+fn a_sequence_whose_leader_is_cancelled_computes_the_prompt_itself() {
+    let mut runner = runner(2);
+    let sequence = greedy(&text(300), 3);
+    runner.admit(Slot(0), sequence.clone()).unwrap();
+    runner.admit(Slot(1), sequence.clone()).unwrap();
+    step(&mut runner, None);
+    runner.release(Slot(0));
+    let mut outputs = run(&mut runner, Slot(1), 3);
+    outputs.iter_mut().for_each(|output| output.slot = Slot(0));
+    let (_, expected) = complete(&mut self::runner(1), sequence);
+    assert_same_bits(&outputs, &expected);
+}
+
+#[test]
+fn prompts_with_different_salts_share_nothing() {
+    let mut runner = runner(2);
+    let salted = |salt: &str| {
+        let mut sequence = greedy(&text(100), 2);
+        sequence.options.cache_salt = CacheSalt(Some(salt.into()));
+        sequence
+    };
+    assert_eq!(complete(&mut runner, salted("a")).0, 0);
+    assert_eq!(complete(&mut runner, salted("b")).0, 0);
+    assert_eq!(complete(&mut runner, salted("a")).0, 36);
+}
+
+#[test]
+fn a_runner_without_prefix_caching_reuses_nothing() {
+    let mut runner = runner(2);
+    runner.reuses_prefixes = false;
+    let sequence = greedy(&text(100), 2);
+    for _ in 0..3 {
+        assert_eq!(complete(&mut runner, sequence.clone()).0, 0);
+    }
+    assert_eq!(runner.prefix_cache(), PrefixCacheStats::default());
 }

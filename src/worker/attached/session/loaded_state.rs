@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::runner::monotonic_ns;
+use crate::telemetry::PrefixCacheMeter;
 use crate::worker::Generation;
 use crate::worker::attached::remote_tokenizer::TokenizerCall;
 use crate::worker::attached::sequences::Sequences;
@@ -20,6 +21,7 @@ pub(super) struct LoadedState {
     pub(super) calls: TokenizerCalls,
     /// Number of this session's sequences that the gauge counts.
     pub(super) counted: f64,
+    pub(super) prefix_cache: PrefixCacheMeter,
 }
 
 /// State of a session that outlives the worker's generations.

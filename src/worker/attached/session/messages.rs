@@ -7,7 +7,7 @@ use super::Session;
 use super::loaded_state::{LoadedState, SessionHistory};
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message as WorkerMessage;
-use crate::runner::monotonic_ns;
+use crate::runner::{PrefixCacheStats, monotonic_ns};
 use crate::worker::attached::remote_tokenizer::RemoteModel;
 use crate::worker::attached::sequences::Sequences;
 use crate::worker::attached::session_end::SessionEnd;
@@ -24,8 +24,13 @@ impl Session {
         history: &mut SessionHistory,
     ) -> Result<(), SessionEnd> {
         match (message, loaded.as_mut()) {
-            (WorkerMessage::Heartbeat(proto::Heartbeat { step_ms }), _) => {
-                let step = Duration::from_millis(step_ms.into());
+            (WorkerMessage::Heartbeat(heartbeat), loaded) => {
+                if let (Some(loaded), Some(stats)) = (loaded, heartbeat.prefix_cache) {
+                    let proto::PrefixCache { bytes, evictions } = stats;
+                    let stats = PrefixCacheStats { bytes, evictions };
+                    loaded.prefix_cache.record(stats);
+                }
+                let step = Duration::from_millis(heartbeat.step_ms.into());
                 let limit = self.timeouts.step_limit;
                 if limit.is_some_and(|limit| step > limit) {
                     return Err(SessionEnd::StepTimeout);
@@ -65,9 +70,12 @@ impl Session {
                 })
                 .await
             }
-            (WorkerMessage::Accepted(proto::Accepted { sequence }), Some(loaded)) => {
-                loaded.sequences.handle_accepted(sequence);
-                Ok(())
+            (WorkerMessage::Accepted(accepted), Some(loaded)) => {
+                loaded
+                    .sequences
+                    .handle_accepted(accepted)
+                    .map_err(SessionEnd::Violation)?;
+                self.apply_effects(loaded).await
             }
             (WorkerMessage::Refused(refused), Some(loaded)) => {
                 loaded.sequences.handle_refused(refused);
@@ -144,6 +152,7 @@ impl Session {
                 self.timeouts.unresponsive_timeout,
             ),
             counted: 0.0,
+            prefix_cache: self.telemetry.prefix_cache.meter(),
         };
         if let Some(child) = &self.child {
             child.state.set_ready();

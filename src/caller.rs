@@ -1,0 +1,76 @@
+//! The caller of a request, as far as prefix caches must keep callers apart. This module must not know who a caller is.
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use ring::digest::{Context, Digest, SHA256, digest};
+
+/// The requests that may share computed prompt tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixSharing {
+    /// All requests with the same `cache_salt`.
+    All,
+    /// Only requests of one caller: those with the same `Authorization` header, the same `user` and the same
+    /// `cache_salt`.
+    Caller,
+}
+
+/// Identifies the sender of a request, by its `Authorization` header. It holds a hash instead of the key.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller(Digest);
+
+impl Caller {
+    /// Identifies the caller by the headers of a request. All callers without an `Authorization` header are one.
+    pub(crate) fn from_headers(headers: &HeaderMap) -> Self {
+        let key = headers.get(AUTHORIZATION);
+        Self(digest(&SHA256, key.map_or(b"", |key| key.as_bytes())))
+    }
+
+    /// Returns a salt that no other caller, no other `user` and no other `cache_salt` of this caller has.
+    pub(crate) fn cache_salt(&self, user: &str, cache_salt: &str) -> String {
+        let mut hash = Context::new(&SHA256);
+        hash.update(self.0.as_ref());
+        // The length separates the two texts: "a" with "bc" differs from "ab" with "c".
+        hash.update(&user.len().to_le_bytes());
+        hash.update(user.as_bytes());
+        hash.update(cache_salt.as_bytes());
+        let hash = hash.finish();
+        hash.as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(key: &'static str) -> Caller {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, key.parse().expect("a valid header"));
+        Caller::from_headers(&headers)
+    }
+
+    #[test]
+    fn only_the_same_caller_user_and_salt_give_the_same_salt() {
+        let salt = caller("Bearer a").cache_salt("bob", "x");
+        assert_eq!(salt, caller("Bearer a").cache_salt("bob", "x"));
+        for other in [
+            caller("Bearer b").cache_salt("bob", "x"),
+            Caller::from_headers(&HeaderMap::new()).cache_salt("bob", "x"),
+            caller("Bearer a").cache_salt("eve", "x"),
+            caller("Bearer a").cache_salt("bob", "y"),
+            caller("Bearer a").cache_salt("bobx", ""),
+            caller("Bearer a").cache_salt("", "bobx"),
+        ] {
+            assert_ne!(other, salt);
+        }
+    }
+
+    #[test]
+    fn the_salt_does_not_contain_the_key() {
+        let salt = caller("Bearer canary").cache_salt("canary", "canary");
+        assert!(!salt.contains("canary") && salt.len() == 64);
+        assert!(!format!("{:?}", caller("Bearer canary")).contains("canary"));
+    }
+}

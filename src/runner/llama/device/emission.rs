@@ -1,0 +1,143 @@
+//! Turns the logits of a call into emissions: the tokens of scored prompts, and the next token of every sequence that
+//! has finished its prompt.
+
+use llama_cpp_2::context::LlamaContext;
+
+use super::batch::BatchPart;
+use super::{LlamaRunner, model_failed};
+use crate::request::TokenId;
+use crate::runner::llama::logprobs;
+use crate::runner::llama::model::GgufModel;
+use crate::runner::llama::sampling::Sampler;
+use crate::runner::llama::sequence::ActiveSequence;
+use crate::runner::{Emission, ModelError, Slot, Step, Token};
+use crate::tokens::{Logprobs, TopLogprob};
+
+impl LlamaRunner {
+    /// Emits the tokens of scored prompts, and samples and emits the next token of every sequence that has finished
+    /// its prompt.
+    pub(super) fn emit_tokens(&mut self, step: &mut Step<'_>) {
+        let (slots, sampler, model) = (&mut self.slots, &mut self.sampler, &self.model);
+        let parts = &self.parts;
+        self.context.with_dependent_mut(|_, context| {
+            for part in parts {
+                let Some(sequence) = slots.sequence_mut(part.slot) else {
+                    continue;
+                };
+                let mut emitted = Ok(());
+                if sequence.is_scoring() {
+                    emitted = emit_prompt(part, sequence, model, context);
+                }
+                sequence.advance(part.rows);
+                if part.samples && emitted.is_ok() {
+                    let logits = part.logits(context, part.rows - 1);
+                    emitted = next_token(sampler, logits, sequence, model)
+                        .map(|token| emit_next(part.slot, sequence, model, token));
+                }
+                match emitted {
+                    Ok(()) => sequence.send(part.slot, step),
+                    Err(error) => step.fail(part.slot, error),
+                }
+            }
+        });
+    }
+}
+
+/// Emits the tokens of a scored prompt. The logits of each row give the log probabilities of the next token.
+fn emit_prompt(
+    part: &BatchPart,
+    sequence: &mut ActiveSequence,
+    model: &GgufModel,
+    context: &LlamaContext<'_>,
+) -> Result<(), ModelError> {
+    if sequence.computed() == 0
+        && let Some(id) = sequence.prompt_token(0)
+    {
+        let logprobs = Logprobs {
+            token_bytes: model.full_bytes(id),
+            ..Logprobs::default()
+        };
+        let token = token_with_logprobs(model, id, Some(logprobs))?;
+        sequence.emit(Emission::Prompt(part.slot, token));
+    }
+    for offset in 0..part.rows {
+        let Some(id) = sequence.prompt_token(sequence.computed() + offset + 1) else {
+            continue;
+        };
+        let logprobs = logprobs(model, part.logits(context, offset), id, sequence)?;
+        let token = token_with_logprobs(model, id, logprobs)?;
+        sequence.emit(Emission::Prompt(part.slot, token));
+    }
+    Ok(())
+}
+
+/// Samples the next token of a sequence.
+fn next_token(
+    sampler: &mut Sampler,
+    logits: &[f32],
+    sequence: &ActiveSequence,
+    model: &GgufModel,
+) -> Result<Token, ModelError> {
+    let id = sampler.sample(
+        logits,
+        &sequence.sampling,
+        &sequence.history,
+        sequence.logit_adjustments(),
+        sequence.draw_key(),
+    );
+    let id = id.map_err(|error| model_failed(error.to_string()))?;
+    let logprobs = logprobs(model, logits, id, sequence)?;
+    token_with_logprobs(model, id, logprobs)
+}
+
+/// Emits the next token of a sequence.
+fn emit_next(slot: Slot, sequence: &mut ActiveSequence, model: &GgufModel, token: Token) {
+    let id = token.id;
+    let is_end_token = model.end_tokens().contains(&id);
+    sequence.push(id);
+    let emission = if sequence.ends_with(id, is_end_token) {
+        Emission::EndOfSequence(slot, token)
+    } else {
+        Emission::Token(slot, token)
+    };
+    sequence.emit(emission);
+}
+
+/// Computes the log probabilities of this token, if the sequence asks for them.
+fn logprobs(
+    model: &GgufModel,
+    logits: &[f32],
+    id: TokenId,
+    sequence: &ActiveSequence,
+) -> Result<Option<Logprobs>, ModelError> {
+    let Some(top) = sequence.logprobs else {
+        return Ok(None);
+    };
+    let position = logprobs::position_logprobs(logits, id, top)
+        .map_err(|error| model_failed(error.to_string()))?;
+    let top = position.top.into_iter().map(|(id, logprob)| TopLogprob {
+        id,
+        token_bytes: model.full_bytes(id),
+        logprob,
+    });
+    Ok(Some(Logprobs {
+        logprob: Some(position.logprob),
+        token_bytes: model.full_bytes(id),
+        top: top.collect(),
+    }))
+}
+
+fn token_with_logprobs(
+    model: &GgufModel,
+    id: TokenId,
+    logprobs: Option<Logprobs>,
+) -> Result<Token, ModelError> {
+    let unknown = || model_failed(format!("Token id {id} is not in this model's vocabulary."));
+    Ok(Token {
+        id,
+        bytes: model.visible_bytes(id).ok_or_else(unknown)?,
+        due_ns: 0,
+        emitted_ns: 0,
+        logprobs: logprobs.map(Box::new),
+    })
+}

@@ -1,0 +1,82 @@
+//! The number of prompt rows in one step, chosen so that the step takes about as long as `--max-step-ms` allows. This
+//! module must not know the device.
+
+use std::time::Duration;
+
+/// The share of a new measurement in the estimated cost of a row.
+const NEW_SHARE: f64 = 0.5;
+
+/// Estimates the cost of a prompt row from the steps so far.
+pub(super) struct StepBudget {
+    max_step: Duration,
+    /// Estimated seconds per row. `None` before the first step.
+    seconds_per_row: Option<f64>,
+    /// Number of rows in the first step, and the maximum of all steps.
+    first: usize,
+    max: usize,
+}
+
+impl StepBudget {
+    /// Creates a budget for steps of `max_step`. The first step has `first` rows, and no step more than `max`.
+    pub(super) fn new(max_step: Duration, first: usize, max: usize) -> Self {
+        Self {
+            max_step,
+            seconds_per_row: None,
+            first,
+            max,
+        }
+    }
+
+    /// Returns the number of prompt rows for the next step, at least 1.
+    pub(super) fn rows(&self) -> usize {
+        let Some(seconds) = self.seconds_per_row else {
+            return self.first;
+        };
+        let rows = self.max_step.as_secs_f64() / seconds.max(f64::MIN_POSITIVE);
+        // A float above the limits of `usize` becomes its maximum.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the number is positive, and is rounded down"
+        )]
+        let rows = rows as usize;
+        rows.clamp(1, self.max)
+    }
+
+    /// Records a step with this number of prompt rows and nothing else.
+    pub(super) fn record(&mut self, rows: usize, elapsed: Duration) {
+        let Some(rows) = u32::try_from(rows).ok().filter(|rows| *rows > 0) else {
+            return;
+        };
+        let now = elapsed.as_secs_f64() / f64::from(rows);
+        let before = self.seconds_per_row.unwrap_or(now);
+        self.seconds_per_row = Some(before + (now - before) * NEW_SHARE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_gets_as_many_rows_as_its_time_allows() {
+        let mut budget = StepBudget::new(Duration::from_millis(500), 64, 512);
+        assert_eq!(budget.rows(), 64);
+        budget.record(100, Duration::from_millis(400));
+        assert_eq!(budget.rows(), 125);
+        // Rows become slower as the context grows.
+        budget.record(100, Duration::from_millis(600));
+        assert_eq!(budget.rows(), 100);
+    }
+
+    #[test]
+    fn the_number_of_rows_has_limits() {
+        let mut budget = StepBudget::new(Duration::from_millis(100), 64, 512);
+        budget.record(10, Duration::from_nanos(10));
+        assert_eq!(budget.rows(), 512);
+        budget.record(1, Duration::from_secs(100));
+        assert_eq!(budget.rows(), 1);
+        budget.record(0, Duration::from_secs(1));
+        assert_eq!(budget.rows(), 1);
+    }
+}
