@@ -26,6 +26,7 @@ mod request;
 mod request_metrics;
 mod token_gaps;
 
+pub(crate) use engines::PrefixPlacement;
 pub use latency::{ResponseFormat, Stage, StageSummary, StageTimes};
 pub use request::{Api, Outcome, RequestRecord, Route, RouteKind};
 pub(crate) use request::{RequestGauge, outcome_label};
