@@ -36,6 +36,8 @@ mod merged_choices;
 mod model_calls;
 mod openai;
 mod policy;
+mod prefixes;
+mod prompt_blocks;
 mod remote;
 mod resilient_events;
 mod route;
@@ -72,7 +74,9 @@ use policy::RetryBudget;
 use remote::Connector;
 use resilient_events::ResilientEvents;
 use route::{Route, RoutingTable};
-pub use spec::{ApiKey, ClusterSpec, EngineSpec, RoutePolicy, RouteSpec, ServerKind, TargetSpec};
+pub use spec::{
+    ApiKey, ClusterSpec, EngineSpec, Placement, RoutePolicy, RouteSpec, ServerKind, TargetSpec,
+};
 pub use upstream::BoxedEventStream;
 use upstream::{AddressedCompletion, Upstream};
 use via::GatewayId;
@@ -102,7 +106,12 @@ impl Cluster {
     pub(crate) fn local(service: impl Inference, telemetry: &Telemetry) -> Self {
         let upstream = Arc::new(LocalUpstream::new(service));
         let member = Member::new(&"local".into(), upstream, telemetry);
-        let table = RoutingTable::new(vec![Arc::new(member)], Vec::new(), &RoutingTable::default());
+        let table = RoutingTable::new(
+            vec![Arc::new(member)],
+            Vec::new(),
+            Placement::LeastLoad,
+            &RoutingTable::default(),
+        );
         Self {
             table: watch::channel(Arc::new(table)).1,
             remote: None,
@@ -230,6 +239,9 @@ impl Cluster {
         message.cache_salt = context
             .request
             .cache_salt(&message.user, &message.cache_salt);
+        let prefixes = self.table.borrow().prefixes.clone();
+        let prefixes = prefixes.filter(|_| route.has_equal_targets());
+        let prefix = prefixes.map(|prefixes| prefixes.prompt(&message));
         let message = Arc::new(message);
         let mut delivered = Delivered::at_start(&message);
         let mut attempts = Attempts::new(NewRequest {
@@ -238,6 +250,7 @@ impl Cluster {
             context: context.clone(),
             gateway: remote.gateway.clone(),
             budget: Arc::clone(&remote.budget),
+            prefix,
         });
         match attempts.open(&mut delivered).await {
             Ok(stream) => {

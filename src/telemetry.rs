@@ -27,6 +27,7 @@ mod request;
 mod request_metrics;
 mod token_gaps;
 
+pub(crate) use engines::PrefixPlacement;
 pub use latency::{ResponseFormat, Stage, StageSummary, StageTimes};
 pub(crate) use prefix_cache::PrefixCacheMeter;
 pub use prefix_cache::PrefixCacheMetrics;

@@ -155,7 +155,8 @@ async fn a_mistake_in_the_file_is_logged_with_its_position_and_changes_nothing()
 async fn settings_that_need_a_restart_are_named() {
     let (_engine, table) = engine("first").await;
     let mut gateway = Gateway::start(&table, &[]).await;
-    let changed = format!("drain_timeout = 5\nrequest_timeout = 7\nslots = 3\n{table}");
+    let changed = "drain_timeout = 5\nrequest_timeout = 7\nslots = 3\nprefix_index_blocks = 0\n";
+    let changed = format!("{changed}{table}");
     let expected = "restart the gateway to apply them settings=\"drain_timeout, request_timeout\"";
     gateway.reload(&changed, expected).await;
     assert_eq!(gateway.running.interrupt().await, Some(0));

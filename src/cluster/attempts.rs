@@ -14,6 +14,7 @@ use super::failure::Failure;
 use super::ladder::{Delivered, Rung, Seam};
 use super::member::EnginePass;
 use super::policy::{Fault, NextTry, OutstandingTokens, RetryBudget, TargetView, TryPlan};
+use super::prefixes::PromptPrefix;
 use super::route::{QueueLimit, Route, Target};
 use super::selection::more_informative;
 use super::target_call::{Opened, TargetCall};
@@ -32,6 +33,7 @@ pub(super) struct Attempts {
     context: CallContext,
     gateway: GatewayId,
     budget: Arc<Mutex<RetryBudget>>,
+    prefix: Option<PromptPrefix>,
     plan: TryPlan,
     /// Seed of the completion: the client's, or that of the first engine.
     seed: Option<i64>,
@@ -50,6 +52,8 @@ pub(super) struct NewRequest {
     pub(super) context: CallContext,
     pub(super) gateway: GatewayId,
     pub(super) budget: Arc<Mutex<RetryBudget>>,
+    /// Prompt of the request. `None` if it does not matter for the choice of a target.
+    pub(super) prefix: Option<PromptPrefix>,
 }
 
 /// A stream that an engine has opened for a request.
@@ -76,6 +80,7 @@ impl Attempts {
             context,
             gateway,
             budget,
+            prefix,
         } = request;
         let tries = route.spec.policy.tries;
         let plan = TryPlan::new(route.targets.len(), tries, rand::random());
@@ -88,6 +93,7 @@ impl Attempts {
             context,
             gateway,
             budget,
+            prefix,
             failure: None,
             is_interrupted: false,
             costs_retry: false,
@@ -186,7 +192,7 @@ impl Attempts {
     /// Returns the most informative failure if no target opens a stream.
     pub(super) async fn open(&mut self, delivered: &mut Delivered) -> Result<OpenStream, Failure> {
         loop {
-            let views = self.route.views(Instant::now());
+            let views = self.views();
             let deadline = self.context.request.deadline();
             match self.plan.next(&views, Instant::now(), deadline) {
                 NextTry::GiveUp => return Err(self.final_failure(&views)),
@@ -201,6 +207,15 @@ impl Attempts {
                 },
             }
         }
+    }
+
+    /// Returns the state of the targets, with what their engines have of the prompt.
+    fn views(&self) -> Vec<TargetView> {
+        let mut views = self.route.views(Instant::now());
+        if let Some(prefix) = &self.prefix {
+            prefix.add_warm_tokens(&self.route.targets, &mut views);
+        }
+        views
     }
 
     /// Takes a retry from the budget if the request goes to a target that has failed it. Returns false if the budget is
@@ -249,17 +264,23 @@ impl Attempts {
             Err(_) => return Err((target, Failure::deadline_exceeded())),
         };
         match result {
-            Ok(Opened { events, seam, rung }) => Ok(OpenStream {
-                events,
-                seam,
-                target,
-                model: self.target(target).served_model(),
-                rung,
-                opened,
-                pass,
-                outstanding,
-                _permit: permit,
-            }),
+            Ok(Opened { events, seam, rung }) => {
+                if let Some(prefix) = &self.prefix {
+                    let telemetry = self.context.request.record().telemetry();
+                    prefix.record(&self.route.targets, target, telemetry);
+                }
+                Ok(OpenStream {
+                    events,
+                    seam,
+                    target,
+                    model: self.target(target).served_model(),
+                    rung,
+                    opened,
+                    pass,
+                    outstanding,
+                    _permit: permit,
+                })
+            }
             Err(failure) => {
                 pass.record_failure(&failure, false);
                 // The message may repeat a part of the prompt, so it is not logged.

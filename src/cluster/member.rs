@@ -1,5 +1,6 @@
 //! An engine behind the gateway: its upstream, its load and its circuit breaker.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub(super) struct Member {
     pub(super) name: Arc<str>,
     pub(super) upstream: Arc<dyn Upstream>,
     pub(super) load: Load,
+    /// Number of the engine's cache of prompts.
+    cache: AtomicU64,
     state: Mutex<MemberState>,
     telemetry: Telemetry,
 }
@@ -51,6 +54,7 @@ impl Member {
             name: Arc::clone(name),
             upstream,
             load: Load::default(),
+            cache: AtomicU64::new(next_cache()),
             state: Mutex::new(MemberState {
                 breaker: Breaker::new(Instant::now()),
                 busy_until: None,
@@ -59,6 +63,22 @@ impl Member {
             }),
             telemetry: telemetry.clone(),
         }
+    }
+
+    /// Returns the number of the engine's cache of prompts. It differs from that of every other engine. An engine that
+    /// is down may have lost its cache, so it has another number afterwards.
+    pub(super) fn cache(&self) -> u64 {
+        match self.is_up() {
+            true => self.cache.load(Ordering::Relaxed),
+            false => self.forget_cache(),
+        }
+    }
+
+    /// Gives the engine's cache of prompts a new number. Returns it.
+    fn forget_cache(&self) -> u64 {
+        let new = next_cache();
+        self.cache.store(new, Ordering::Relaxed);
+        new
     }
 
     /// Returns true unless the engine is known to be unavailable.
@@ -160,6 +180,10 @@ impl EnginePass {
             let time = told.unwrap_or(BUSY_TIME);
             member.state().busy_until = Some(Instant::now() + time);
         }
+        if failure.fault() == Fault::Unreachable {
+            // The engine's process has ended, or the engine is cut off and may be restarted.
+            member.forget_cache();
+        }
         if !failure.is_engine_fault() {
             self.record(EngineResult::Works);
         } else if !is_clients && !self.is_only_slow(failure) {
@@ -195,4 +219,10 @@ impl Drop for EnginePass {
                 .change_breaker(|breaker, _| breaker.abandon_probe(since));
         }
     }
+}
+
+/// Returns a number that no cache of prompts in this process has.
+fn next_cache() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }

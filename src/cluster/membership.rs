@@ -82,7 +82,12 @@ impl<C: Fn(&EngineSpec) -> Arc<dyn Upstream>> Members<C> {
             tracing::info!(engine = &*engine.name, "an engine leaves the cluster");
         }
         let members = self.members.iter().map(|(_, member)| Arc::clone(member));
-        let table = RoutingTable::new(members.collect(), snapshot.routes, &self.table);
+        let table = RoutingTable::new(
+            members.collect(),
+            snapshot.routes,
+            snapshot.placement,
+            &self.table,
+        );
         self.table = Arc::new(table);
         Arc::clone(&self.table)
     }

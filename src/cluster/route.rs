@@ -10,8 +10,9 @@ use tokio::time::Instant;
 
 use super::member::Member;
 use super::policy::{TargetView, WeightedLoad};
+use super::prefixes::Prefixes;
 use super::selection::has_name;
-use super::spec::{RoutePolicy, RouteSpec, TargetSpec};
+use super::spec::{Placement, RoutePolicy, RouteSpec, TargetSpec};
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::request::Parameter;
@@ -23,6 +24,8 @@ pub(super) struct RoutingTable {
     pub(super) members: Vec<Arc<Member>>,
     /// Routes by the name of their model. Empty if every engine's models are served under their own names.
     pub(super) routes: HashMap<String, Arc<Route>>,
+    /// Prompts that were sent to the engines. `None` if requests are placed by load alone.
+    pub(super) prefixes: Option<Prefixes>,
 }
 
 /// The targets of one model.
@@ -56,10 +59,12 @@ pub(super) struct Target {
 }
 
 impl RoutingTable {
-    /// Creates the routes between these engines. Keeps the queues of the routes of `earlier` that have not changed.
+    /// Creates the routes between these engines. Keeps the queues of the routes of `earlier` that have not changed, and
+    /// its memory of prompts.
     pub(super) fn new(
         members: Vec<Arc<Member>>,
         specs: Vec<RouteSpec>,
+        placement: Placement,
         earlier: &RoutingTable,
     ) -> Self {
         let routes = specs.into_iter().map(|spec| {
@@ -75,6 +80,7 @@ impl RoutingTable {
         Self {
             routes: routes.collect(),
             members,
+            prefixes: Prefixes::for_placement(placement, earlier.prefixes.as_ref()),
         }
     }
 
@@ -150,6 +156,16 @@ impl Route {
             Some(_) => listed.any(takes),
             None => self.targets.iter().any(takes),
         }
+    }
+
+    /// Returns true if some targets are equally preferred, so that there is a choice between them.
+    pub(super) fn has_equal_targets(&self) -> bool {
+        let targets = self.targets.iter().enumerate();
+        let mut pairs = targets.flat_map(|(at, one)| {
+            let others = self.targets[at + 1..].iter();
+            others.map(move |other| (one.tier, other.tier))
+        });
+        pairs.any(|(one, other)| one == other)
     }
 
     /// Returns true if the targets' engines are among these.
@@ -249,6 +265,7 @@ impl Target {
                 tokens: self.member.load.get(),
                 weight: self.weight,
             },
+            warm_tokens: 0,
         }
     }
 

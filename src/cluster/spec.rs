@@ -2,6 +2,7 @@
 //! reached.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,21 @@ pub struct ClusterSpec {
     pub engines: Vec<EngineSpec>,
     /// Routes, one per model. Without routes, each engine's models are served under their own names.
     pub routes: Vec<RouteSpec>,
+    /// Choice among engines of equal preference.
+    pub placement: Placement,
+}
+
+/// Choice of an engine for a request among engines of equal preference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// The engine with the fewest outstanding tokens for its weight.
+    LeastLoad,
+    /// The engine that has worked on the longest prefix of the prompt, unless it is ahead of another one by more
+    /// outstanding tokens than it would reuse.
+    CacheAware {
+        /// Maximum number of blocks of prompts that the gateway remembers. A block is up to 512 bytes of a message.
+        max_blocks: NonZeroU32,
+    },
 }
 
 /// An engine behind a gateway.
@@ -99,6 +115,23 @@ impl Default for RoutePolicy {
     }
 }
 
+impl Placement {
+    /// Returns the placement that remembers this number of blocks. With 0, it places requests by load alone.
+    #[must_use]
+    pub fn remembering(max_blocks: u32) -> Self {
+        let max_blocks = NonZeroU32::new(max_blocks);
+        max_blocks.map_or(Self::LeastLoad, |max_blocks| Self::CacheAware {
+            max_blocks,
+        })
+    }
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        Self::remembering(65_536)
+    }
+}
+
 impl EngineSpec {
     /// Creates an engine without a key. Its name is its address.
     #[must_use]
@@ -126,7 +159,7 @@ impl FromIterator<EngineAddress> for ClusterSpec {
     fn from_iter<I: IntoIterator<Item = EngineAddress>>(addresses: I) -> Self {
         Self {
             engines: addresses.into_iter().map(EngineSpec::at).collect(),
-            routes: Vec::new(),
+            ..Self::default()
         }
     }
 }

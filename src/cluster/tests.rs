@@ -21,8 +21,11 @@ use crate::request::Parameter;
 use crate::telemetry::{Api, Telemetry};
 use remote::{EngineChannel, RemoteUpstream};
 use scripted::{ScriptedEngine, ScriptedStream, engine, started, token};
+use wrapped::WrappedUpstream;
 
+mod placement;
 mod resumption;
+mod wrapped;
 
 const LONG: Duration = Duration::from_secs(3_600);
 
@@ -39,7 +42,12 @@ fn cluster_of(upstreams: Vec<Arc<dyn Upstream>>) -> Cluster {
         Arc::new(Member::new(&name, upstream, &telemetry))
     };
     let members = upstreams.into_iter().enumerate().map(member).collect();
-    let table = RoutingTable::new(members, Vec::new(), &RoutingTable::default());
+    let table = RoutingTable::new(
+        members,
+        Vec::new(),
+        Placement::default(),
+        &RoutingTable::default(),
+    );
     Cluster::with_table(watch::channel(Arc::new(table)).1, GatewayId::random())
 }
 
@@ -292,65 +300,11 @@ async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
     );
 }
 
-/// A scripted engine that declares parameters as unsupported.
-struct LimitedUpstream {
-    engine: Arc<dyn Upstream>,
-    unsupported: [Parameter; 1],
-}
-
-#[tonic::async_trait]
-impl Upstream for LimitedUpstream {
-    async fn complete(
-        &self,
-        request: tonic::Request<AddressedCompletion>,
-    ) -> Result<BoxedEventStream, Failure> {
-        self.engine.complete(request).await
-    }
-
-    async fn list_models(
-        &self,
-        request: tonic::Request<v1::ListModelsRequest>,
-    ) -> Result<v1::ListModelsResponse, Status> {
-        self.engine.list_models(request).await
-    }
-
-    async fn get_model(
-        &self,
-        request: tonic::Request<v1::GetModelRequest>,
-    ) -> Result<v1::GetModelResponse, Status> {
-        self.engine.get_model(request).await
-    }
-
-    async fn tokenize(
-        &self,
-        request: tonic::Request<v1::TokenizeRequest>,
-    ) -> Result<v1::TokenizeResponse, Status> {
-        self.engine.tokenize(request).await
-    }
-
-    async fn detokenize(
-        &self,
-        request: tonic::Request<v1::DetokenizeRequest>,
-    ) -> Result<v1::DetokenizeResponse, Status> {
-        self.engine.detokenize(request).await
-    }
-
-    fn health(&self) -> &watch::Receiver<Health> {
-        self.engine.health()
-    }
-
-    fn unsupported(&self) -> &[Parameter] {
-        &self.unsupported
-    }
-}
-
 #[tokio::test]
 async fn a_request_that_uses_a_declared_unsupported_parameter_goes_to_another_upstream() {
     let limited = || -> Arc<dyn Upstream> {
-        Arc::new(LimitedUpstream {
-            engine: remote_engine(silent_engine("limited"), Health::always_up()),
-            unsupported: [Parameter::LogitBias],
-        })
+        let engine = remote_engine(silent_engine("limited"), Health::always_up());
+        Arc::new(WrappedUpstream::new(engine).without(Parameter::LogitBias))
     };
     let full = remote_engine(silent_engine("full"), Health::always_up());
     let biased = v1::CompletionRequest {
@@ -392,10 +346,8 @@ async fn unknown_fields_are_taken_only_for_a_model_whose_upstream_takes_them() {
     };
     let tokenway = || remote_engine(silent_engine("t"), health("t"));
     let openai = || -> Arc<dyn Upstream> {
-        Arc::new(LimitedUpstream {
-            engine: remote_engine(silent_engine("o"), health("o")),
-            unsupported: [Parameter::LogitBias],
-        })
+        let engine = remote_engine(silent_engine("o"), health("o"));
+        Arc::new(WrappedUpstream::new(engine).without(Parameter::LogitBias))
     };
     let both = cluster_of([tokenway(), openai()].into());
     for (model, takes) in [

@@ -13,8 +13,11 @@ use super::model::ModelSettings;
 use super::server::ServerSettings;
 use super::settings::{DeclaredSettings, Settings, keys};
 use super::values::ParsedText;
-use crate::cluster::EngineAddress;
+use crate::cluster::{ClusterSpec, EngineAddress, Placement};
 use crate::server::{ServerParts, Source};
+
+/// Key of a setting that a reload applies together with the engines and routes.
+pub(super) const PREFIX_INDEX_BLOCKS_KEY: &str = "prefix_index_blocks";
 
 /// The settings of a command that runs a server.
 pub(super) trait ServerCommand: DeclaredSettings + 'static {
@@ -76,6 +79,17 @@ pub(super) struct GatewaySettings {
         value_name = "ADDRESS"
     )]
     engine: Vec<ParsedText<EngineAddress>>,
+    /// Maximum number of blocks of prompts that the gateway remembers, as hashes, for cache-aware placement: a request
+    /// goes to the engine that has worked on the longest prefix of its prompt, unless that engine is ahead of the others
+    /// by more work than it would reuse. A block is up to 512 bytes of a message, and takes about 40 bytes of memory. 0:
+    /// requests are placed by load alone
+    #[arg(
+        long,
+        env = "TOKENWAY_PREFIX_INDEX_BLOCKS",
+        value_name = "N",
+        default_value = "65536"
+    )]
+    prefix_index_blocks: u32,
     #[command(flatten)]
     #[serde(flatten)]
     http: HttpSettings,
@@ -120,7 +134,11 @@ impl ServerCommand for GatewaySettings {
         _models: &mut [Settings],
     ) -> Result<ServerParts, ConfigError> {
         let listed = self.engine.into_iter().map(|engine| engine.value);
-        let source = Source::Remote(cluster::cluster_spec(settings, listed.collect())?);
+        let spec = ClusterSpec {
+            placement: Placement::remembering(self.prefix_index_blocks),
+            ..cluster::cluster_spec(settings, listed.collect())?
+        };
+        let source = Source::Remote(spec);
         let parts = self
             .server
             .server_parts(source, Some(self.http), Some(self.grpc), settings)?;

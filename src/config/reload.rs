@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::ArgMatches;
 
 use super::cluster::ENGINE_KEY;
-use super::commands::{ServerCommand, resolve_server};
+use super::commands::{PREFIX_INDEX_BLOCKS_KEY, ServerCommand, resolve_server};
 use super::error::ConfigError;
 use super::merge_settings;
 use super::settings::Settings;
@@ -45,6 +45,7 @@ fn read_again<S: ServerCommand>(
         return Err(ConfigError::Invalid(problem.to_owned()));
     };
     let mut unapplied = settings.changed_keys(in_force);
-    unapplied.retain(|key| key != ENGINE_KEY);
+    // The cluster that is returned has these.
+    unapplied.retain(|key| ![ENGINE_KEY, PREFIX_INDEX_BLOCKS_KEY].contains(&key.as_str()));
     Ok(ReloadedSettings { cluster, unapplied })
 }

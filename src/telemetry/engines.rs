@@ -9,7 +9,30 @@ use crate::error::ErrorKind;
 const TRIES: &str = "tokenway_engine_tries_total";
 const FAILED_TRY_TOKENS: &str = "tokenway_engine_failed_try_tokens_total";
 const BREAKER_CHANGES: &str = "tokenway_engine_breaker_changes_total";
+const PLACEMENTS: &str = "tokenway_engine_placements_total";
+const WARM_PROMPT_TOKENS: &str = "tokenway_engine_warm_prompt_tokens_total";
 const STREAM_RESUMPTIONS: &str = "tokenway_stream_resumptions_total";
+
+/// Place of a request's prompt prefix when the request was sent, as the label `prefix` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PrefixPlacement {
+    /// No engine was known to have a part of the prompt.
+    Cold,
+    /// No other engine was known to have more of the prompt than the one that got the request.
+    Warm,
+    /// Another engine had more of the prompt, but was not preferred.
+    WarmerElsewhere,
+}
+
+impl PrefixPlacement {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Warm => "warm",
+            Self::WarmerElsewhere => "warmer_elsewhere",
+        }
+    }
+}
 
 impl Telemetry {
     /// Counts a try of a request on an engine: `Ok` when its first token arrived, or the error.
@@ -28,6 +51,15 @@ impl Telemetry {
     /// Counts a change of the state of an engine's breaker. `state` is the new state.
     pub(crate) fn count_breaker_change(&self, engine: &str, state: &'static str) {
         self.count_for_engine(BREAKER_CHANGES, engine, ("state", state), 1);
+    }
+
+    /// Counts a request that was sent to one of several engines, and the prompt tokens that the engine is expected to
+    /// reuse.
+    pub(crate) fn count_placement(&self, engine: &str, prefix: PrefixPlacement, warm_tokens: u64) {
+        self.count_for_engine(PLACEMENTS, engine, ("prefix", prefix.label()), 1);
+        let key = Key::from_parts(WARM_PROMPT_TOKENS, vec![engine_label(engine)]);
+        let counter = self.recorder.register_counter(&key, &RECORDER_METADATA);
+        counter.increment(warm_tokens);
     }
 
     /// Counts a stream that goes on after its engine's stream broke.
@@ -69,6 +101,17 @@ pub(super) fn describe(recorder: &PrometheusRecorder) {
         (
             BREAKER_CHANGES,
             "Changes of the circuit breakers of engines, by engine and new state: 'closed', 'open' or 'half_open'.",
+        ),
+        (
+            PLACEMENTS,
+            "Requests that were sent to one of several equal engines, by engine and prefix: 'warm' (the engine was known \
+             to have the longest part of the prompt), 'warmer_elsewhere' (another engine had more, but more load too) or \
+             'cold'.",
+        ),
+        (
+            WARM_PROMPT_TOKENS,
+            "Prompt tokens that the gateway expected an engine to reuse, estimated from the length of the text, by \
+             engine.",
         ),
         (
             STREAM_RESUMPTIONS,

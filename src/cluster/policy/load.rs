@@ -10,7 +10,7 @@ use crate::request::{DEFAULT_MAX_TOKENS, MAX_CHOICES};
 /// Assumed number of tokens of a chat's answer if the request sets no limit.
 const CHAT_TOKENS: u64 = 256;
 /// Assumed number of bytes of a prompt's token.
-const BYTES_PER_TOKEN: usize = 4;
+pub(in crate::cluster) const BYTES_PER_TOKEN: usize = 4;
 
 /// Load of one engine. Clones share the load.
 #[derive(Clone, Debug, Default)]

@@ -1,7 +1,6 @@
 //! Decides to which target a request is sent next, after each failure. It is a pure struct: the caller sends, waits and
 //! reports.
 
-use std::cmp::Ordering;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
@@ -9,6 +8,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::time::Instant;
 
 use super::load::WeightedLoad;
+use super::placement::{Candidate, best_candidate};
 
 #[cfg(test)]
 mod tests;
@@ -48,6 +48,9 @@ struct TargetTries {
     is_excluded: bool,
     /// True if the target was silent for too long. It is not tried again, even after progress.
     was_silent: bool,
+    /// True if the target's engine failed this request. What it has of the prompt no longer counts, so that the request
+    /// is not drawn back to it.
+    had_fault: bool,
 }
 
 /// State of a target at the time of a decision.
@@ -66,6 +69,8 @@ pub(in crate::cluster) struct TargetView {
     /// True if its engine failed a moment ago.
     pub(in crate::cluster) has_recent_fault: bool,
     pub(in crate::cluster) load: WeightedLoad,
+    /// Expected number of prompt tokens whose work its engine can reuse. 0 if it is not known.
+    pub(in crate::cluster) warm_tokens: u64,
 }
 
 /// The next step of a request.
@@ -132,7 +137,7 @@ impl TryPlan {
         };
         let ready_at = |at: usize| self.targets[at].not_before.unwrap_or(now);
         let ready = candidates.iter().copied().filter(|at| ready_at(*at) <= now);
-        if let Some(best) = ready.min_by(|a, b| compare(&views[*a], &views[*b])) {
+        if let Some(best) = self.best(ready.collect(), views) {
             return NextTry::Send(best);
         }
         match candidates.into_iter().map(ready_at).min() {
@@ -140,6 +145,21 @@ impl TryPlan {
             Some(_) => NextTry::GiveUp,
             None => self.wait_for_breaker(views, deadline),
         }
+    }
+
+    /// Returns the best of these targets.
+    fn best(&self, mut targets: Vec<usize>, views: &[TargetView]) -> Option<usize> {
+        let preferred = targets.iter().map(|at| rank(&views[*at])).min()?;
+        targets.retain(|at| rank(&views[*at]) == preferred);
+        let candidates = targets.into_iter().map(|target| Candidate {
+            target,
+            load: views[target].load,
+            warm_tokens: match self.targets[target].had_fault {
+                true => 0,
+                false => views[target].warm_tokens,
+            },
+        });
+        best_candidate(&candidates.collect::<Vec<_>>())
     }
 
     /// Waits for the first breaker that lets a request pass, if the request may.
@@ -179,6 +199,14 @@ impl TryPlan {
         let jitter: f64 = self.random.random();
         let tries = &mut self.targets[target];
         tries.failures += 1;
+        tries.had_fault |= match fault {
+            Fault::Request | Fault::NotServed | Fault::Busy(_) => false,
+            Fault::Unavailable
+            | Fault::Unreachable
+            | Fault::Passing
+            | Fault::Silent
+            | Fault::Cut => true,
+        };
         let doubled = |delay: Duration| delay * 2_u32.saturating_pow(tries.failures.min(8) - 1);
         let delay = match fault {
             Fault::Request => {
@@ -237,17 +265,13 @@ impl TryPlan {
     }
 }
 
-/// Orders targets by preference: busy ones last, then by tier, then by free capacity and load. A fallback is not
-/// preferred to a queue.
-fn compare(one: &TargetView, other: &TargetView) -> Ordering {
-    let rank = |view: &TargetView| {
-        (
-            view.is_busy,
-            view.tier,
-            view.is_saturated,
-            view.has_recent_fault,
-        )
-    };
-    let by_rank = rank(one).cmp(&rank(other));
-    by_rank.then_with(|| one.load.cmp(&other.load))
+/// Returns the preference for a target, the lowest first: busy ones come last, then the order is by tier and by free
+/// capacity. A fallback is not preferred to a queue.
+fn rank(view: &TargetView) -> (bool, usize, bool, bool) {
+    (
+        view.is_busy,
+        view.tier,
+        view.is_saturated,
+        view.has_recent_fault,
+    )
 }

@@ -219,10 +219,7 @@ async fn only_an_engine_that_knows_the_deadline_gets_time_to_report_it() {
         remote_engine(falling_silent_after(events), Health::always_up())
     };
     let foreign = || -> Arc<dyn Upstream> {
-        Arc::new(LimitedUpstream {
-            engine: silent(),
-            unsupported: [Parameter::Suffix],
-        })
+        Arc::new(WrappedUpstream::new(silent()).without(Parameter::Suffix))
     };
     for (upstream, expected) in [(silent(), 61), (foreign(), 60)] {
         let start = Instant::now();

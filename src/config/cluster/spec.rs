@@ -65,7 +65,11 @@ impl<'a> SpecBuilder<'a> {
         self.reject_repeated(models.map(|model| (model, model.get_ref().as_str())));
         self.errors.sort_by_key(|error| error.position);
         match self.errors.is_empty() {
-            true => Ok(ClusterSpec { engines, routes }),
+            true => Ok(ClusterSpec {
+                engines,
+                routes,
+                ..ClusterSpec::default()
+            }),
             false => Err(self.errors),
         }
     }

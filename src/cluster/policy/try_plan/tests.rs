@@ -13,6 +13,7 @@ const UP: TargetView = TargetView {
         tokens: 0,
         weight: 1,
     },
+    warm_tokens: 0,
 };
 
 /// A plan and its targets, at a time that the test moves.
@@ -220,4 +221,57 @@ fn a_target_that_was_busy_a_moment_ago_is_the_last_choice() {
     };
     assert_eq!(Case::new(&[busy, fallback()]).next(), NextTry::Send(1));
     assert_eq!(Case::new(&[busy]).next(), NextTry::Send(0));
+}
+
+#[test]
+fn among_equals_the_request_goes_where_its_prefix_is_warm() {
+    let warm = |tokens| TargetView {
+        warm_tokens: tokens,
+        ..loaded(10)
+    };
+    assert_eq!(Case::new(&[UP, warm(11)]).next(), NextTry::Send(1));
+    assert_eq!(Case::new(&[UP, warm(9)]).next(), NextTry::Send(0));
+    // A warm prefix outweighs no preference.
+    for unpreferred in [
+        TargetView {
+            is_busy: true,
+            ..warm(1_000)
+        },
+        TargetView {
+            tier: 1,
+            ..warm(1_000)
+        },
+        TargetView {
+            is_saturated: true,
+            ..warm(1_000)
+        },
+        TargetView {
+            has_recent_fault: true,
+            ..warm(1_000)
+        },
+    ] {
+        assert_eq!(Case::new(&[UP, unpreferred]).next(), NextTry::Send(0));
+    }
+}
+
+#[test]
+fn a_warm_prefix_does_not_draw_a_request_back_to_a_target_that_failed_it() {
+    let warm = TargetView {
+        warm_tokens: 1_000,
+        ..UP
+    };
+    for fault in [Fault::Unreachable, Fault::Cut] {
+        let mut case = Case::new(&[loaded(5), warm]);
+        case.fail(1, fault);
+        case.fail(0, Fault::Busy(None));
+        // Both targets are ready again.
+        case.now += Duration::from_secs(3);
+        case.views[1] = TargetView {
+            load: loaded(6).load,
+            ..warm
+        };
+        assert_eq!(case.next(), NextTry::Send(0), "{fault:?}");
+        case.plan.record_progress();
+        assert_eq!(case.next(), NextTry::Send(0), "{fault:?}");
+    }
 }

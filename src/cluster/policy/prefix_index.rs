@@ -1,0 +1,136 @@
+//! Remembers which places have worked on which beginnings of prompts, in bounded memory.
+//!
+//! It is a pure struct, without clock and without I/O. It keeps hashes, and nothing of a prompt's text. It must not know
+//! what a place is, or where one block of a prompt ends and the next begins.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, Hash, RandomState};
+
+#[cfg(test)]
+mod tests;
+
+/// Maximum number of blocks of one prompt that are hashed. The rest of a longer prompt counts as new at every place. The
+/// limit keeps one prompt from taking the index over.
+pub(in crate::cluster) const MAX_PROMPT_BLOCKS: usize = 4_096;
+
+/// The blocks that each place has worked on, the least recently used of which are forgotten.
+///
+/// A key `P` stands for the cache of a place. A place that has lost its cache needs a new key: the blocks of the old key
+/// are then never found again, and are forgotten like all blocks that are no longer used.
+///
+/// The blocks are in two generations. A block that is used moves to the recent one. When that is full, the older one is
+/// forgotten, and the recent one takes its place. So a block is remembered as long as fewer than half of the maximum
+/// number of other blocks have been used since.
+#[derive(Debug)]
+pub(in crate::cluster) struct PrefixIndex<P> {
+    recent: HashSet<(BlockHash, P)>,
+    older: HashSet<(BlockHash, P)>,
+    /// Maximum number of blocks of a generation.
+    generation_size: usize,
+}
+
+/// Hash of a block and of all blocks before it.
+type BlockHash = u64;
+
+/// The hashes of a prompt's blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::cluster) struct PromptBlocks(Vec<Block>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Block {
+    hash: BlockHash,
+    /// Number of tokens up to the end of this block.
+    tokens: u64,
+}
+
+/// Hashes a prompt block by block. Each hash includes the one before it, so equal hashes mean equal beginnings.
+///
+/// The hash is SipHash with a key that is random in each process. Without the key, a client cannot make prompts whose
+/// hashes collide.
+pub(in crate::cluster) struct BlockHasher<'a> {
+    key: &'a RandomState,
+    last: BlockHash,
+    tokens: u64,
+    blocks: Vec<Block>,
+}
+
+impl<P: Copy + Eq + Hash> PrefixIndex<P> {
+    /// Creates an empty index of at most this number of blocks.
+    pub(in crate::cluster) fn new(max_blocks: usize) -> Self {
+        Self {
+            recent: HashSet::new(),
+            older: HashSet::new(),
+            generation_size: max_blocks / 2,
+        }
+    }
+
+    /// Returns the number of tokens of the longest beginning of the prompt that a place has worked on.
+    pub(in crate::cluster) fn warm_tokens(&self, prompt: &PromptBlocks, place: P) -> u64 {
+        // A place that has a block has all blocks before it: see `record`.
+        let known = prompt
+            .0
+            .partition_point(|block| self.contains(block.hash, place));
+        let last = known.checked_sub(1).map(|last| prompt.0[last]);
+        last.map_or(0, |block| block.tokens)
+    }
+
+    /// Records that a place works on this prompt.
+    pub(in crate::cluster) fn record(&mut self, prompt: &PromptBlocks, place: P) {
+        // The first blocks are used last. So of one prompt, the last blocks are forgotten first.
+        for block in prompt.0.iter().rev() {
+            self.record_block((block.hash, place));
+        }
+    }
+
+    fn record_block(&mut self, block: (BlockHash, P)) {
+        if self.recent.contains(&block) || self.generation_size == 0 {
+            return;
+        }
+        if self.recent.len() == self.generation_size {
+            std::mem::swap(&mut self.recent, &mut self.older);
+            self.recent.clear();
+        }
+        self.older.remove(&block);
+        self.recent.insert(block);
+    }
+
+    fn contains(&self, hash: BlockHash, place: P) -> bool {
+        let block = (hash, place);
+        self.recent.contains(&block) || self.older.contains(&block)
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.recent.len() + self.older.len()
+    }
+}
+
+impl<'a> BlockHasher<'a> {
+    /// Starts a prompt. Prompts with different seeds have no blocks in common.
+    pub(in crate::cluster) fn new(key: &'a RandomState, seed: &impl Hash) -> Self {
+        Self {
+            key,
+            last: key.hash_one(seed),
+            tokens: 0,
+            blocks: Vec::new(),
+        }
+    }
+
+    /// Adds the next block, with its number of tokens.
+    pub(in crate::cluster) fn push(&mut self, content: &impl Hash, tokens: u64) {
+        if self.blocks.len() == MAX_PROMPT_BLOCKS {
+            return;
+        }
+        self.last = self.key.hash_one((self.last, content));
+        self.tokens += tokens;
+        self.blocks.push(Block {
+            hash: self.last,
+            tokens: self.tokens,
+        });
+    }
+
+    /// Returns the hashes of all blocks.
+    pub(in crate::cluster) fn finish(self) -> PromptBlocks {
+        PromptBlocks(self.blocks)
+    }
+}

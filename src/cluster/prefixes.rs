@@ -1,0 +1,107 @@
+//! The prompts that a gateway has sent, as hashes, with the targets that got them. This module must not know how a
+//! target is chosen.
+
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::policy::{PrefixIndex, PromptBlocks, TargetView};
+use super::prompt_blocks::prompt_blocks;
+use super::route::Target;
+use super::spec::Placement;
+use crate::proto::v1;
+use crate::telemetry::{PrefixPlacement, Telemetry};
+
+/// The memory of prompts. Clones share the memory.
+#[derive(Clone)]
+pub(super) struct Prefixes(Arc<SharedPrefixes>);
+
+struct SharedPrefixes {
+    index: Mutex<PrefixIndex<TargetCache>>,
+    max_blocks: NonZeroU32,
+    /// Key of all hashes.
+    key: RandomState,
+}
+
+/// The cache of an engine for the prompts of one model, as a hash of both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct TargetCache(u64);
+
+/// The prompt of one request, and the memory of the prompts before it.
+pub(super) struct PromptPrefix {
+    prefixes: Prefixes,
+    blocks: PromptBlocks,
+}
+
+impl Prefixes {
+    /// Returns the memory that a placement needs: that of `earlier`, if it has the same size. `None` if the placement
+    /// needs no memory.
+    pub(super) fn for_placement(placement: Placement, earlier: Option<&Self>) -> Option<Self> {
+        let Placement::CacheAware { max_blocks } = placement else {
+            return None;
+        };
+        let kept = earlier.filter(|earlier| earlier.0.max_blocks == max_blocks);
+        Some(kept.cloned().unwrap_or_else(|| Self::new(max_blocks)))
+    }
+
+    fn new(max_blocks: NonZeroU32) -> Self {
+        let size = usize::try_from(max_blocks.get()).unwrap_or(usize::MAX);
+        Self(Arc::new(SharedPrefixes {
+            index: Mutex::new(PrefixIndex::new(size)),
+            max_blocks,
+            key: RandomState::new(),
+        }))
+    }
+
+    /// Hashes the prompt of a request.
+    pub(super) fn prompt(&self, message: &v1::CompletionRequest) -> PromptPrefix {
+        PromptPrefix {
+            blocks: prompt_blocks(message, &self.0.key),
+            prefixes: self.clone(),
+        }
+    }
+
+    fn cache_of(&self, target: &Target) -> TargetCache {
+        let cache = target.member.cache();
+        TargetCache(self.0.key.hash_one((cache, &target.model)))
+    }
+
+    fn index(&self) -> MutexGuard<'_, PrefixIndex<TargetCache>> {
+        // The index is valid after every statement, so a panic of another thread does not matter.
+        self.0.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PromptPrefix {
+    /// Adds to the state of each target the number of prompt tokens that its engine can reuse.
+    pub(super) fn add_warm_tokens(&self, targets: &[Target], views: &mut [TargetView]) {
+        let warm = self.warm_tokens(targets);
+        for (view, warm_tokens) in views.iter_mut().zip(warm) {
+            view.warm_tokens = warm_tokens;
+        }
+    }
+
+    fn warm_tokens(&self, targets: &[Target]) -> Vec<u64> {
+        let caches = targets.iter().map(|it| self.prefixes.cache_of(it));
+        let caches: Vec<_> = caches.collect();
+        let index = self.prefixes.index();
+        let warm = caches.into_iter();
+        warm.map(|cache| index.warm_tokens(&self.blocks, cache))
+            .collect()
+    }
+
+    /// Records that the engine of a target has taken the request.
+    pub(super) fn record(&self, targets: &[Target], target: usize, telemetry: &Telemetry) {
+        let warm = self.warm_tokens(targets);
+        let longest = warm.iter().copied().max().unwrap_or_default();
+        let placement = match warm[target] {
+            0 if longest == 0 => PrefixPlacement::Cold,
+            here if here == longest => PrefixPlacement::Warm,
+            _ => PrefixPlacement::WarmerElsewhere,
+        };
+        let engine = &targets[target].member.name;
+        telemetry.count_placement(engine, placement, warm[target]);
+        let cache = self.prefixes.cache_of(&targets[target]);
+        self.prefixes.index().record(&self.blocks, cache);
+    }
+}
