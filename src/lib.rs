@@ -48,6 +48,8 @@ pub mod critical;
 
 mod backoff;
 
+pub mod prefix_index;
+
 mod sequence_proto;
 
 pub mod proto;

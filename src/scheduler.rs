@@ -20,6 +20,7 @@ use crate::worker::token_channel::{TokenReceiver, token_channel};
 
 mod parts;
 pub mod plan;
+mod prompt_hasher;
 mod resumer;
 mod submission;
 mod task;
@@ -29,6 +30,7 @@ mod worker_statuses;
 
 pub use parts::ResumptionLimits;
 pub(crate) use parts::{LocalWorker, SchedulerParts};
+use prompt_hasher::PromptHasher;
 pub(crate) use resumer::Resumer;
 pub use resumer::worker_lost_error;
 pub(crate) use resumer::{LossHistory, WorkerLoss};
@@ -50,6 +52,7 @@ pub(crate) struct Scheduler {
     draining: CancellationToken,
     stopping: CancellationToken,
     resumption: ResumptionLimits,
+    prompt_hasher: PromptHasher,
     tokens_wasted: Counter,
     resumptions: Counter,
     tokens_replayed: Counter,
@@ -109,6 +112,7 @@ impl Scheduler {
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
             resumption: parts.resumption,
+            prompt_hasher: PromptHasher::default(),
             tokens_wasted: parts.telemetry.tokens_wasted.clone(),
             resumptions: parts.telemetry.resumptions.clone(),
             tokens_replayed: parts.telemetry.tokens_replayed.clone(),
@@ -177,12 +181,20 @@ impl Scheduler {
             return Err(Error::new(ErrorKind::DeadlineExceeded, message));
         }
         let loaded = self.models.get(model).loaded_model()?;
+        let prompt_blocks = match choices.first() {
+            Some(first) if loaded.facts().reuses_prefixes => Arc::new(
+                self.prompt_hasher
+                    .hash(&first.prompt, &first.options.cache_salt),
+            ),
+            Some(_) | None => Arc::default(),
+        };
         let resumer = match loaded.facts().resumption {
             Resumption::Exact | Resumption::Contiguous => choices.first().map(|first| Resumer {
                 scheduler: Arc::clone(self),
                 model,
                 priority,
                 sequence: first.clone(),
+                prompt_blocks: Arc::clone(&prompt_blocks),
                 deadline,
             }),
             Resumption::No => None,
@@ -191,7 +203,8 @@ impl Scheduler {
         let mut assignments = Vec::with_capacity(choices.len());
         let mut token_channels = Vec::with_capacity(choices.len());
         for sequence in choices {
-            let (assignment, token_channel) = self.assignment(sequence, deadline);
+            let (mut assignment, token_channel) = self.assignment(sequence, deadline);
+            assignment.prompt_blocks = Arc::clone(&prompt_blocks);
             assignments.push(assignment);
             token_channels.push(token_channel);
         }
@@ -237,6 +250,7 @@ impl Scheduler {
             sequence,
             token_channel: sender,
             deadline,
+            prompt_blocks: Arc::default(),
             is_suspect: false,
         };
         (assignment, receiver)

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
 
 use crate::models::ModelId;
+use crate::prefix_index::PromptBlocks;
 use crate::runner::{Model, PrefixCacheStats, Sequence, monotonic_ns};
 
 pub mod attach;
@@ -44,7 +45,7 @@ pub struct WorkerId(pub usize);
 /// Each load increments the number.
 ///
 /// Submissions and events carry the generation, so that one from before a crash is recognised and dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Generation(pub u64);
 
 /// A sequence to run, with the token channel that carries its tokens.
@@ -55,6 +56,9 @@ pub struct Assignment {
     pub token_channel: TokenSender,
     /// Time at which the worker fails the sequence.
     pub deadline: Instant,
+    /// Hashes of the prompt, by which the scheduler finds the worker that has computed the longest part of it. Empty
+    /// if the model's runner reuses no prefixes.
+    pub prompt_blocks: Arc<PromptBlocks>,
     /// True if the sequence ran on a worker that crashed, and has produced no token since. The sequence may have
     /// caused the crash.
     pub is_suspect: bool,
@@ -80,6 +84,7 @@ impl Assignment {
             sequence,
             token_channel: sender,
             deadline,
+            prompt_blocks: Arc::default(),
             is_suspect: false,
         };
         (assignment, receiver)

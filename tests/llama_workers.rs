@@ -13,6 +13,12 @@ use tonic::transport::Channel;
 
 const TOKENS: u32 = 60;
 
+/// A prompt of more than 64 tokens, which the device computes with another kernel than the tokens after it. The second
+/// round of requests reuses it, and a worker that has been killed computes it again.
+const PROMPT: &str = "Once upon a time there was a lighthouse on a rock far out in the sea. An old keeper and his granddaughter lived in \
+    it. Every evening, when the sun went down, they climbed the two hundred steps to the top and lit the great lamp, so that no ship \
+    came too near to the rock. One night in autumn, when the wind was stronger than ever before, the lamp went out. The keeper";
+
 /// Returns a request in which each token depends on all previous tokens, through sampling, penalties and a stop
 /// string.
 fn request(seed: i64) -> v1::CompletionRequest {
@@ -23,7 +29,7 @@ fn request(seed: i64) -> v1::CompletionRequest {
         logprobs: Some(2),
         ignore_eos: true,
         stop: vec!["a stop string that never comes".to_owned()],
-        ..grpc::request("Once upon a time there was", TOKENS)
+        ..grpc::request(PROMPT, TOKENS)
     }
 }
 

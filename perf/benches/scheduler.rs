@@ -3,10 +3,12 @@
 
 use std::hint::black_box;
 use std::iter::repeat_with;
+use std::sync::LazyLock;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
 use tokenway::models::{ModelId, ModelSpec, Models, UnknownModelPolicy};
+use tokenway::prefix_index::PromptBlocks;
 use tokenway::scheduler::plan::{Admission, Placement, Plan, QueuedChoice};
 use tokenway::worker::{Generation, WorkerId};
 
@@ -22,9 +24,16 @@ const MAX_TOKENS: u32 = 256;
 /// A choice of a request whose client is still connected.
 struct Choice;
 
+/// The model reuses no prefixes.
+static NO_PROMPT: LazyLock<PromptBlocks> = LazyLock::new(PromptBlocks::default);
+
 impl QueuedChoice for Choice {
     fn max_tokens(&self) -> u32 {
         MAX_TOKENS
+    }
+
+    fn prompt_blocks(&self) -> &PromptBlocks {
+        &NO_PROMPT
     }
 
     fn has_reader(&self) -> bool {

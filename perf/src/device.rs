@@ -74,6 +74,7 @@ impl Device {
         let assignment = Assignment {
             sequence,
             token_channel: sender,
+            prompt_blocks: Arc::default(),
             is_suspect: false,
             deadline: Instant::now() + DEADLINE,
         };

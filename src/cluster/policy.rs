@@ -4,7 +4,6 @@
 mod breaker;
 mod load;
 mod placement;
-mod prefix_index;
 mod recent_count;
 mod retry_budget;
 mod try_plan;
@@ -12,6 +11,5 @@ mod try_plan;
 pub(crate) use breaker::BreakerState;
 pub(super) use breaker::{Breaker, EngineResult, Passage};
 pub(super) use load::{BYTES_PER_TOKEN, Load, OutstandingTokens, WeightedLoad};
-pub(super) use prefix_index::{BlockHasher, PrefixIndex, PromptBlocks};
 pub(super) use retry_budget::RetryBudget;
 pub(super) use try_plan::{Fault, NextTry, TargetView, TryPlan};

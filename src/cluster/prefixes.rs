@@ -5,10 +5,11 @@ use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::policy::{PrefixIndex, PromptBlocks, TargetView};
+use super::policy::TargetView;
 use super::prompt_blocks::prompt_blocks;
 use super::route::Target;
 use super::spec::Placement;
+use crate::prefix_index::{PrefixIndex, PromptBlocks};
 use crate::proto::v1;
 use crate::telemetry::{PrefixPlacement, Telemetry};
 

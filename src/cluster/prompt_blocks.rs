@@ -5,9 +5,9 @@ use std::hash::{Hash, Hasher, RandomState};
 
 use prost::Message;
 use prost_types::Value;
-use prost_types::value::Kind;
 
-use super::policy::{BYTES_PER_TOKEN, BlockHasher, PromptBlocks};
+use super::policy::BYTES_PER_TOKEN;
+use crate::prefix_index::{BlockHasher, PromptBlocks};
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 
@@ -20,8 +20,6 @@ const BLOCK_BYTES: usize = 512;
 /// Maximum number of token ids in a block: about as much text as in [`BLOCK_BYTES`].
 const BLOCK_IDS: usize = BLOCK_BYTES / BYTES_PER_TOKEN;
 
-/// Extra field that keeps the prompts of different tenants apart in an engine's cache.
-const CACHE_SALT: &str = "cache_salt";
 /// Extra fields that change how an engine renders a chat.
 const TEMPLATE_FIELDS: [&str; 3] = ["chat_template", "chat_template_kwargs", "documents"];
 
@@ -77,7 +75,7 @@ struct Seed<'a>(&'a v1::CompletionRequest);
 impl Hash for Seed<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self(message) = self;
-        cache_salt(message).hash(state);
+        message.cache_salt.hash(state);
         // Text, token ids and chats are never equal, nor is a prompt with a text after its gap equal to one without.
         message
             .input
@@ -90,18 +88,6 @@ impl Hash for Seed<'_> {
             let value = extra_field(message, name);
             value.map(Message::encode_to_vec).hash(state);
         }
-    }
-}
-
-/// Returns the salt of the request's prompt. Prompts with different salts share no work on an engine.
-fn cache_salt(message: &v1::CompletionRequest) -> Option<&str> {
-    match extra_field(message, CACHE_SALT)?.kind.as_ref()? {
-        Kind::StringValue(salt) => Some(salt),
-        Kind::NullValue(_)
-        | Kind::NumberValue(_)
-        | Kind::BoolValue(_)
-        | Kind::StructValue(_)
-        | Kind::ListValue(_) => None,
     }
 }
 

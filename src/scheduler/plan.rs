@@ -1,12 +1,24 @@
 //! The scheduler's decisions: admission, the order of the queue, and the assignment of jobs to workers.
 //!
 //! [`Plan`] is a synchronous struct without I/O or a clock. A job `J` is one choice of a request.
+//!
+//! A job goes to the worker on which it costs the least: the tokens that the worker's jobs may still produce, plus the
+//! tokens of the job's prompt that the worker has not computed for an earlier job. So a job goes where the longest part
+//! of its prompt is warm, unless that worker is ahead of another by more tokens than the reuse saves.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
 use crate::models::{ModelId, ModelMap};
+use crate::prefix_index::{PrefixIndex, PromptBlocks};
 use crate::worker::{Generation, WorkerId};
+
+/// Number of tokens that a job counts at most among those that a worker may still produce. Most completions end before
+/// `max_tokens`, which for a chat is the rest of the context by default.
+const MAX_EXPECTED_TOKENS: u32 = 256;
+
+/// Maximum number of prompt blocks that the plan remembers. Each takes about 40 bytes.
+const MAX_WARM_BLOCKS: usize = 65_536;
 
 /// Sort key of waiting requests: resumed choices before new requests, then lower priority numbers, then earlier
 /// arrivals.
@@ -24,6 +36,8 @@ pub struct Plan<J> {
     /// One queue per model, so that a full queue of one model does not affect the others.
     queues: ModelMap<ModelQueue<J>>,
     workers: BTreeMap<WorkerId, WorkerLoad>,
+    /// The prompts that each worker has computed since it loaded its model.
+    warm: PrefixIndex<(WorkerId, Generation)>,
     /// Arrival number that the next request gets.
     next_arrival: u64,
 }
@@ -52,7 +66,7 @@ struct WorkerLoad {
     /// True while the worker runs a crash suspect. A worker never runs two of them, so that a crash identifies its
     /// cause.
     has_suspect: bool,
-    /// The sum of `max_tokens` of the worker's jobs.
+    /// The sum of `max_tokens` of the worker's jobs, each counted as at most [`MAX_EXPECTED_TOKENS`].
     outstanding_tokens: u64,
 }
 
@@ -71,6 +85,9 @@ pub struct Placement<J> {
 pub trait QueuedChoice {
     /// Maximum number of tokens that the job produces.
     fn max_tokens(&self) -> u32;
+
+    /// Hashes of the job's prompt. Empty if the model's runner reuses no prefixes.
+    fn prompt_blocks(&self) -> &PromptBlocks;
 
     /// Returns false after the reader of the job's tokens was dropped.
     fn has_reader(&self) -> bool;
@@ -101,6 +118,7 @@ impl<J: QueuedChoice> Plan<J> {
         Self {
             queues,
             workers: BTreeMap::new(),
+            warm: PrefixIndex::new(MAX_WARM_BLOCKS),
             next_arrival: 0,
         }
     }
@@ -238,7 +256,7 @@ impl<J: QueuedChoice> Plan<J> {
         state.used = state.used.saturating_sub(1);
         state.outstanding_tokens = state
             .outstanding_tokens
-            .saturating_sub(u64::from(max_tokens));
+            .saturating_sub(expected_tokens(max_tokens));
         let model = state.model;
         self.place_waiting(model)
     }
@@ -281,7 +299,7 @@ impl<J: QueuedChoice> Plan<J> {
                 continue;
             }
             let is_suspect = job.is_suspect();
-            let chosen = least_loaded(&self.workers, model, is_suspect);
+            let chosen = self.cheapest_worker(model, &job);
             let Some(waiting) = self.queues[model].waiting.get_mut(&order) else {
                 continue;
             };
@@ -297,10 +315,11 @@ impl<J: QueuedChoice> Plan<J> {
             if waiting.choices.is_empty() {
                 self.queues[model].waiting.remove(&order);
             }
+            self.warm.record(job.prompt_blocks(), (worker, generation));
             if let Some(state) = self.workers.get_mut(&worker) {
                 state.used += 1;
                 state.has_suspect |= is_suspect;
-                state.outstanding_tokens += u64::from(job.max_tokens());
+                state.outstanding_tokens += expected_tokens(job.max_tokens());
             }
             placements.push(Placement {
                 worker,
@@ -309,6 +328,22 @@ impl<J: QueuedChoice> Plan<J> {
             });
         }
         placements
+    }
+
+    /// Returns the worker with a free slot on which the job costs the fewest tokens.
+    fn cheapest_worker(&self, model: ModelId, job: &J) -> Option<(WorkerId, Generation)> {
+        let is_suspect = job.is_suspect();
+        let prompt = job.prompt_blocks();
+        let candidates = self.workers.iter().filter_map(|(id, worker)| {
+            let is_free = worker.model == model && worker.is_up() && worker.used < worker.slots;
+            let may_take = is_free && !(is_suspect && worker.has_suspect);
+            let generation = worker.generation.filter(|_| may_take)?;
+            let warm = self.warm.warm_tokens(prompt, (*id, generation));
+            let cold = prompt.tokens().saturating_sub(warm);
+            Some((worker.outstanding_tokens + cold, *id, generation))
+        });
+        let cheapest = candidates.min_by_key(|(cost, id, _)| (*cost, *id));
+        cheapest.map(|(_, id, generation)| (id, generation))
     }
 }
 
@@ -337,20 +372,9 @@ impl<J> ModelQueue<J> {
     }
 }
 
-/// Returns the worker with a free slot that has the fewest outstanding tokens.
-fn least_loaded(
-    workers: &BTreeMap<WorkerId, WorkerLoad>,
-    model: ModelId,
-    is_suspect: bool,
-) -> Option<(WorkerId, Generation)> {
-    let candidates = workers.iter().filter_map(|(id, worker)| {
-        let is_free = worker.model == model && worker.is_up() && worker.used < worker.slots;
-        let may_take = is_free && !(is_suspect && worker.has_suspect);
-        let generation = worker.generation.filter(|_| may_take)?;
-        Some((worker.outstanding_tokens, *id, generation))
-    });
-    let least = candidates.min_by_key(|(outstanding_tokens, id, _)| (*outstanding_tokens, *id));
-    least.map(|(_, id, generation)| (id, generation))
+/// Returns the number of tokens that a job is expected to produce.
+fn expected_tokens(max_tokens: u32) -> u64 {
+    max_tokens.min(MAX_EXPECTED_TOKENS).into()
 }
 
 #[cfg(test)]

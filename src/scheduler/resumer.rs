@@ -14,6 +14,7 @@ use super::Scheduler;
 use super::submission::{SchedulerMessage, SubmittedWork};
 use crate::error::{Error, ErrorKind};
 use crate::models::ModelId;
+use crate::prefix_index::PromptBlocks;
 use crate::request::TokenId;
 use crate::runner::Sequence;
 use crate::worker::token_channel::TokenReceiver;
@@ -45,6 +46,7 @@ pub(crate) struct Resumer {
     pub(super) priority: i32,
     /// Sequence of choice 0 as it was first submitted. The sequences of all resumed choices are copies of it.
     pub(super) sequence: Sequence,
+    pub(super) prompt_blocks: Arc<PromptBlocks>,
     pub(super) deadline: Instant,
 }
 
@@ -140,6 +142,7 @@ impl Resumer {
             ..self.sequence.clone()
         };
         let (mut assignment, token_channel) = self.scheduler.assignment(sequence, self.deadline);
+        assignment.prompt_blocks = Arc::clone(&self.prompt_blocks);
         assignment.is_suspect = losses.consecutive_crashes > 0;
         self.scheduler.resumptions.increment(1);
         let replayed = u64::try_from(delivered.len()).unwrap_or(u64::MAX);

@@ -12,6 +12,7 @@ use super::submission::{SchedulerMessage, SubmittedWork};
 use super::worker_statuses::WorkerStatuses;
 use crate::error::{Error, ErrorKind};
 use crate::models::{ModelId, ModelStatus, Readiness};
+use crate::prefix_index::PromptBlocks;
 use crate::telemetry::{Telemetry, WorkerCounts, WorkerState};
 use crate::worker::token_channel::Failure;
 use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
@@ -81,6 +82,10 @@ impl QueuedChoice for Assignment {
     fn has_reader(&self) -> bool {
         // An expired job is still placed. Its worker fails it with `deadline_exceeded` and does not run it.
         !self.token_channel.is_closed()
+    }
+
+    fn prompt_blocks(&self) -> &PromptBlocks {
+        &self.prompt_blocks
     }
 
     fn is_suspect(&self) -> bool {

@@ -1,9 +1,10 @@
 //! Tests of which requests have a common prefix.
 
 use prost_types::Struct;
+use prost_types::value::Kind;
 
 use super::*;
-use crate::cluster::policy::PrefixIndex;
+use crate::prefix_index::PrefixIndex;
 
 /// Returns the number of tokens of `later` that are warm after `earlier`.
 fn warm(earlier: &v1::CompletionRequest, later: &v1::CompletionRequest) -> u64 {
@@ -172,7 +173,10 @@ fn options_that_change_only_the_answer_keep_the_prefix() {
 #[test]
 fn salts_keep_prompts_apart() {
     let plain = chat(&[SYSTEM, QUESTION]);
-    let salted = |salt| with_extra_field(&plain, CACHE_SALT, salt);
+    let salted = |salt: &str| v1::CompletionRequest {
+        cache_salt: salt.to_owned(),
+        ..plain.clone()
+    };
     assert_eq!(warm(&salted("a"), &salted("a")), FIRST_TURN);
     assert_eq!(warm(&salted("a"), &salted("b")), 0);
     assert_eq!(warm(&salted("a"), &plain), 0);

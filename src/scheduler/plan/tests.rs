@@ -1,15 +1,18 @@
 //! Tests of admission, order and placement.
 
 use std::cell::Cell;
+use std::hash::RandomState;
 use std::rc::Rc;
 
 use super::*;
 use crate::models::Models;
+use crate::prefix_index::BlockHasher;
 
 #[derive(Clone, Debug)]
 struct NamedJob {
     name: &'static str,
     max_tokens: u32,
+    prompt: PromptBlocks,
     has_reader: Rc<Cell<bool>>,
 }
 
@@ -19,6 +22,10 @@ const SUSPECT: &str = "suspect";
 impl QueuedChoice for NamedJob {
     fn max_tokens(&self) -> u32 {
         self.max_tokens
+    }
+
+    fn prompt_blocks(&self) -> &PromptBlocks {
+        &self.prompt
     }
 
     fn has_reader(&self) -> bool {
@@ -34,6 +41,7 @@ fn job(name: &'static str) -> NamedJob {
     NamedJob {
         name,
         max_tokens: 16,
+        prompt: PromptBlocks::default(),
         has_reader: Rc::new(Cell::new(true)),
     }
 }
@@ -260,4 +268,101 @@ fn a_worker_has_at_most_one_suspect_and_suspects_do_not_block_others() {
     );
     let placed = plan.clear_suspect(WorkerId(0), Generation(1));
     assert_eq!(names(&placed), [("suspect 2", 0)]);
+}
+
+/// Creates jobs of 16 tokens whose prompts are hashed with one key.
+#[derive(Default)]
+struct Prompts(RandomState);
+
+impl Prompts {
+    /// A job whose prompt has these blocks of 100 tokens.
+    fn job(&self, blocks: &[u32]) -> NamedJob {
+        let mut hasher = BlockHasher::new(&self.0, &0);
+        for block in blocks {
+            hasher.push(block, 100);
+        }
+        NamedJob {
+            prompt: hasher.finish(),
+            ..job("prompt")
+        }
+    }
+}
+
+/// Places a job, which must not wait, and returns its worker.
+fn place(plan: &mut Plan<NamedJob>, job: NamedJob) -> usize {
+    let (_, placements) = plan.admit(model(0), 0, vec![job]);
+    let [placement] = &placements[..] else {
+        panic!("{} placements", placements.len());
+    };
+    placement.worker.0
+}
+
+#[test]
+fn a_chat_returns_to_the_worker_that_has_computed_its_turns() {
+    let (prompts, mut plan) = (Prompts::default(), plan(&[4, 4, 4], 0));
+    for chat in 0..3 {
+        let worker = place(&mut plan, prompts.job(&[chat]));
+        assert_eq!(worker, usize::try_from(chat).unwrap());
+    }
+    for chat in [2, 0, 1, 1] {
+        let worker = place(&mut plan, prompts.job(&[chat, 10]));
+        assert_eq!(worker, usize::try_from(chat).unwrap());
+    }
+}
+
+#[test]
+fn a_warm_worker_that_is_ahead_by_more_work_than_reuse_saves_is_left_alone() {
+    let (prompts, mut plan) = (Prompts::default(), plan(&[20, 20], 0));
+    // Reuse saves 100 tokens: as many as six jobs of 16 tokens and a bit more.
+    let workers: Vec<_> = (0..9)
+        .map(|_| place(&mut plan, prompts.job(&[1])))
+        .collect();
+    assert_eq!(workers, [0, 0, 0, 0, 0, 0, 0, 1, 1]);
+}
+
+#[test]
+fn one_popular_prefix_uses_all_workers() {
+    let (prompts, mut plan) = (Prompts::default(), plan(&[8; 4], 0));
+    let mut running = VecDeque::new();
+    let mut placed = [0_u32; 4];
+    for request in 0..1_000 {
+        // Ten common blocks and one of its own.
+        let mut blocks: Vec<u32> = (0..10).collect();
+        blocks.push(1_000 + request);
+        let worker = place(
+            &mut plan,
+            NamedJob {
+                max_tokens: 200,
+                ..prompts.job(&blocks)
+            },
+        );
+        placed[worker] += 1;
+        running.push_back(worker);
+        if running.len() == 24 {
+            let ended = running.pop_front().unwrap();
+            plan.release_slot(WorkerId(ended), Generation(1), 200);
+        }
+    }
+    assert!(placed.iter().all(|count| *count > 150), "{placed:?}");
+}
+
+#[test]
+fn a_worker_that_was_lost_has_computed_nothing() {
+    let (prompts, mut plan) = (Prompts::default(), plan(&[4, 4], 0));
+    assert_eq!(place(&mut plan, prompts.job(&[1])), 0);
+    plan.set_worker_lost(WorkerId(0));
+    plan.set_worker_ready(WorkerId(0), Generation(2), 4);
+    assert_eq!(place(&mut plan, job("busy")), 0);
+    assert_eq!(place(&mut plan, prompts.job(&[1])), 1);
+}
+
+#[test]
+fn a_job_with_a_large_max_tokens_counts_as_an_average_completion() {
+    let (prompts, mut plan) = (Prompts::default(), plan(&[4, 4], 0));
+    let long = NamedJob {
+        max_tokens: 100_000,
+        ..prompts.job(&[1, 2, 3])
+    };
+    assert_eq!(place(&mut plan, long.clone()), 0);
+    assert_eq!(place(&mut plan, long), 0);
 }

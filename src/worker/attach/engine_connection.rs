@@ -156,6 +156,7 @@ impl EngineConnection {
             sequence,
             token_channel: TokenSender::remote(channel),
             deadline: Instant::now() + MAX_TIMEOUT,
+            prompt_blocks: Arc::default(),
             is_suspect: false,
         };
         Ok(Some(Submission {

@@ -164,6 +164,7 @@ impl Reader {
             sequence,
             token_channel: sender,
             deadline: Instant::now() + Duration::from_secs(3_600),
+            prompt_blocks: Arc::default(),
             is_suspect: false,
         };
         let submit = sequences

@@ -33,6 +33,7 @@ fn assignment(credit: usize, max_tokens: u32, delivered: u32) -> (Assignment, To
         sequence,
         token_channel: sender,
         deadline: Instant::now() + Duration::from_secs(3_600),
+        prompt_blocks: Arc::default(),
         is_suspect: false,
     };
     (assignment, receiver)

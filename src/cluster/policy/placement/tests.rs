@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::hash::RandomState;
 
-use super::super::prefix_index::{BlockHasher, PrefixIndex, PromptBlocks};
 use super::*;
+use crate::prefix_index::{BlockHasher, PrefixIndex, PromptBlocks};
 
 /// Tokens of each block of a simulated prompt.
 const BLOCK_TOKENS: u64 = 100;
@@ -213,19 +213,18 @@ fn one_popular_prefix_does_not_pull_everything_to_one_target() {
 #[test]
 fn conversations_stay_on_their_targets_while_the_loads_are_equal() {
     let mut simulation = Simulation::new(&[1; 4], true);
-    let mut engines = Vec::new();
+    let mut engines = [None; 16];
     for turn in 0..5 {
-        for conversation in 0..16 {
+        // The order changes, so that the load alone would place them elsewhere.
+        for number in 0..16 {
+            let conversation = if turn % 2 == 0 { number } else { 15 - number };
             let own: Vec<_> = (0..=turn).map(|it| conversation * 100 + it).collect();
             let prompt = simulation.prompt(&[], &own);
-            let tokens = (turn + 1) * BLOCK_TOKENS;
-            engines.push(simulation.send(&prompt, tokens, 20));
+            let engine = simulation.send(&prompt, (turn + 1) * BLOCK_TOKENS, 20);
+            let known = &mut engines[usize::try_from(conversation).expect("it is small")];
+            assert_eq!(*known.get_or_insert(engine), engine, "turn {turn}");
         }
         (0..100).for_each(|_| simulation.step());
-    }
-    let (first, later) = engines.split_at(16);
-    for turn in later.chunks(16) {
-        assert_eq!(turn, first);
     }
     assert_eq!(simulation.received(), [20; 4]);
 }

@@ -11,7 +11,7 @@ mod tests;
 
 /// Maximum number of blocks of one prompt that are hashed. The rest of a longer prompt counts as new at every place. The
 /// limit keeps one prompt from taking the index over.
-pub(in crate::cluster) const MAX_PROMPT_BLOCKS: usize = 4_096;
+pub(crate) const MAX_PROMPT_BLOCKS: usize = 4_096;
 
 /// The blocks that each place has worked on, the least recently used of which are forgotten.
 ///
@@ -22,7 +22,7 @@ pub(in crate::cluster) const MAX_PROMPT_BLOCKS: usize = 4_096;
 /// forgotten, and the recent one takes its place. So a block is remembered as long as fewer than half of the maximum
 /// number of other blocks have been used since.
 #[derive(Debug)]
-pub(in crate::cluster) struct PrefixIndex<P> {
+pub(crate) struct PrefixIndex<P> {
     recent: HashSet<(BlockHash, P)>,
     older: HashSet<(BlockHash, P)>,
     /// Maximum number of blocks of a generation.
@@ -34,7 +34,7 @@ type BlockHash = u64;
 
 /// The hashes of a prompt's blocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::cluster) struct PromptBlocks(Vec<Block>);
+pub struct PromptBlocks(Vec<Block>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Block {
@@ -47,7 +47,7 @@ struct Block {
 ///
 /// The hash is SipHash with a key that is random in each process. Without the key, a client cannot make prompts whose
 /// hashes collide.
-pub(in crate::cluster) struct BlockHasher<'a> {
+pub(crate) struct BlockHasher<'a> {
     key: &'a RandomState,
     last: BlockHash,
     tokens: u64,
@@ -56,7 +56,7 @@ pub(in crate::cluster) struct BlockHasher<'a> {
 
 impl<P: Copy + Eq + Hash> PrefixIndex<P> {
     /// Creates an empty index of at most this number of blocks.
-    pub(in crate::cluster) fn new(max_blocks: usize) -> Self {
+    pub(crate) fn new(max_blocks: usize) -> Self {
         Self {
             recent: HashSet::new(),
             older: HashSet::new(),
@@ -65,7 +65,7 @@ impl<P: Copy + Eq + Hash> PrefixIndex<P> {
     }
 
     /// Returns the number of tokens of the longest beginning of the prompt that a place has worked on.
-    pub(in crate::cluster) fn warm_tokens(&self, prompt: &PromptBlocks, place: P) -> u64 {
+    pub(crate) fn warm_tokens(&self, prompt: &PromptBlocks, place: P) -> u64 {
         // A place that has a block has all blocks before it: see `record`.
         let known = prompt
             .0
@@ -75,7 +75,7 @@ impl<P: Copy + Eq + Hash> PrefixIndex<P> {
     }
 
     /// Records that a place works on this prompt.
-    pub(in crate::cluster) fn record(&mut self, prompt: &PromptBlocks, place: P) {
+    pub(crate) fn record(&mut self, prompt: &PromptBlocks, place: P) {
         // The first blocks are used last. So of one prompt, the last blocks are forgotten first.
         for block in prompt.0.iter().rev() {
             self.record_block((block.hash, place));
@@ -105,9 +105,16 @@ impl<P: Copy + Eq + Hash> PrefixIndex<P> {
     }
 }
 
+impl PromptBlocks {
+    /// Number of tokens in all blocks together.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.0.last().map_or(0, |block| block.tokens)
+    }
+}
+
 impl<'a> BlockHasher<'a> {
     /// Starts a prompt. Prompts with different seeds have no blocks in common.
-    pub(in crate::cluster) fn new(key: &'a RandomState, seed: &impl Hash) -> Self {
+    pub(crate) fn new(key: &'a RandomState, seed: &impl Hash) -> Self {
         Self {
             key,
             last: key.hash_one(seed),
@@ -117,7 +124,7 @@ impl<'a> BlockHasher<'a> {
     }
 
     /// Adds the next block, with its number of tokens.
-    pub(in crate::cluster) fn push(&mut self, content: &impl Hash, tokens: u64) {
+    pub(crate) fn push(&mut self, content: &impl Hash, tokens: u64) {
         if self.blocks.len() == MAX_PROMPT_BLOCKS {
             return;
         }
@@ -130,7 +137,7 @@ impl<'a> BlockHasher<'a> {
     }
 
     /// Returns the hashes of all blocks.
-    pub(in crate::cluster) fn finish(self) -> PromptBlocks {
+    pub(crate) fn finish(self) -> PromptBlocks {
         PromptBlocks(self.blocks)
     }
 }
