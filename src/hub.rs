@@ -20,15 +20,17 @@ mod download;
 mod error;
 #[cfg(feature = "llama-cpp")]
 mod fetch;
+#[cfg(any(feature = "fuzzing", all(test, feature = "llama-cpp")))]
+pub(crate) mod fuzzing;
 #[cfg(feature = "llama-cpp")]
 mod list;
 #[cfg(feature = "llama-cpp")]
 mod proxy;
-#[cfg(feature = "llama-cpp")]
+#[cfg(any(feature = "fuzzing", feature = "llama-cpp"))]
 mod repo_files;
-#[cfg(feature = "llama-cpp")]
+#[cfg(any(feature = "fuzzing", feature = "llama-cpp"))]
 mod select;
-#[cfg(feature = "llama-cpp")]
+#[cfg(any(feature = "fuzzing", feature = "llama-cpp"))]
 mod url;
 
 #[cfg(feature = "llama-cpp")]
@@ -39,5 +41,5 @@ pub use error::HubError;
 pub use fetch::fetch;
 #[cfg(feature = "llama-cpp")]
 pub use list::{CachedModel, cached_models, render_models};
-#[cfg(feature = "llama-cpp")]
+#[cfg(any(feature = "fuzzing", feature = "llama-cpp"))]
 pub use select::SelectError;

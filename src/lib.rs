@@ -43,7 +43,7 @@ pub mod runner;
 pub mod hub;
 
 #[cfg_attr(
-    not(any(test, feature = "llama-cpp")),
+    not(any(test, feature = "fuzzing", feature = "llama-cpp")),
     expect(
         dead_code,
         reason = "only the name of a model is needed without llama.cpp"

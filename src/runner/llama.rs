@@ -196,12 +196,12 @@ fn init_backend() -> Result<&'static LlamaBackend, LoadError> {
 /// # Errors
 /// A file cannot be read or is not a GGUF file.
 pub(crate) fn check_file(path: &Path) -> Result<(), LoadError> {
-    gguf::check_files(path).map_err(LoadError)
+    gguf::split::check_files(path).map_err(LoadError)
 }
 
 /// Checks the files of a model before llama.cpp loads it, because llama.cpp aborts the process on many errors.
 fn check_model(path: &Path) -> Result<(), LoadError> {
-    let header = gguf::read_header(path).map_err(LoadError)?;
+    let header = gguf::split::read_header(path).map_err(LoadError)?;
     gguf::check_model(&header).map_err(LoadError)
 }
 

@@ -10,11 +10,10 @@ use std::io::{self, BufReader, Read};
 use std::path::Path;
 
 mod model;
-mod split;
+pub(super) mod split;
 mod tensors;
 
 pub(super) use model::check_model;
-pub(super) use split::{check_files, read_header};
 
 /// First bytes of every GGUF file.
 const MAGIC: [u8; 4] = *b"GGUF";
