@@ -15,11 +15,12 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 use crate::client::ClientOptions;
 use crate::logging::LogFormat;
 use crate::server::ServerParts;
-use crate::server::run::OnHangup;
+use crate::server::run::{ModelFiles, OnHangup};
 
 mod check;
 mod cluster;
 mod commands;
+mod downloads;
 mod engine;
 mod error;
 mod file;
@@ -40,6 +41,7 @@ mod variable;
 mod worker;
 
 use commands::{EngineCommandSettings, GatewaySettings, ServeSettings, ServerCommand};
+pub use downloads::AfterDownload;
 use error::first_error;
 pub use error::{ConfigError, FileError, Position};
 use file::{KnownKeys, ParsedFile};
@@ -74,6 +76,9 @@ enum Command {
     Worker(Box<WithStdin<AttachSettings>>),
     /// Stream a completion from a running server to the terminal
     Complete(ClientOptions),
+    /// List the downloaded models
+    #[cfg(feature = "llama-cpp")]
+    Models,
     /// Check a settings file, or show the settings in force
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -122,14 +127,14 @@ pub enum ParsedCommand {
     Work(Box<WorkerTask>),
     /// Send a request to a running server: `complete`.
     Complete(ClientOptions),
-    /// Print this text: `config`.
+    /// Print this text: `config` and `models`.
     Print(String),
 }
 
 /// A server to run, with the settings of its process.
 pub struct ServerTask {
     /// Parts of the server.
-    pub parts: ServerParts,
+    pub parts: AfterDownload<ServerParts>,
     /// Format of the log.
     pub log_format: LogFormat,
     /// Effect of SIGHUP: a gateway reads its settings file again.
@@ -162,18 +167,19 @@ pub fn read(
         Command::Engine(command) => command.server_task(matches),
         Command::Gateway(command) => command.server_task(matches),
         Command::Worker(command) => {
-            let mut settings = command.read(matches)?;
-            let worker = AttachSettings::worker_task(&mut settings)?;
+            let worker = AttachSettings::worker_task(command.read(matches)?)?;
             Ok(ParsedCommand::Work(Box::new(worker)))
         }
         Command::Complete(options) => Ok(ParsedCommand::Complete(options)),
+        #[cfg(feature = "llama-cpp")]
+        Command::Models => downloads::list_models().map(ParsedCommand::Print),
         Command::Config(ConfigCommand::Check { file }) => {
             check::check_file(&file.display().to_string()).map(ParsedCommand::Print)
         }
         Command::Config(ConfigCommand::Show(command)) => {
             let settings = command.read(matches)?;
-            let (_, models) =
-                commands::resolve_server::<ServeSettings>(&settings).map_err(ConfigError::first)?;
+            let resolved = commands::resolve_server::<ServeSettings>(&settings, &ModelFiles::new());
+            let (_, models) = resolved.map_err(ConfigError::first)?;
             Ok(ParsedCommand::Print(
                 show::render_settings::<ServeSettings>(&settings, &models),
             ))
@@ -209,7 +215,14 @@ fn innermost_matches(matches: &ArgMatches) -> &ArgMatches {
 impl<S: ServerCommand> WithFile<S> {
     fn server_task(&self, matches: &ArgMatches) -> Result<ParsedCommand, ConfigError> {
         let settings = self.read(matches)?;
-        let (parts, _) = commands::resolve_server::<S>(&settings).map_err(ConfigError::first)?;
+        let resolve = |settings: &Settings, files: &ModelFiles| {
+            commands::resolve_server::<S>(settings, files).map_err(ConfigError::first)
+        };
+        let (parts, models) = resolve(&settings, &ModelFiles::new())?;
+        let again = settings.clone();
+        let parts = AfterDownload::new(parts, downloads::downloads(&models)?, move |files| {
+            resolve(&again, files).map(|(parts, _)| parts)
+        });
         let log_format = settings.get::<FormatSettings>()?.format();
         let on_hangup = reload::on_hangup::<S>(matches, self.config.as_deref(), settings);
         Ok(ParsedCommand::Serve(Box::new(ServerTask {

@@ -52,6 +52,12 @@ pub fn host(data: &[u8]) {
     gateway::fuzzing::host(data);
 }
 
+/// Responses of the Hugging Face Hub.
+#[cfg(any(feature = "fuzzing", feature = "llama-cpp"))]
+pub fn hub_responses(data: &[u8]) {
+    crate::hub::fuzzing::hub_responses(data);
+}
+
 /// The header of a model file.
 #[cfg(any(feature = "fuzzing", feature = "llama-cpp"))]
 pub fn model_file(data: &[u8]) {
@@ -133,8 +139,9 @@ mod tests {
     ];
 
     #[cfg(feature = "llama-cpp")]
-    const MODEL_TARGETS: [Target; 2] = [
+    const MODEL_TARGETS: [Target; 3] = [
         ("chat_template", super::chat_template),
+        ("hub_responses", super::hub_responses),
         ("model_file", super::model_file),
     ];
     #[cfg(not(feature = "llama-cpp"))]

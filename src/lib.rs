@@ -42,6 +42,19 @@ pub mod models;
 
 pub mod runner;
 
+pub mod hub;
+
+#[cfg_attr(
+    not(any(test, feature = "fuzzing", feature = "llama-cpp")),
+    expect(
+        dead_code,
+        reason = "only the name of a model is needed without llama.cpp"
+    )
+)]
+mod gguf_name;
+
+mod https;
+
 mod poll_on_wake;
 
 pub mod critical;

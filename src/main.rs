@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use tokenway::client::{self, ClientOptions};
-use tokenway::config::{self, ConfigError, ParsedCommand, ServerTask, WorkerTask};
+use tokenway::config::{self, AfterDownload, ConfigError, ParsedCommand, ServerTask, WorkerTask};
 use tokenway::exit::{self, ExitCode};
 use tokenway::logging::{self, LogFormat, Timestamps};
 use tokenway::output::Output;
@@ -95,7 +95,11 @@ async fn serve(server: ServerTask, streams: &Streams) -> ExitCode {
     if let Err(error) = logging::init(&streams.stderr, server.log_format, Timestamps::On) {
         return streams.report_error(&error, ExitCode::Usage);
     }
-    let (parts, on_hangup) = (server.parts, server.on_hangup);
+    let on_hangup = server.on_hangup;
+    let parts = match download_models(server.parts, streams).await {
+        Ok(parts) => parts,
+        Err(code) => return code,
+    };
     match run::serve_until_signalled(parts, on_hangup, &streams.stdout, &streams.stderr).await {
         Ok(()) => ExitCode::Success,
         Err(error) => streams.report_error(&error, ExitCode::Failure),
@@ -103,18 +107,39 @@ async fn serve(server: ServerTask, streams: &Streams) -> ExitCode {
 }
 
 async fn run_worker(worker: WorkerTask, streams: &Streams) -> ExitCode {
-    let timestamps = match worker.parts.child_token {
-        None => Timestamps::On,
+    let timestamps = match worker.is_child {
+        false => Timestamps::On,
         // An engine started this worker and adds the worker's lines to its own log, with timestamps.
-        Some(_) => Timestamps::Off,
+        true => Timestamps::Off,
     };
     if let Err(error) = logging::init(&streams.stderr, worker.log_format, timestamps) {
         return streams.report_error(&error, ExitCode::Usage);
     }
-    match worker::attach::run_until_signalled(worker.parts, worker.stopping).await {
+    let parts = match download_models(worker.parts, streams).await {
+        Ok(parts) => parts,
+        Err(code) => return code,
+    };
+    match worker::attach::run_until_signalled(parts, worker.stopping).await {
         Ok(()) => ExitCode::Success,
         Err(error) => streams.report_error(&error, ExitCode::Failure),
     }
+}
+
+/// Downloads the models of a server or a worker, and builds its parts. Returns an exit code if the command ends here.
+async fn download_models<T: Send + 'static>(
+    parts: AfterDownload<T>,
+    streams: &Streams,
+) -> Result<T, ExitCode> {
+    let files = match &parts.downloads {
+        None => run::ModelFiles::new(),
+        Some(downloads) => match run::download_until_signalled(downloads, &streams.stderr).await {
+            Ok(Some(files)) => files,
+            Ok(None) => return Err(ExitCode::Success),
+            Err(error) => return Err(streams.report_error(&error, ExitCode::Failure)),
+        },
+    };
+    let built = parts.build(&files);
+    built.map_err(|error| streams.report_error(&error, ExitCode::Usage))
 }
 
 /// Runs `tokenway complete`. The completion is the purpose of the command, so it is written to standard output

@@ -209,7 +209,7 @@ async fn an_unusable_model_is_rejected_before_anything_listens() {
         ),
         (
             &["--model-path", &text],
-            "text.gguf: this is not a GGUF model file; `make model` downloads one",
+            "text.gguf: this is not a GGUF model file; give a GGUF file, or hf:",
         ),
         (&["--model-path", &gguf, "--slots", "257"], "--slots"),
     ] {

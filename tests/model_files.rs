@@ -190,6 +190,8 @@ fn other_values(value: &Value) -> Vec<Value> {
         ]
         .map(Value::U32)
         .to_vec(),
+        Value::U16(it) => [0, 1, it + 1, u16::MAX].map(Value::U16).to_vec(),
+        Value::I32(it) => [0, 1, -1, it + 1, i32::MAX].map(Value::I32).to_vec(),
         Value::U64(_) => [0, 1, u64::MAX].map(Value::U64).to_vec(),
         Value::F32(_) => [0.0, -1.0, f32::NAN, f32::INFINITY]
             .map(Value::F32)

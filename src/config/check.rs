@@ -8,6 +8,7 @@ use super::error::{ConfigError, FileError};
 use super::file::{FileEntry, ParsedFile, SettingsFile};
 use super::model::ModelSettings;
 use super::settings::Settings;
+use crate::server::run::ModelFiles;
 
 /// Checks the settings file at `path`. Returns the text to print for a valid file.
 ///
@@ -63,7 +64,7 @@ fn combination_errors<S: ServerCommand>(
 ) -> Result<Vec<FileError>, ConfigError> {
     let mut settings = default_settings::<S>()?;
     settings.add_file::<S>(file).map_err(ConfigError::Check)?;
-    match resolve_server::<S>(&settings) {
+    match resolve_server::<S>(&settings, &ModelFiles::new()) {
         Ok(_) => Ok(Vec::new()),
         Err(ConfigError::Check(errors)) => Ok(errors),
         Err(ConfigError::File(error)) => Ok(vec![error]),

@@ -10,10 +10,12 @@ use super::file::{KnownKeys, table_key};
 use super::grpc::GrpcSettings;
 use super::http::HttpSettings;
 use super::model::ModelSettings;
+use super::runner::use_downloaded;
 use super::server::ServerSettings;
 use super::settings::{DeclaredSettings, Settings, keys};
 use super::values::ParsedText;
 use crate::cluster::{ClusterSpec, EngineAddress, Placement};
+use crate::server::run::ModelFiles;
 use crate::server::{ServerParts, Source};
 
 /// Key of a setting that a reload applies together with the engines and routes.
@@ -147,15 +149,20 @@ impl ServerCommand for GatewaySettings {
     }
 }
 
-/// Builds the parts of a server from its settings. Also returns the settings of its models, with all defaults.
+/// Builds the parts of a server from its settings. Also returns the settings of its models, with all defaults. `files`
+/// has the files of models on the Hub that are downloaded.
 pub(super) fn resolve_server<S: ServerCommand>(
     settings: &Settings,
+    files: &ModelFiles,
 ) -> Result<(ServerParts, Vec<Settings>), ConfigError> {
     let has_models = keys::<S>().contains(&"runner".to_owned());
     let mut models = match has_models {
         true => engine::model_settings(settings)?,
         false => Vec::new(),
     };
+    for model in &mut models {
+        use_downloaded(model, files);
+    }
     let parts = settings.get::<S>()?.server_parts(settings, &mut models)?;
     Ok((parts, models))
 }

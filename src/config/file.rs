@@ -15,7 +15,7 @@ use super::cluster::ClusterFile;
 use super::error::{ConfigError, FileError, Position, first_error};
 use super::nested_tables::SourceFile;
 
-/// Key of the `[[model]]` tables.
+/// Key of the `[[model]]` tables. With a text as its value, it is the setting `model`.
 const MODEL_TABLES_KEY: &str = "model";
 
 /// Settings whose key in a `[[model]]` table differs from the key outside: (key outside the tables, key in a table).
@@ -158,7 +158,10 @@ impl Parser<'_> {
             let (path, text) = (self.path, self.text);
             cluster = ClusterFile::take_from(&mut spans, &SourceFile { path, text });
         }
+        let is_text = values.get(MODEL_TABLES_KEY).is_some_and(Value::is_str);
         if !known.model.is_empty()
+            // As a text, the same key names the only model.
+            && !is_text
             && let Some((spans, values)) = spans
                 .remove(MODEL_TABLES_KEY)
                 .zip(values.remove(MODEL_TABLES_KEY))
@@ -240,7 +243,8 @@ impl Parser<'_> {
 
     fn report_invalid_model_key(&mut self, span: Range<usize>) -> Vec<FileTable> {
         let location = self.location(span, MODEL_TABLES_KEY.to_owned());
-        let problem = "model: write each model as a table under [[model]]";
+        let problem =
+            "model: write the only model as a text, or each model as a table under [[model]]";
         self.errors.push(location.error(problem.to_owned()));
         Vec::new()
     }

@@ -18,8 +18,8 @@ use crate::worker::child::Program;
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Model")]
 pub(super) struct ModelSettings {
-    /// Name by which requests select the model [default: llm_test, or the model file's name without its
-    /// extension]
+    /// Name by which requests select the model [default: llm_test, the model file's name without its
+    /// extension, or OWNER/REPO:QUANTIZATION of a model on the Hugging Face Hub]
     #[arg(long, env = "TOKENWAY_MODEL_NAME", value_name = "NAME")]
     model_name: Option<String>,
     /// Additional names of the model. Separate several with commas, or repeat the flag. Each must differ from
@@ -189,7 +189,7 @@ fn worker_program(name: &str, mut values: Table) -> Result<Program, ConfigError>
             "--isolation process: could not find the path of this executable: {error}"
         ))
     })?;
-    values.insert("model".to_owned(), name.into());
+    values.insert("model_name".to_owned(), name.into());
     Ok(Program {
         path,
         arguments: ["worker", "--settings-from-stdin"].map(Into::into).to_vec(),

@@ -11,7 +11,7 @@ use super::error::ConfigError;
 use super::merge_settings;
 use super::settings::Settings;
 use crate::server::Source;
-use crate::server::run::{OnHangup, ReloadedSettings};
+use crate::server::run::{ModelFiles, OnHangup, ReloadedSettings};
 
 /// Returns the effect of SIGHUP on a server that was started with these arguments and this settings file.
 /// `in_force` has the settings with which it starts.
@@ -39,7 +39,7 @@ fn read_again<S: ServerCommand>(
     in_force: &Settings,
 ) -> Result<ReloadedSettings, ConfigError> {
     let settings = merge_settings::<S>(matches, Some(path))?;
-    let (parts, _) = resolve_server::<S>(&settings)?;
+    let (parts, _) = resolve_server::<S>(&settings, &ModelFiles::new())?;
     let Source::Remote(cluster) = parts.source else {
         let problem = "a server with an engine of its own has no settings to reload";
         return Err(ConfigError::Invalid(problem.to_owned()));

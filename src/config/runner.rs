@@ -21,7 +21,8 @@ mod llm_test;
 use attached::AttachedSettings;
 use kind::KindSettings;
 pub(super) use kind::{RunnerKind, RunnerPlace};
-use llama::LlamaSettings;
+use llama::{LlamaSettings, MODEL_KEY, MODEL_PATH_KEY};
+pub(super) use llama::{hub_model, use_downloaded};
 use llm_test::TestRunnerSettings;
 
 /// Every kind of runner.
@@ -34,7 +35,7 @@ static RUNNERS: [RunnerKind; 3] = [
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Model")]
 pub(super) struct RunnerSettings {
-    /// Runner of the model [default: llama if --model-path is set, otherwise llm_test]
+    /// Runner of the model [default: llama if --model or --model-path is set, otherwise llm_test]
     #[arg(long, env = "MODEL_RUNNER", value_name = "RUNNER")]
     runner: Option<RunnerKind>,
     /// Number of sequences that each worker runs at the same time [default: 1024 for llm_test, 8 for llama]
@@ -53,12 +54,14 @@ pub(super) struct RunnerSettings {
 impl RunnerSettings {
     /// Returns the runner of the model.
     pub(super) fn kind(&self) -> RunnerKind {
-        let by_path = if self.of_runners.0.contains_key("model_path") {
-            LlamaSettings::NAME
-        } else {
-            TestRunnerSettings::NAME
+        let has_model = [MODEL_KEY, MODEL_PATH_KEY]
+            .iter()
+            .any(|key| self.of_runners.0.contains_key(*key));
+        let by_model = match has_model {
+            true => LlamaSettings::NAME,
+            false => TestRunnerSettings::NAME,
         };
-        let default = || RUNNERS.iter().find(|kind| kind.name == by_path);
+        let default = || RUNNERS.iter().find(|kind| kind.name == by_model);
         self.runner
             .or_else(|| default().copied())
             .expect("RUNNERS lists the runners `llama` and `llm_test`")
@@ -88,6 +91,10 @@ pub(super) fn resolve(
 pub(super) fn worker_values(kind: RunnerKind, settings: &Settings) -> Table {
     let mut keys = (kind.keys)();
     keys.extend(["runner", "slots"].map(str::to_owned));
+    if settings.values.contains_key(MODEL_PATH_KEY) {
+        // The engine has downloaded the model, so its workers get the path alone.
+        keys.retain(|key| key != MODEL_KEY);
+    }
     let values = settings.values.iter();
     let values = values.filter(|(key, _)| keys.contains(key));
     values

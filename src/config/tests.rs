@@ -7,6 +7,7 @@ use crate::server::{EngineParts, Source};
 
 mod check;
 mod cluster;
+mod downloads;
 mod http;
 mod log;
 mod models;
@@ -22,7 +23,7 @@ fn read_line(arguments: &[&str]) -> Result<ParsedCommand, ConfigError> {
 
 fn server_parts(arguments: &[&str]) -> ServerParts {
     match read_line(arguments) {
-        Ok(ParsedCommand::Serve(server)) => server.parts,
+        Ok(ParsedCommand::Serve(server)) => server.parts.build(&ModelFiles::new()).unwrap(),
         Ok(ParsedCommand::Work(_) | ParsedCommand::Complete(_) | ParsedCommand::Print(_)) => {
             panic!("{arguments:?} is not a server command")
         }

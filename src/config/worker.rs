@@ -9,15 +9,17 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
+use super::downloads::{AfterDownload, downloads};
 use super::error::ConfigError;
 use super::log::FormatSettings;
-use super::runner::{RunnerPlace, RunnerSettings, resolve};
+use super::runner::{RunnerPlace, RunnerSettings, resolve, use_downloaded};
 use super::settings::Settings;
 use super::values::{FilePath, ParsedText, Seconds};
 use crate::listen::{Address, MutualTls, TlsFiles};
 use crate::logging::LogFormat;
 use crate::scheduler::ResumptionLimits;
 use crate::server::WorkerParts;
+use crate::server::run::ModelFiles;
 use crate::worker::attach::{self, AttachOptions};
 use crate::worker::attached::{TOKENIZER_CALL_TIMEOUT, WorkerTimeouts};
 use crate::worker::engine_address::WorkerSocketAddress;
@@ -175,7 +177,7 @@ pub(super) struct AttachSettings {
     engine: ParsedText<Address>,
     /// Name that the engine gives the model to serve [default: the engine's only model]
     #[arg(long, env = "TOKENWAY_MODEL_NAME", value_name = "NAME")]
-    model: Option<String>,
+    model_name: Option<String>,
     /// Number that distinguishes the workers of this machine, for example the index of a device. It is part of
     /// the worker's default name
     #[arg(long, env = "TOKENWAY_DEVICE", value_name = "N", default_value_t = 0)]
@@ -201,7 +203,9 @@ pub(super) struct AttachSettings {
 /// A `tokenway worker` process to run: it connects to an engine and serves a model.
 pub struct WorkerTask {
     /// Address of the engine, name of the model, and loader.
-    pub parts: AttachOptions,
+    pub parts: AfterDownload<AttachOptions>,
+    /// True if an engine has started this process.
+    pub is_child: bool,
     /// Cancelled to stop the worker.
     pub stopping: CancellationToken,
     /// Format of the worker's log.
@@ -209,8 +213,26 @@ pub struct WorkerTask {
 }
 
 impl AttachSettings {
-    /// Builds the worker process from its settings. Adds the defaults that depend on the runner to `settings`.
-    pub(super) fn worker_task(settings: &mut Settings) -> Result<WorkerTask, ConfigError> {
+    /// Builds the worker process from its settings.
+    pub(super) fn worker_task(settings: Settings) -> Result<WorkerTask, ConfigError> {
+        let parts = Self::attach_options(settings.clone(), &ModelFiles::new())?;
+        let log_format = settings.get::<FormatSettings>()?.format();
+        let downloads = downloads(std::slice::from_ref(&settings))?;
+        Ok(WorkerTask {
+            is_child: parts.child_token.is_some(),
+            parts: AfterDownload::new(parts, downloads, move |files| {
+                Self::attach_options(settings, files)
+            }),
+            stopping: CancellationToken::new(),
+            log_format,
+        })
+    }
+
+    fn attach_options(
+        mut settings: Settings,
+        files: &ModelFiles,
+    ) -> Result<AttachOptions, ConfigError> {
+        use_downloaded(&mut settings, files);
         let runner: RunnerSettings = settings.get()?;
         if runner.kind().place == RunnerPlace::Remote {
             let name = settings.name("runner");
@@ -219,20 +241,18 @@ impl AttachSettings {
             );
             return Err(settings.error("runner", problem));
         }
-        let (_, loader) = resolve(settings)?;
+        // The runner's default name of a model is not the engine's.
+        let model = settings.get::<Self>()?.model_name;
+        let (_, loader) = resolve(&mut settings)?;
         let attach: Self = settings.get()?;
         let default_name = || attach::default_name(attach.device);
-        Ok(WorkerTask {
-            parts: AttachOptions {
-                name: attach.name.unwrap_or_else(default_name),
-                engine: engine_address(attach.engine.value, attach.tls, settings)?,
-                model: attach.model.unwrap_or_default(),
-                child_token: attach.child_token,
-                loader,
-                slots: attach.runner.slots(),
-            },
-            stopping: CancellationToken::new(),
-            log_format: attach.log.format(),
+        Ok(AttachOptions {
+            name: attach.name.unwrap_or_else(default_name),
+            engine: engine_address(attach.engine.value, attach.tls, &settings)?,
+            model: model.unwrap_or_default(),
+            child_token: attach.child_token,
+            loader,
+            slots: attach.runner.slots(),
         })
     }
 }

@@ -232,18 +232,18 @@ fn init_backend() -> Result<&'static LlamaBackend, LoadError> {
         .map_err(|error| LoadError(format!("llama.cpp could not be initialized: {error}")))
 }
 
-/// Checks that the file is readable and starts like a GGUF file. The check runs before the server starts, so that a
+/// Checks that the file is readable and starts like a GGUF file, and so do the other files of a split model. The check runs before the server starts, so that a
 /// wrong path is reported at once.
 ///
 /// # Errors
-/// The file cannot be read or is not a GGUF file.
+/// A file cannot be read or is not a GGUF file.
 pub(crate) fn check_file(path: &Path) -> Result<(), LoadError> {
-    gguf::check_magic(path).map_err(LoadError)
+    gguf::split::check_files(path).map_err(LoadError)
 }
 
-/// Checks a model file before llama.cpp loads it, because llama.cpp aborts the process on many errors.
+/// Checks the files of a model before llama.cpp loads it, because llama.cpp aborts the process on many errors.
 fn check_model(path: &Path) -> Result<(), LoadError> {
-    let header = gguf::Header::read(path).map_err(LoadError)?;
+    let header = gguf::split::read_header(path).map_err(LoadError)?;
     gguf::check_model(&header).map_err(LoadError)
 }
 

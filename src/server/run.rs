@@ -15,9 +15,11 @@ use crate::gateway;
 use crate::listen::Address;
 use crate::output::Output;
 
+mod download;
 mod progress;
 mod reload;
 
+pub use download::{DownloadError, Downloads, ModelFiles, PendingModel, download_until_signalled};
 pub use reload::{OnHangup, ReloadedSettings};
 
 /// Time within which a repeated signal is ignored. For example, `timeout` signals both a process and its process

@@ -12,6 +12,8 @@ pub struct Gguf {
 /// A metadata value.
 #[derive(Clone, Debug)]
 pub enum Value {
+    U16(u16),
+    I32(i32),
     U32(u32),
     U64(u64),
     F32(f32),
@@ -121,6 +123,26 @@ impl Gguf {
         self
     }
 
+    /// Splits the model into two files: the first `count` tensors, and the others.
+    pub fn split(self, count: usize) -> [Self; 2] {
+        let total = i32::try_from(self.tensors.len()).expect("few tensors");
+        let part = |index: u16, values: Vec<(String, Value)>, tensors: &[Tensor]| {
+            let part = Self {
+                version: self.version,
+                values,
+                tensors: tensors.to_vec(),
+            };
+            part.with("split.no", Value::U16(index))
+                .with("split.count", Value::U16(2))
+                .with("split.tensors.count", Value::I32(total))
+        };
+        let (first, second) = self.tensors.split_at(count);
+        [
+            part(0, self.values.clone(), first),
+            part(1, Vec::new(), second),
+        ]
+    }
+
     /// Returns the bytes of the model file.
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
@@ -158,6 +180,8 @@ impl Value {
             out.extend(bytes);
         };
         match self {
+            Self::U16(value) => scalar(out, 2, &value.to_le_bytes()),
+            Self::I32(value) => scalar(out, 5, &value.to_le_bytes()),
             Self::U32(value) => scalar(out, 4, &value.to_le_bytes()),
             Self::F32(value) => scalar(out, 6, &value.to_le_bytes()),
             Self::Bool(value) => scalar(out, 7, &[u8::from(*value)]),

@@ -34,6 +34,8 @@ pub mod gguf;
 pub mod grpc;
 pub mod http;
 pub mod http2;
+#[cfg(feature = "llama-cpp")]
+pub mod hub;
 pub mod log;
 pub mod metrics;
 pub mod openai_engine;

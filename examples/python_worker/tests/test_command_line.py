@@ -66,7 +66,7 @@ def test_a_drained_worker_exits_with_0(engine: Engine) -> None:
 
 
 def test_options_and_the_child_token_reach_the_engine(engine: Engine) -> None:
-    args = ["--engine", engine.target, "--runner", "echo", "--model", "m", "--name", "n"]
+    args = ["--engine", engine.target, "--runner", "echo", "--model-name", "m", "--name", "n"]
     more = ["--slots", "7", "--context-length", "99"]
     with process(*args, *more, TOKENWAY_CHILD_TOKEN="t0ken"):
         attachment = engine.attached()

@@ -42,7 +42,7 @@ def main() -> int:
     try:
         wire.message_class("AttachRequest")
         engine = Engine(_target(args.engine), _credentials(args))
-        identity = Identity(args.model, _name(args), args.child_token, args.heartbeat_timeout)
+        identity = Identity(args.model_name, _name(args), args.child_token, args.heartbeat_timeout)
         worker = Worker(_runner(args), engine, identity)
     except (UsageError, LoadError, wire.ContractError) as error:
         parser.error(str(error))
@@ -90,7 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--engine", required=True, help="the worker socket: unix:/path/to.sock or HOST:PORT")
     add("--runner", required=True, help="echo, xllamacpp, or your own as module:Class")
-    add("--model", default="", help="name of the model in the engine (default: its only model)")
+    add(
+        "--model-name",
+        default="",
+        help="name of the model in the engine (default: its only model)",
+    )
     add("--model-path", type=Path, help="path of the model file")
     add("--slots", type=_slots, default=4, help="number of sequences that run at once (default: 4)")
     cores = max((os.cpu_count() or 2) - 1, 1)

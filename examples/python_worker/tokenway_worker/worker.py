@@ -30,7 +30,7 @@ LONGEST_DELAY_S = 5.0
 # a hint that is added to the engine's message.
 FINAL = {
     grpc.StatusCode.FAILED_PRECONDITION: "",
-    grpc.StatusCode.NOT_FOUND: "; --model must be a model that the engine serves",
+    grpc.StatusCode.NOT_FOUND: "; --model-name must be a model that the engine serves",
     grpc.StatusCode.PERMISSION_DENIED: "; --child-token must be the one that the engine gave",
     grpc.StatusCode.INVALID_ARGUMENT: "",
     grpc.StatusCode.UNIMPLEMENTED: "; --engine must be its worker socket, not its HTTP or gRPC API",

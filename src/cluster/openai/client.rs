@@ -14,12 +14,12 @@ use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use tokio::time::timeout;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::ClientConfig;
 use tower::ServiceExt;
 
 use crate::cluster::failure::Failure;
 use crate::cluster::spec::ApiKey;
+use crate::https;
 
 mod connection;
 mod poll_waker;
@@ -124,25 +124,12 @@ impl EngineClient {
     }
 }
 
-/// Returns the TLS configuration for an engine. `https` trusts the certificate authorities of this machine, or those of
-/// the file in the environment variable `SSL_CERT_FILE`.
+/// Returns the TLS configuration for an engine.
 fn tls_config(base_url: &Uri) -> ClientConfig {
-    let mut roots = RootCertStore::empty();
-    if base_url.scheme() == Some(&Scheme::HTTPS) {
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-        for error in found.errors {
-            tracing::warn!(%error, "cannot read a certificate authority");
-        }
-        if roots.is_empty() {
-            tracing::error!("this machine has no certificate authority; set SSL_CERT_FILE");
-        }
+    match base_url.scheme() == Some(&Scheme::HTTPS) {
+        true => https::client_config(),
+        false => https::client_config_without_authorities(),
     }
-    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the provider supports the default versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth()
 }
 
 #[cfg(test)]

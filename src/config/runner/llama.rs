@@ -1,5 +1,7 @@
 //! The runner `llama`: a GGUF model on llama.cpp.
 
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::{ArgAction, Args};
@@ -9,13 +11,27 @@ use toml::Table;
 use super::kind::KindSettings;
 use crate::config::error::ConfigError;
 use crate::config::settings::Settings;
-use crate::config::values::{FilePath, Milliseconds, PositiveInteger};
+use crate::config::values::{FilePath, Milliseconds, ParsedText, PositiveInteger};
+use crate::gguf_name::model_stem;
+use crate::hub::{HUB_PREFIX, HubModel};
 use crate::runner::Loader;
+use crate::server::run::ModelFiles;
+
+/// Key of the setting that names a file or a model on the Hub.
+pub(super) const MODEL_KEY: &str = "model";
+
+/// Key of the setting that names a file.
+pub(super) const MODEL_PATH_KEY: &str = "model_path";
 
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Model")]
 pub(super) struct LlamaSettings {
-    /// Path of the model's GGUF file (llama only)
+    /// Model to run: the path of a GGUF file (of a split model, the first file), or `hf:OWNER/REPO`,
+    /// `hf:OWNER/REPO:QUANTIZATION` or `hf:OWNER/REPO:FILE.gguf` for a model on the Hugging Face Hub, which is
+    /// downloaded once (llama only)
+    #[arg(long, env = "TOKENWAY_MODEL", value_name = "MODEL")]
+    model: Option<ParsedText<ModelSource>>,
+    /// Path of the model's GGUF file, the same as --model FILE (llama only)
     #[arg(long, env = "TOKENWAY_MODEL_PATH", value_name = "FILE")]
     model_path: Option<FilePath>,
     /// Maximum number of tokens in one sequence, prompt plus completion (llama only) [default: the length
@@ -54,13 +70,17 @@ impl KindSettings for LlamaSettings {
     const HELP: &'static str = "GGUF model on llama.cpp";
 
     fn defaults(&self) -> Table {
-        let path = self.model_path.as_ref().map(|path| &path.value);
-        let name = path.and_then(|path| path.file_stem()).unwrap_or_default();
+        let model = self.model.as_ref().map(|model| &model.value);
+        let name = match (model, &self.model_path) {
+            (Some(ModelSource::Hub(model)), _) => model.default_name(),
+            (Some(ModelSource::File(path)), _) | (None, Some(FilePath { value: path, .. })) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                model_stem(&name).to_owned()
+            }
+            (None, None) => String::new(),
+        };
         Table::from_iter([
-            (
-                "model_name".to_owned(),
-                name.to_string_lossy().into_owned().into(),
-            ),
+            ("model_name".to_owned(), name.into()),
             ("slots".to_owned(), 8.into()),
             ("threads".to_owned(), i64::from(default_threads()).into()),
         ])
@@ -68,37 +88,13 @@ impl KindSettings for LlamaSettings {
 
     #[cfg(feature = "llama-cpp")]
     fn loader(self, settings: &Settings) -> Result<Arc<dyn Loader>, ConfigError> {
-        use crate::runner::llama::{LlamaLoader, LlamaOptions, MAX_SLOTS, check_file};
+        use crate::runner::llama::{LlamaLoader, LlamaOptions};
 
-        let key = settings.name("model_path");
-        let error = |problem| settings.error("model_path", problem);
-        let Some(FilePath {
-            value: model_path, ..
-        }) = self.model_path
-        else {
-            return Err(error(format!(
-                "{key} is required for --runner llama: give a GGUF file; `make model` downloads one"
-            )));
+        check_slots(settings)?;
+        let model_path = match self.model_file(settings)? {
+            ModelSource::File(path) => path,
+            ModelSource::Hub(_) => return Ok(Arc::new(NotDownloaded)),
         };
-        check_file(&model_path).map_err(|problem| {
-            let path = model_path.display();
-            error(format!(
-                "{key} {path}: {problem}; `make model` downloads one"
-            ))
-        })?;
-        let slots = settings
-            .values
-            .get("slots")
-            .and_then(toml::Value::as_integer);
-        if let Some(slots) =
-            slots.filter(|slots| usize::try_from(*slots).is_ok_and(|slots| slots > MAX_SLOTS))
-        {
-            let key = settings.name("slots");
-            return Err(settings.error(
-                "slots",
-                format!("{key} must be at most {MAX_SLOTS} for --runner llama (got {slots})"),
-            ));
-        }
         Ok(Arc::new(LlamaLoader::new(LlamaOptions {
             model_path,
             threads: self
@@ -120,6 +116,120 @@ impl KindSettings for LlamaSettings {
             "{key}: this build does not include llama; `make build` builds it with llama.cpp"
         );
         Err(settings.error("runner", problem))
+    }
+}
+
+impl LlamaSettings {
+    /// Returns the model to load. A file is checked, so that a wrong path is reported before anything starts.
+    #[cfg(feature = "llama-cpp")]
+    fn model_file(&self, settings: &Settings) -> Result<ModelSource, ConfigError> {
+        use crate::runner::llama::check_file;
+
+        let (model, path) = (settings.is_set(MODEL_KEY), settings.is_set(MODEL_PATH_KEY));
+        let key = if path { MODEL_PATH_KEY } else { MODEL_KEY };
+        let name = settings.name(key);
+        let error = |problem| Err(settings.error(key, problem));
+        if model && path {
+            let model = settings.name(MODEL_KEY);
+            return error(format!("{name} and {model} are both set; remove {name}"));
+        }
+        let source = match (&self.model, &self.model_path) {
+            // A path beside a model is that of the downloaded file.
+            (_, Some(path)) => ModelSource::File(path.value.clone()),
+            (Some(model), None) => model.value.clone(),
+            (None, None) => {
+                return error(format!(
+                    "{name} is required for --runner llama: give a GGUF file, or {HUB_PREFIX}OWNER/REPO:QUANTIZATION \
+                     to download a model; `make model` downloads a small one"
+                ));
+            }
+        };
+        if let ModelSource::File(path) = &source
+            && let Err(problem) = check_file(path)
+        {
+            let path = path.display();
+            return error(format!(
+                "{name} {path}: {problem}; give a GGUF file, or {HUB_PREFIX}OWNER/REPO:QUANTIZATION to download a model"
+            ));
+        }
+        Ok(source)
+    }
+}
+
+/// Checks that llama.cpp can run this many sequences at once.
+#[cfg(feature = "llama-cpp")]
+fn check_slots(settings: &Settings) -> Result<(), ConfigError> {
+    use crate::runner::llama::MAX_SLOTS;
+
+    let slots = settings.values.get("slots");
+    let slots = slots.and_then(toml::Value::as_integer);
+    let too_many = slots.filter(|it| usize::try_from(*it).is_ok_and(|slots| slots > MAX_SLOTS));
+    let Some(slots) = too_many else {
+        return Ok(());
+    };
+    let name = settings.name("slots");
+    let problem = format!("{name} must be at most {MAX_SLOTS} for --runner llama (got {slots})");
+    Err(settings.error("slots", problem))
+}
+
+/// A model to load: a file, or a model on the Hub that is not downloaded yet.
+#[derive(Clone, Debug)]
+enum ModelSource {
+    /// A GGUF file.
+    File(PathBuf),
+    /// A model on the Hugging Face Hub.
+    Hub(HubModel),
+}
+
+impl FromStr for ModelSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.starts_with(HUB_PREFIX) {
+            true => text.parse().map(Self::Hub),
+            false => Ok(Self::File(text.into())),
+        }
+    }
+}
+
+/// Returns the model on the Hub that these settings name.
+pub(in crate::config) fn hub_model(settings: &Settings) -> Option<HubModel> {
+    let model = settings.values.get(MODEL_KEY)?.as_str()?;
+    model.parse().ok()
+}
+
+/// Adds the path of a downloaded model to the settings of the model.
+pub(in crate::config) fn use_downloaded(settings: &mut Settings, files: &ModelFiles) {
+    let Some(model) = hub_model(settings) else {
+        return;
+    };
+    if let Some(path) = files.get(&model) {
+        let path = path.to_string_lossy().into_owned();
+        settings
+            .values
+            .insert(MODEL_PATH_KEY.to_owned(), path.into());
+    }
+}
+
+/// The loader of a model that is not downloaded yet. It checks the other settings before the download, and is never
+/// asked to load the model.
+#[cfg(feature = "llama-cpp")]
+struct NotDownloaded;
+
+#[cfg(feature = "llama-cpp")]
+impl Loader for NotDownloaded {
+    fn load(
+        &self,
+        _slots: usize,
+        _progress: &dyn Fn(f32),
+    ) -> Result<crate::runner::LoadedModel, crate::runner::LoadError> {
+        Err(crate::runner::LoadError(
+            "the model is not downloaded".to_owned(),
+        ))
+    }
+
+    fn name(&self) -> &'static str {
+        LlamaSettings::NAME
     }
 }
 

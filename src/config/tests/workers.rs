@@ -25,11 +25,12 @@ fn worker_processes_run_this_program_with_the_same_settings() {
     assert_eq!(model.workers, 3);
     assert_eq!(
         program.settings,
-        "model = \"m\"\nrunner = \"llm_test\"\nslots = 5\n\
+        "model_name = \"m\"\nrunner = \"llm_test\"\nslots = 5\n\
          test_runner_first_token_delay_ms = 0\ntest_runner_frequency_ms = 2.5\n"
     );
     let worker = worker_from_stdin(&program.settings).unwrap();
-    assert_eq!((worker.parts.slots, &*worker.parts.model), (5, "m"));
+    let parts = worker.parts.build(&ModelFiles::new()).unwrap();
+    assert_eq!((parts.slots, &*parts.model), (5, "m"));
 }
 
 /// The worker that gets these settings on standard input.
@@ -43,12 +44,12 @@ fn worker_from_stdin(settings: &str) -> Result<WorkerTask, ConfigError> {
         "1",
     ];
     let matches = command_line().try_get_matches_from(line)?;
-    AttachSettings::worker_task(&mut worker_settings(innermost_matches(&matches), settings)?)
+    AttachSettings::worker_task(worker_settings(innermost_matches(&matches), settings)?)
 }
 
 #[test]
 fn a_worker_rejects_settings_from_standard_input_that_it_does_not_know() {
-    let error = worker_from_stdin("model = \"m\"\nqueue_depth = 1")
+    let error = worker_from_stdin("model_name = \"m\"\nqueue_depth = 1")
         .err()
         .unwrap();
     let expected = "standard input:2:1: the key 'queue_depth' is unknown";

@@ -10,6 +10,7 @@ use std::io::{self, BufReader, Read};
 use std::path::Path;
 
 mod model;
+pub(super) mod split;
 mod tensors;
 
 pub(super) use model::check_model;
@@ -34,7 +35,7 @@ const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
 ///
 /// # Errors
 /// The file cannot be read or starts with other bytes.
-pub(super) fn check_magic(path: &Path) -> Result<(), String> {
+fn check_magic(path: &Path) -> Result<(), String> {
     let mut magic = [0; MAGIC.len()];
     match File::open(path).and_then(|mut file| file.read(&mut magic)) {
         Err(error) => Err(format!("the model file cannot be read: {error}")),
@@ -93,7 +94,7 @@ impl Header {
     ///
     /// # Errors
     /// The file cannot be read, is not a GGUF file, is truncated, or is inconsistent.
-    pub(super) fn read(path: &Path) -> Result<Self, String> {
+    fn read(path: &Path) -> Result<Self, String> {
         check_magic(path)?;
         let cannot_be_read = |error: io::Error| format!("the model file cannot be read: {error}");
         let file = File::open(path).map_err(cannot_be_read)?;
@@ -263,7 +264,14 @@ impl<R: Read> HeaderReader<R> {
             let code = self.read_u32()?;
             return self.read_array(key, value_type(key, code)?);
         }
-        match value_type(key, code)? {
+        let value_type = value_type(key, code)?;
+        // llama.cpp aborts if these values have another type.
+        if [split::INDEX_KEY, split::COUNT_KEY].contains(&key)
+            && value_type != ValueType::Unsigned(2)
+        {
+            return Err(format!("`{key}` must be an unsigned integer of 16 bits"));
+        }
+        match value_type {
             ValueType::String => {
                 let length = self.read_u64()?;
                 if length > MAX_STRING_BYTES {

@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 
+use super::split::COUNT_KEY;
 use super::{Header, Tensor};
 
 /// Maximum number of dimensions of a tensor (`GGML_MAX_DIMS`).
@@ -31,7 +32,8 @@ const TOKEN_ID_TENSORS: &str = "tid2eid";
 /// Checks every tensor. `end` is the position after the header; `length` is the size of the file. Both are in bytes.
 pub(super) fn check_tensors(header: &Header, end: u64, length: u64) -> Result<(), String> {
     let alignment = alignment(header)?;
-    if header.tensors.is_empty() {
+    // The first file of a split model may have none.
+    if header.tensors.is_empty() && header.value(COUNT_KEY).is_none() {
         return Err("the file has no tensors".to_owned());
     }
     let data = end.next_multiple_of(alignment);

@@ -1,0 +1,148 @@
+//! Models on the Hugging Face Hub that must be downloaded before a server or a worker can be built, and the environment
+//! variables of the Hub, which other programs share.
+
+use std::env::VarError;
+use std::path::PathBuf;
+
+use super::error::ConfigError;
+use super::runner::hub_model;
+use super::settings::Settings;
+use crate::hub::{DEFAULT_ENDPOINT, Endpoint, HubOptions, HubToken};
+use crate::server::run::{Downloads, ModelFiles, PendingModel};
+
+/// Returns the models on the Hub that these settings name. `None` if they name no such model.
+pub(super) fn downloads(models: &[Settings]) -> Result<Option<Downloads>, ConfigError> {
+    let models = models.iter().filter_map(|settings| {
+        Some(PendingModel {
+            model: hub_model(settings)?,
+            setting: settings.name("model"),
+        })
+    });
+    let models: Vec<_> = models.collect();
+    if models.is_empty() {
+        return Ok(None);
+    }
+    let options = hub_options(|name| std::env::var(name))?;
+    Ok(Some(Downloads { models, options }))
+}
+
+/// Parts of a server or a worker that can be built when the models are downloaded.
+pub struct AfterDownload<T> {
+    /// The models to download first. `None` if all files are on this machine.
+    pub downloads: Option<Downloads>,
+    build: Build<T>,
+}
+
+/// Builds the parts with the files of the downloaded models.
+type Build<T> = Box<dyn FnOnce(&ModelFiles) -> Result<T, ConfigError> + Send>;
+
+impl<T: Send + 'static> AfterDownload<T> {
+    /// Keeps the parts if there is nothing to download. Otherwise, `build` builds other parts after the download;
+    /// `parts` only proves that the settings are valid.
+    pub(super) fn new(
+        parts: T,
+        downloads: Option<Downloads>,
+        build: impl FnOnce(&ModelFiles) -> Result<T, ConfigError> + Send + 'static,
+    ) -> Self {
+        let build: Build<T> = match downloads {
+            None => Box::new(|_| Ok(parts)),
+            Some(_) => Box::new(build),
+        };
+        Self { downloads, build }
+    }
+
+    /// Builds the parts with the files of the downloaded models.
+    ///
+    /// # Errors
+    /// A downloaded file is not a model.
+    pub fn build(self, files: &ModelFiles) -> Result<T, ConfigError> {
+        (self.build)(files)
+    }
+}
+
+/// Lists the models in the cache, for `tokenway models`.
+#[cfg(feature = "llama-cpp")]
+pub(super) fn list_models() -> Result<String, ConfigError> {
+    use crate::hub::{cached_models, render_models};
+
+    let cache = hub_options(|name| std::env::var(name))?.cache;
+    let models = cached_models(&cache);
+    let models = models.map_err(|error| {
+        let cache = cache.display();
+        ConfigError::Invalid(format!("the cache {cache} cannot be read: {error}"))
+    })?;
+    Ok(render_models(&cache, &models))
+}
+
+/// Reads the environment variables of the Hub. They have the same meaning as for `huggingface_hub`.
+///
+/// # Errors
+/// A variable is invalid, or the home folder is unknown. The error does not repeat a token.
+pub(super) fn hub_options(
+    variable: impl Fn(&str) -> Result<String, VarError>,
+) -> Result<HubOptions, ConfigError> {
+    let set = |name: &str| match variable(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => {
+            Err(ConfigError::Invalid(format!("{name} must be valid UTF-8")))
+        }
+    };
+    let path = |name: &str| Ok::<_, ConfigError>(set(name)?.map(PathBuf::from));
+    let is_true = |name: &str| {
+        let value = set(name)?.unwrap_or_default().to_ascii_uppercase();
+        Ok::<_, ConfigError>(["1", "ON", "YES", "TRUE"].contains(&&*value))
+    };
+    let invalid = |name: &str| {
+        let name = name.to_owned();
+        move |problem: String| ConfigError::Invalid(format!("{name} {problem}"))
+    };
+    let cache_home = match path("XDG_CACHE_HOME")? {
+        Some(folder) => Some(folder),
+        None => path("HOME")?.map(|home| home.join(".cache")),
+    };
+    let home = match path("HF_HOME")? {
+        Some(folder) => Some(folder),
+        None => cache_home.map(|folder| folder.join("huggingface")),
+    };
+    let cache = match path("HF_HUB_CACHE")? {
+        Some(folder) => Some(folder),
+        None => home.as_ref().map(|home| home.join("hub")),
+    };
+    let cache = cache.ok_or_else(|| {
+        let problem = "HF_HUB_CACHE or HOME must be set: there is no folder for downloaded models";
+        ConfigError::Invalid(problem.to_owned())
+    })?;
+    // The folder is created in the working folder otherwise, and another working folder has another cache.
+    let cache = std::path::absolute(&cache).unwrap_or(cache);
+    let endpoint = set("HF_ENDPOINT")?.unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+    let endpoint = Endpoint::parse(&endpoint).map_err(invalid("HF_ENDPOINT"))?;
+    let mut options = HubOptions::new(endpoint, cache);
+    options.is_offline = is_true("HF_HUB_OFFLINE")?;
+    options.token = match set("HF_TOKEN")? {
+        Some(token) => HubToken::parse(&token)
+            .map_err(str::to_owned)
+            .map_err(invalid("HF_TOKEN"))?,
+        None if is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN")? => None,
+        None => {
+            let file = path("HF_TOKEN_PATH")?.or_else(|| home.map(|home| home.join("token")));
+            read_token(file)?
+        }
+    };
+    Ok(options)
+}
+
+/// Reads the token that `hf auth login` has stored.
+fn read_token(file: Option<PathBuf>) -> Result<Option<HubToken>, ConfigError> {
+    let Some(file) = file else {
+        return Ok(None);
+    };
+    let invalid = |problem: String| ConfigError::Invalid(format!("{}: {problem}", file.display()));
+    match std::fs::read_to_string(&file) {
+        Ok(token) => {
+            HubToken::parse(&token).map_err(|problem| invalid(format!("the token {problem}")))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(invalid(error.to_string())),
+    }
+}

@@ -1,0 +1,199 @@
+//! The cache of the Hugging Face Hub, which other programs share: `huggingface_hub` for Python and llama.cpp use the
+//! same folders. The crate `hf-hub` owns the layout:
+//!
+//! ```text
+//! models--OWNER--REPO/blobs/SHA256                the contents of each file; SHA256.incomplete while it is downloaded
+//! models--OWNER--REPO/refs/main                   the commit of the last download
+//! models--OWNER--REPO/snapshots/COMMIT/FILE       links to the contents
+//! models--OWNER--REPO/tokenway-files.json         the files of the repository, for the choice without a network
+//! .locks/models--OWNER--REPO/SHA256.lock          held by the process that downloads the file
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use hf_hub::{Cache, CacheRepo, Repo};
+
+use super::repo_files::{RepoFile, RepoFiles};
+use crate::gguf_name::without_extension;
+
+/// File with the list of a repository's files.
+const FILES_NAME: &str = "tokenway-files.json";
+
+/// Name of the branch whose commit is downloaded.
+const BRANCH: &str = "main";
+
+/// Start of the names of the folders with models. `--` separates the owner and the repository.
+const MODEL_FOLDER_PREFIX: &str = "models--";
+
+/// Maximum depth of folders in a repository that are searched for models.
+const MAX_DEPTH: usize = 4;
+
+/// The cached files of one repository.
+pub(super) struct RepoCache {
+    layout: CacheRepo,
+    /// The folder of the repository.
+    folder: PathBuf,
+    /// The folder of the repository's locks.
+    locks: PathBuf,
+}
+
+impl RepoCache {
+    /// Returns the cache of the repository `OWNER/REPO` in this cache folder.
+    pub(super) fn new(cache: &Path, repo: &str) -> Self {
+        let name = Repo::model(repo.to_owned()).folder_name();
+        Self {
+            layout: Cache::new(cache.to_owned()).model(repo.to_owned()),
+            folder: cache.join(&name),
+            locks: cache.join(".locks").join(name),
+        }
+    }
+
+    /// The folder of the repository.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Returns the list of the repository's files that the last download has stored.
+    pub(super) fn stored_files(&self) -> Option<RepoFiles> {
+        let stored = fs::read(self.folder.join(FILES_NAME)).ok()?;
+        serde_json::from_slice(&stored).ok()
+    }
+
+    /// Stores the list of the repository's files, and makes its commit that of the branch.
+    ///
+    /// # Errors
+    /// The cache cannot be written.
+    pub(super) fn store_files(&self, files: &RepoFiles) -> io::Result<()> {
+        let mut text = serde_json::to_string_pretty(files)?;
+        text.push('\n');
+        let path = self.folder.join(FILES_NAME);
+        // Other users may share the cache.
+        let mut new = tempfile::Builder::new()
+            .permissions(fs::Permissions::from_mode(0o666))
+            .tempfile_in(&self.folder)?;
+        io::Write::write_all(&mut new, text.as_bytes())?;
+        new.persist(path)?;
+        self.layout.create_ref(&files.commit)
+    }
+
+    /// Returns the GGUF files that are cached for the commit of the branch. Their hashes are unknown.
+    pub(super) fn cached_files(&self) -> Option<RepoFiles> {
+        let stored = self.stored_files().map(|stored| stored.commit);
+        let branch = || fs::read_to_string(self.folder.join("refs").join(BRANCH)).ok();
+        let commit = stored.or_else(branch)?.trim().to_owned();
+        let is_folder_name = matches!(
+            Path::new(&commit).components().collect::<Vec<_>>()[..],
+            [Component::Normal(_)]
+        );
+        if !is_folder_name {
+            return None;
+        }
+        let snapshot = self.layout.pointer_path(&commit);
+        let mut files = Vec::new();
+        add_model_files(&snapshot, "", MAX_DEPTH, &mut files);
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Some(RepoFiles { commit, files })
+    }
+
+    /// Returns the path of a file that is cached whole.
+    pub(super) fn cached_path(&self, commit: &str, file: &RepoFile) -> Option<PathBuf> {
+        let path = self.snapshot_path(commit, &file.path);
+        let is_whole = fs::metadata(&path).is_ok_and(|it| it.is_file() && it.len() == file.size);
+        is_whole.then_some(path)
+    }
+
+    fn snapshot_path(&self, commit: &str, file: &str) -> PathBuf {
+        self.layout.pointer_path(commit).join(file)
+    }
+
+    /// Returns the path of the contents with this hash.
+    pub(super) fn blob_path(&self, sha256: &str) -> PathBuf {
+        self.folder.join("blobs").join(sha256)
+    }
+
+    /// Returns the path of the contents with this hash while they are downloaded.
+    pub(super) fn incomplete_path(&self, sha256: &str) -> PathBuf {
+        self.folder
+            .join("blobs")
+            .join(format!("{sha256}.incomplete"))
+    }
+
+    /// Creates the folders of the repository, and opens the lock of the contents with this hash.
+    ///
+    /// # Errors
+    /// The cache cannot be written.
+    pub(super) fn open_lock(&self, sha256: &str) -> io::Result<File> {
+        fs::create_dir_all(self.folder.join("blobs"))?;
+        fs::create_dir_all(&self.locks)?;
+        File::create(self.locks.join(format!("{sha256}.lock")))
+    }
+
+    /// Links a file of a commit to its contents. Returns the path of the link.
+    ///
+    /// # Errors
+    /// The cache cannot be written.
+    pub(super) fn link(&self, commit: &str, file: &str, sha256: &str) -> io::Result<PathBuf> {
+        let link = self.snapshot_path(commit, file);
+        let folder = link.parent().unwrap_or(&self.folder);
+        fs::create_dir_all(folder)?;
+        // `snapshots`, the commit, and the folders of the file within the repository.
+        let depth = 1 + file.split('/').count();
+        let target = format!("{}blobs/{sha256}", "../".repeat(depth));
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        std::os::unix::fs::symlink(target, &link)?;
+        Ok(link)
+    }
+}
+
+/// Adds the GGUF files below a folder of a snapshot. `prefix` is the path of the folder in the repository.
+fn add_model_files(folder: &Path, prefix: &str, depth: usize, files: &mut Vec<RepoFile>) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries {
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        // The metadata of the contents, not of the link to them.
+        let Ok(metadata) = fs::metadata(entry.path()) else {
+            continue;
+        };
+        let path = format!("{prefix}{name}");
+        if metadata.is_dir() && depth > 0 {
+            add_model_files(&entry.path(), &format!("{path}/"), depth - 1, files);
+        } else if metadata.is_file() && without_extension(&name).is_some() {
+            files.push(RepoFile {
+                path,
+                size: metadata.len(),
+                sha256: None,
+            });
+        }
+    }
+}
+
+/// Returns the repositories that have a folder in the cache, as `OWNER/REPO`, in alphabetical order.
+///
+/// # Errors
+/// The cache folder exists and cannot be read.
+pub(super) fn cached_repos(cache: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(cache) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut repos = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let repo = name
+            .to_str()
+            .and_then(|it| it.strip_prefix(MODEL_FOLDER_PREFIX));
+        if let Some((owner, name)) = repo.and_then(|repo| repo.split_once("--")) {
+            repos.push(format!("{owner}/{name}"));
+        }
+    }
+    repos.sort();
+    Ok(repos)
+}

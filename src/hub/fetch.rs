@@ -1,0 +1,204 @@
+//! Finds the files of a model: in the cache, or on the Hub.
+//!
+//! A model that is in the cache is used without any request, so a server starts without a network, and serves the same
+//! file after each start.
+
+use std::io;
+use std::path::PathBuf;
+
+use http::StatusCode;
+
+use super::cache::RepoCache;
+use super::client::HubClient;
+use super::download::{DownloadProgress, download};
+use super::error::HubError;
+use super::options::HubOptions;
+use super::reference::{FileChoice, HubModel};
+use super::repo_files::RepoFiles;
+use super::select::{SelectError, models, select};
+
+/// Maximum length of the Hub's list of a repository's files, in bytes.
+const MAX_LIST_BYTES: usize = 32 * 1024 * 1024;
+
+/// The parameters of a fetch.
+pub(super) struct FetchContext<'a> {
+    pub(super) model: &'a HubModel,
+    pub(super) options: &'a HubOptions,
+    pub(super) client: HubClient,
+    pub(super) progress: &'a (dyn Fn(DownloadProgress<'_>) + Sync),
+}
+
+/// Returns the path of the model's file in the cache; of the first one if the model is split into several files.
+/// Downloads the files that are not in the cache, and calls `progress` for each piece that arrives.
+///
+/// # Errors
+/// The model is not available. The error says why and what to do.
+pub async fn fetch(
+    model: &HubModel,
+    options: &HubOptions,
+    progress: &(dyn Fn(DownloadProgress<'_>) + Sync),
+) -> Result<PathBuf, HubError> {
+    let cache = RepoCache::new(&options.cache, model.repo());
+    if let Some(path) = cache
+        .stored_files()
+        .and_then(|files| cached(&cache, model, &files).ok()?)
+    {
+        return Ok(path);
+    }
+    let context = FetchContext {
+        model,
+        options,
+        client: HubClient::new(options),
+        progress,
+    };
+    if options.is_offline {
+        return context
+            .choose_cached(&cache)
+            .map_err(|hint| HubError::Offline {
+                model: model.to_string(),
+                cache: options.cache.clone(),
+                hint,
+            });
+    }
+    let files = match context.list_files().await {
+        Ok(files) => files,
+        Err(HubError::Unreachable {
+            model,
+            cache: folder,
+            reason,
+        }) => {
+            let path = context.choose_cached(&cache);
+            return path.map_err(|hint| HubError::Unreachable {
+                model,
+                cache: folder,
+                reason: format!("{reason}{hint}"),
+            });
+        }
+        Err(error) => return Err(error),
+    };
+    context.download_all(&cache, &files).await
+}
+
+/// Returns the path of a model whose files are all in the cache.
+fn cached(
+    cache: &RepoCache,
+    model: &HubModel,
+    files: &RepoFiles,
+) -> Result<Option<PathBuf>, SelectError> {
+    let selected = select(model, &files.files)?;
+    let paths = selected
+        .iter()
+        .map(|file| cache.cached_path(&files.commit, file));
+    let paths: Option<Vec<_>> = paths.collect();
+    Ok(paths.and_then(|paths| paths.into_iter().next()))
+}
+
+impl FetchContext<'_> {
+    /// Chooses among the cached files, without the list of the repository's files: another program has downloaded them.
+    /// A default is not chosen, because the repository may have a better one. The error is a hint for the user, or
+    /// empty.
+    fn choose_cached(&self, cache: &RepoCache) -> Result<PathBuf, String> {
+        let Some(files) = cache.cached_files().filter(|it| !it.files.is_empty()) else {
+            return Err(String::new());
+        };
+        let is_decided =
+            *self.model.choice() != FileChoice::Default && cache.stored_files().is_none();
+        if is_decided && let Ok(Some(path)) = cached(cache, self.model, &files) {
+            let file = path.display();
+            tracing::info!(%file, "the list of the repository's files is unknown; a cached file was chosen");
+            return Ok(path);
+        }
+        let names = models(self.model.repo(), &files.files);
+        let names: Vec<_> = names.iter().map(|it| it.name.to_string()).collect();
+        Err(format!("; the cache has hf:{}", names.join(", hf:")))
+    }
+
+    /// Asks the Hub for the files of the repository.
+    async fn list_files(&self) -> Result<RepoFiles, HubError> {
+        let unreachable = |reason: String| HubError::Unreachable {
+            model: self.model.to_string(),
+            cache: self.options.cache.clone(),
+            reason,
+        };
+        let repo = self.model.repo();
+        let path = format!("/api/models/{repo}/revision/main?blobs=true");
+        let response = self.client.get(&path, None).await;
+        let response = response.map_err(|error| unreachable(error.to_string()))?;
+        let status = response.status();
+        if status.is_server_error() {
+            let (endpoint, status) = (self.endpoint(), status.as_u16());
+            return Err(unreachable(format!(
+                "{endpoint} answers with the HTTP status {status}"
+            )));
+        }
+        if status != StatusCode::OK {
+            return Err(self.status_error(status, format!("repository {repo}")));
+        }
+        let body = response.into_body().read_all(MAX_LIST_BYTES).await;
+        let body = body.map_err(|error| unreachable(error.to_string()))?;
+        RepoFiles::parse(&body).map_err(|problem| HubError::InvalidResponse {
+            model: self.model.to_string(),
+            endpoint: self.endpoint(),
+            problem,
+        })
+    }
+
+    /// Downloads the files of the model one after the other.
+    async fn download_all(
+        &self,
+        cache: &RepoCache,
+        files: &RepoFiles,
+    ) -> Result<PathBuf, HubError> {
+        let selected = select(self.model, &files.files).map_err(|reason| HubError::Select {
+            model: self.model.to_string(),
+            reason,
+        })?;
+        let mut first = None;
+        for file in selected {
+            let path = download(self, cache, &files.commit, file).await?;
+            first.get_or_insert(path);
+        }
+        let stored = cache.store_files(files);
+        stored.map_err(|error| self.cache_error(error))?;
+        Ok(first.expect("a model has at least one file"))
+    }
+
+    fn endpoint(&self) -> String {
+        self.options.endpoint.as_str().to_owned()
+    }
+
+    /// Returns the error for a status that is no success. `what` is what was requested.
+    pub(super) fn status_error(&self, status: StatusCode, what: String) -> HubError {
+        let (model, endpoint) = (self.model.to_string(), self.endpoint());
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => HubError::Denied {
+                model,
+                repo: self.model.repo().to_owned(),
+                endpoint,
+                status: status.as_u16(),
+                token_hint: match self.options.token {
+                    Some(_) => " (the token that was sent may not)",
+                    None => " (no token was sent)",
+                },
+            },
+            StatusCode::NOT_FOUND => HubError::NotFound {
+                model,
+                endpoint,
+                what,
+            },
+            _ => HubError::Status {
+                model,
+                endpoint,
+                status: status.as_u16(),
+            },
+        }
+    }
+
+    pub(super) fn cache_error(&self, source: io::Error) -> HubError {
+        HubError::Cache {
+            model: self.model.to_string(),
+            cache: self.options.cache.clone(),
+            source,
+        }
+    }
+}

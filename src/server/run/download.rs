@@ -1,0 +1,166 @@
+//! Downloads the models that a program needs before it starts, with a progress bar. A signal ends the program; the next
+//! start continues the download.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::hub::{HubModel, HubOptions};
+use crate::output::Output;
+
+/// The files of downloaded models.
+pub type ModelFiles = BTreeMap<HubModel, PathBuf>;
+
+/// Models to download, and access to the Hub.
+pub struct Downloads {
+    /// The models.
+    pub models: Vec<PendingModel>,
+    /// Access to the Hub.
+    pub options: HubOptions,
+}
+
+/// A model to download.
+pub struct PendingModel {
+    /// The setting that names the model, for errors.
+    pub setting: String,
+    /// The model.
+    pub model: HubModel,
+}
+
+/// Reason why a model was not downloaded.
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    /// A model is not available.
+    #[cfg(feature = "llama-cpp")]
+    #[error("{setting} {source}")]
+    Model {
+        /// The setting that names the model.
+        setting: String,
+        /// Reason.
+        source: crate::hub::HubError,
+    },
+    /// Signal handlers cannot be installed.
+    #[error("cannot install signal handlers: {0}")]
+    Signals(#[from] std::io::Error),
+    /// This build runs no models from files.
+    #[error("this build does not include llama; `make build` builds it with llama.cpp")]
+    NotIncluded,
+}
+
+/// Downloads the models that are not in the cache, one after the other. Returns `None` if SIGTERM or Ctrl-C stops the
+/// program.
+///
+/// `err` (standard error) receives a progress bar if it is a terminal. Otherwise the progress is logged.
+///
+/// # Errors
+/// A model is not available.
+#[cfg(feature = "llama-cpp")]
+pub async fn download_until_signalled(
+    downloads: &Downloads,
+    err: &Output,
+) -> Result<Option<ModelFiles>, DownloadError> {
+    let mut signals = super::Signals::new()?;
+    tokio::select! {
+        files = download_all(downloads, err) => files.map(Some),
+        () = signals.next() => {
+            tracing::info!("stopped during a download; the next start continues it");
+            Ok(None)
+        }
+    }
+}
+
+/// Fails, because a build without llama.cpp needs no model files.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "llama-cpp"))]
+pub async fn download_until_signalled(
+    _downloads: &Downloads,
+    _err: &Output,
+) -> Result<Option<ModelFiles>, DownloadError> {
+    Err(DownloadError::NotIncluded)
+}
+
+#[cfg(feature = "llama-cpp")]
+async fn download_all(downloads: &Downloads, err: &Output) -> Result<ModelFiles, DownloadError> {
+    let mut files = ModelFiles::new();
+    for PendingModel { setting, model } in &downloads.models {
+        let display = display::Display::new(err);
+        let fetched = crate::hub::fetch(model, &downloads.options, &|it| display.show(it)).await;
+        display.finish();
+        let path = fetched.map_err(|source| DownloadError::Model {
+            setting: setting.clone(),
+            source,
+        })?;
+        files.insert(model.clone(), path);
+    }
+    Ok(files)
+}
+
+#[cfg(feature = "llama-cpp")]
+mod display {
+    use std::sync::{Mutex, PoisonError};
+
+    use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
+
+    use super::super::progress::draw_target;
+    use crate::hub::DownloadProgress;
+    use crate::output::Output;
+
+    /// Interval of the log lines about a download, in per cent.
+    const LOG_INTERVAL: u64 = 10;
+
+    const TEMPLATE: &str = "download {bar:30} {decimal_bytes}/{decimal_total_bytes} \
+                            {decimal_bytes_per_sec} {eta} {wide_msg}";
+
+    /// Progress of the download of one model: a bar on a terminal, otherwise log lines.
+    pub(super) struct Display {
+        bar: ProgressBar,
+        /// The current file, and the percentage of its last log line.
+        logged: Mutex<(String, u64)>,
+    }
+
+    impl Display {
+        pub(super) fn new(err: &Output) -> Self {
+            let bar = ProgressBar::new(0);
+            bar.set_draw_target(draw_target(err));
+            let style = ProgressStyle::with_template(TEMPLATE);
+            bar.set_style(style.expect("the progress bar's template is valid"));
+            Self {
+                bar,
+                logged: Mutex::default(),
+            }
+        }
+
+        pub(super) fn show(&self, progress: DownloadProgress<'_>) {
+            let DownloadProgress {
+                file,
+                received,
+                size,
+            } = progress;
+            let percent = received.saturating_mul(100) / size.max(1);
+            let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_new_file = logged.0 != file;
+            if is_new_file {
+                self.bar.set_length(size);
+                self.bar.set_message(file.to_owned());
+                self.bar.set_position(received);
+                // The bytes of an earlier download do not count for the speed.
+                self.bar.reset_eta();
+                let (size, received) = (DecimalBytes(size), DecimalBytes(received));
+                tracing::info!(file, %size, %received, "downloading");
+            }
+            self.bar.set_position(received);
+            let is_due = percent >= logged.1 + LOG_INTERVAL && self.bar.is_hidden();
+            if is_due && !is_new_file {
+                tracing::info!(file, percent, "downloading");
+            }
+            if is_new_file || is_due {
+                *logged = (file.to_owned(), percent - percent % LOG_INTERVAL);
+            }
+        }
+
+        pub(super) fn finish(&self) {
+            self.bar.finish_and_clear();
+        }
+    }
+}
