@@ -1,0 +1,114 @@
+//! The targets of Tokenway, most of them in units of llama.cpp's server, and a verdict on each.
+
+use super::results::Results;
+use super::scenario::{Figure, Scenario};
+use super::servers::ServerKind;
+use crate::target::{Bound, TargetResult};
+
+/// Maximum ratio of a time to that of llama.cpp's server if both must be equal: a tenth is noise.
+const AS_FAST: f64 = 1.1;
+
+/// Definition of a target: the ratio of a figure of Tokenway to another figure of the same scenario, and its limit.
+struct TargetSpec {
+    name: &'static str,
+    scenario: Scenario,
+    figure: Figure,
+    reference: Reference,
+    limit: f64,
+}
+
+/// The figure in the denominator of a target's ratio.
+#[derive(Clone, Copy)]
+enum Reference {
+    /// The same figure of llama.cpp's server.
+    LlamaCpp,
+    /// Another figure of Tokenway.
+    Own(Figure),
+}
+
+fn target_specs() -> Vec<TargetSpec> {
+    use Figure::{DecodeRate, FirstTurnTtft, HotTurnTtft, LaterTurnsTtft};
+    use Figure::{PromptRate, PromptTtft, RunningGapP99, SecondTurnTtft};
+    use Reference::{LlamaCpp, Own};
+    use Scenario::{Conversations, DecodeEight, DecodeOne, GrowingChat};
+    use Scenario::{LongPrompt, PromptAmongStreams};
+    let spec = |name, (scenario, figure), reference, limit| TargetSpec {
+        name,
+        scenario,
+        figure,
+        reference,
+        limit,
+    };
+    let among = |figure| (PromptAmongStreams, figure);
+    vec![
+        spec(
+            "decode, 1 stream: tokens/s",
+            (DecodeOne, DecodeRate),
+            LlamaCpp,
+            1.0,
+        ),
+        spec(
+            "decode, 8 streams: tokens/s",
+            (DecodeEight, DecodeRate),
+            LlamaCpp,
+            1.0,
+        ),
+        spec(
+            "long prompt: tokens/s until the first token",
+            (LongPrompt, PromptRate),
+            LlamaCpp,
+            0.95,
+        ),
+        spec(
+            "chat that grows: TTFT of turns 2 to 6",
+            (GrowingChat, LaterTurnsTtft),
+            LlamaCpp,
+            AS_FAST,
+        ),
+        spec(
+            "32 conversations: TTFT of turn 2",
+            (Conversations, SecondTurnTtft),
+            Own(HotTurnTtft),
+            2.0,
+        ),
+        // Without this, the target above would be reached by a server that reuses nothing.
+        spec(
+            "32 conversations: TTFT of a hot turn",
+            (Conversations, HotTurnTtft),
+            Own(FirstTurnTtft),
+            0.5,
+        ),
+        spec(
+            "prompt among 7 streams: inter-token latency p99",
+            among(RunningGapP99),
+            LlamaCpp,
+            0.15,
+        ),
+        spec(
+            "prompt among 7 streams: its TTFT",
+            among(PromptTtft),
+            LlamaCpp,
+            AS_FAST,
+        ),
+    ]
+}
+
+/// Judges the targets whose figures were measured.
+pub(super) fn judge_targets(results: &Results) -> Vec<TargetResult> {
+    let judged = target_specs().into_iter().filter_map(|spec| {
+        let (other, beside) = match spec.reference {
+            Reference::LlamaCpp => ((ServerKind::LlamaCpp, spec.figure), "llama.cpp's"),
+            Reference::Own(figure) => ((ServerKind::Tokenway, figure), figure.name()),
+        };
+        let own = (ServerKind::Tokenway, spec.figure);
+        let ratio = results.ratio(spec.scenario, own, other)?;
+        let bound = if spec.figure.is_rate() {
+            Bound::AtLeast
+        } else {
+            Bound::AtMost
+        };
+        let name = format!("{}, relative to {beside}", spec.name);
+        Some(TargetResult::new(name, ratio, bound, spec.limit, "×"))
+    });
+    judged.collect()
+}
