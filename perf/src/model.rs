@@ -1,4 +1,4 @@
-//! The subcommand `model`: puts Tokenway beside llama.cpp's own server, with the same real model. The servers take turns
+//! The subcommand `model`: puts Tokenway beside llama.cpp's own server and vLLM, with the same real model. The servers take turns
 //! in every scenario of every round, and only ratios within a round are judged.
 
 use std::io::Write;
@@ -12,6 +12,7 @@ mod chats;
 mod client;
 mod completions;
 mod interval;
+mod page;
 mod prose;
 mod report;
 mod results;
@@ -26,6 +27,7 @@ use results::Results;
 use scenario::{Scenario, Turn};
 use servers::{ServerKind, ServerPlan};
 
+use crate::fault::Fault;
 use crate::progress;
 use crate::report::{Machine, ReportFiles};
 use crate::{CommandResult, Verdict};
@@ -48,6 +50,10 @@ pub(crate) struct Options {
     /// Program of Tokenway, built with llama.cpp [default: `tokenway` in the directory of this program]
     #[arg(long, value_name = "FILE")]
     tokenway: Option<PathBuf>,
+    /// Script that serves vLLM, such as scripts/vllm.sh after `scripts/vllm.sh install`. vLLM takes a minute to start,
+    /// in each scenario of each round, and gets the weights of the model as float32
+    #[arg(long, value_name = "FILE")]
+    vllm: Option<PathBuf>,
     /// Number of rounds
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -59,6 +65,9 @@ pub(crate) struct Options {
     threads: u16,
     #[command(flatten)]
     files: ReportFiles,
+    /// Write the chart of the figures that have a target to this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
     /// Exit with 1 if a target is missed
     #[arg(long)]
     check: bool,
@@ -72,6 +81,12 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult
     machine.record_end();
     let report = Report::new(machine, settings, results, faults);
     table::write_report(&report, out)?;
+    options
+        .files
+        .write(&report, "model.html", || page::page_values(&report))?;
+    if let Some(path) = &options.picture {
+        crate::report::write_file("--picture", path, &page::draw_picture(&report.results))?;
+    }
     out.flush()?;
     let has_missed = options.check && report.has_missed();
     Ok(Verdict::from_report(
@@ -89,10 +104,16 @@ impl Options {
             model_path: self.model_path.clone(),
             threads: self.threads,
         };
-        Ok(vec![
+        let llama_server = self.llama_server.clone();
+        let plans = [
             plan(ServerKind::Tokenway, tokenway),
-            plan(ServerKind::LlamaCpp, self.llama_server.clone()),
-        ])
+            plan(ServerKind::LlamaCpp, llama_server),
+        ];
+        let vllm = self
+            .vllm
+            .clone()
+            .map(|program| plan(ServerKind::Vllm, program));
+        Ok(plans.into_iter().chain(vllm).collect())
     }
 
     fn scenarios(&self) -> Vec<Scenario> {
@@ -137,12 +158,15 @@ async fn run_turn(
     scenario: Scenario,
     round: u32,
     bar: &ProgressBar,
-) -> anyhow::Result<Result<Turn, crate::fault::Fault>> {
+) -> anyhow::Result<Result<Turn, Fault>> {
     bar.set_message(format!("{}: {}", plan.kind.title(), scenario.title()));
     let server = plan.start().await?;
-    let turn = scenario
+    let mut turn = scenario
         .run(&server.client, &mut Prose::of_round(scenario, round))
         .await;
+    if let Ok(turn) = &mut turn {
+        turn.rss_bytes = server.rss_bytes();
+    }
     server.stop().await.context("cannot end a server")?;
     Ok(turn)
 }

@@ -156,3 +156,46 @@ impl Reply {
         self.token_ns.first().copied().unwrap_or(self.sent_ns)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns a reply whose texts arrived at these times, in milliseconds after the request.
+    fn reply(text_ms: &[u64], completion_tokens: u32) -> Reply {
+        let sent_ns = 1_000_000_000;
+        Reply {
+            usage: Usage {
+                prompt_tokens: 100,
+                completion_tokens,
+                ..Usage::default()
+            },
+            sent_ns,
+            token_ns: text_ms.iter().map(|ms| sent_ns + ms * 1_000_000).collect(),
+            ..Reply::default()
+        }
+    }
+
+    #[test]
+    fn the_prompt_is_timed_until_the_first_text_and_decoding_after_it() {
+        let reply = reply(&[500, 600, 1_000], 3);
+        assert_eq!(reply.ttft(), Duration::from_millis(500));
+        assert_eq!(reply.prompt_rate(), 200.0);
+        assert_eq!(reply.decode_rate(), 4.0);
+    }
+
+    #[test]
+    fn a_token_without_a_text_of_its_own_is_not_lost() {
+        assert!(reply(&[1, 2, 3], 3).check(3).is_ok());
+        assert!(reply(&[1, 2], 3).check(3).is_ok());
+        for (texts, counted, found) in [
+            (&[1, 2, 3][..], 2, "2 by the server's count"),
+            (&[1, 2, 3], 4, "4 by the server's count"),
+            (&[1, 2, 3, 4], 3, "4 texts"),
+            (&[], 3, "no text"),
+        ] {
+            let fault = reply(texts, counted).check(3).unwrap_err();
+            assert_eq!(fault.to_string(), format!("expected 3 tokens, got {found}"));
+        }
+    }
+}

@@ -13,9 +13,10 @@ impl Interval {
     /// Returns the 99th percentile of the times between two tokens of a stream that overlap the interval, in
     /// milliseconds. It is the value at rank ⌈99·n/100⌉ of n in ascending order, and 0 if there are none.
     pub(super) fn gap_p99_ms<'a>(self, streams: impl Iterator<Item = &'a [u64]>) -> f64 {
-        let gaps = streams.flat_map(|token_ns| token_ns.array_windows());
-        let gaps = gaps.filter(|[from, to]| *from < self.end && *to > self.start);
-        let mut gaps: Vec<_> = gaps.map(|[from, to]| to - from).collect();
+        let gaps = streams.flat_map(|token_ns| token_ns.windows(2));
+        let gaps = gaps.map(|gap| (gap[0], gap[1]));
+        let gaps = gaps.filter(|(from, to)| *from < self.end && *to > self.start);
+        let mut gaps: Vec<_> = gaps.map(|(from, to)| to - from).collect();
         gaps.sort_unstable();
         let rank = (gaps.len() * 99).div_ceil(100);
         let gap = rank.checked_sub(1).and_then(|at| gaps.get(at));

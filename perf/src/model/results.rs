@@ -49,6 +49,13 @@ impl Cell {
 }
 
 impl Cell {
+    /// Returns the spread of the server's resident memory over the rounds, in MiB.
+    pub(super) fn rss_mib(&self) -> Option<Spread> {
+        let rss = |turn: &Option<Turn>| Some(count_to_f64(turn.as_ref()?.rss_bytes?) / 1_048_576.0);
+        let values: Option<Vec<_>> = self.rounds.iter().map(rss).collect();
+        Spread::from_values(values?)
+    }
+
     /// Returns the sums over all rounds.
     pub(super) fn counts(&self) -> Counts {
         self.rounds.iter().flatten().map(|turn| turn.counts).sum()
@@ -129,5 +136,68 @@ impl Results {
             }
         }
         differences
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Adds a turn of the long prompt with this rate and number of prompt tokens.
+    fn add(results: &mut Results, server: ServerKind, rate: f64, prompt_tokens: u64) {
+        let counts = Counts {
+            prompt_tokens,
+            ..Counts::default()
+        };
+        let turn = Turn::new([(Figure::PromptRate, rate)], counts);
+        results.add(Scenario::LongPrompt, server, Some(turn));
+    }
+
+    fn ratio(results: &Results) -> Option<Spread> {
+        let of = |server| (server, Figure::PromptRate);
+        let (own, other) = (of(ServerKind::Tokenway), of(ServerKind::LlamaCpp));
+        results.ratio(Scenario::LongPrompt, own, other)
+    }
+
+    #[test]
+    fn a_ratio_is_taken_within_each_round() {
+        let mut results = Results::default();
+        for (own, theirs) in [(10.0, 10.0), (10.0, 40.0), (50.0, 100.0)] {
+            add(&mut results, ServerKind::Tokenway, own, 0);
+            add(&mut results, ServerKind::LlamaCpp, theirs, 0);
+        }
+        let expected = Spread {
+            median: 0.5,
+            lowest: 0.25,
+            highest: 1.0,
+        };
+        assert_eq!(ratio(&results), Some(expected));
+    }
+
+    #[test]
+    fn a_failed_round_leaves_no_figure() {
+        let mut results = Results::default();
+        for server in [ServerKind::Tokenway, ServerKind::LlamaCpp] {
+            add(&mut results, server, 1.0, 0);
+        }
+        assert!(ratio(&results).is_some());
+        add(&mut results, ServerKind::Tokenway, 1.0, 0);
+        results.add(Scenario::LongPrompt, ServerKind::LlamaCpp, None);
+        assert_eq!(ratio(&results), None);
+    }
+
+    #[test]
+    fn prompts_with_other_numbers_of_tokens_are_reported() {
+        let differences = |own, theirs| {
+            let mut results = Results::default();
+            add(&mut results, ServerKind::Tokenway, 1.0, own);
+            add(&mut results, ServerKind::LlamaCpp, 1.0, theirs);
+            let found = results.prompt_differences().into_iter();
+            found.map(|it| (it.text, it.is_large)).collect::<Vec<_>>()
+        };
+        assert_eq!(differences(1_350, 1_350), []);
+        let text = "a long prompt, round 1: the prompts had 1350 tokens for Tokenway, and 1351 for llama.cpp's server";
+        assert_eq!(differences(1_350, 1_351), [(text.to_owned(), false)]);
+        assert!(differences(1_350, 1_300)[0].1);
     }
 }

@@ -50,6 +50,8 @@ pub(super) enum Figure {
 pub(super) struct Turn {
     pub(super) figures: BTreeMap<Figure, f64>,
     pub(super) counts: Counts,
+    /// Resident memory of the server after the turn.
+    pub(super) rss_bytes: Option<u64>,
 }
 
 /// Sums over the requests of a turn, from the server's own counts.
@@ -67,8 +69,8 @@ pub(super) struct Counts {
 impl Scenario {
     pub(super) fn title(self) -> String {
         match self {
-            Self::DecodeOne => "decode, 1 stream".to_owned(),
-            Self::DecodeEight => format!("decode, {} streams", completions::STREAMS),
+            Self::DecodeOne => "decoding, 1 stream".to_owned(),
+            Self::DecodeEight => format!("decoding, {} streams", completions::STREAMS),
             Self::LongPrompt => "a long prompt".to_owned(),
             Self::GrowingChat => format!("a chat that grows, {} turns", chats::TURNS),
             Self::Conversations => format!("{} conversations in turn", chats::CONVERSATIONS),
@@ -115,15 +117,15 @@ impl Scenario {
 impl Figure {
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::DecodeRate => "decode",
-            Self::PromptRate => "prompt",
+            Self::DecodeRate => "rate",
+            Self::PromptRate => "rate of the prompt",
             Self::PromptTtft => "TTFT of the prompt",
             Self::FirstTurnTtft => "TTFT of turn 1",
             Self::SecondTurnTtft => "TTFT of turn 2",
             Self::LaterTurnsTtft => "TTFT of the later turns",
             Self::HotTurnTtft => "TTFT of a hot turn",
             Self::RunningGapP99 => "inter-token latency p99",
-            Self::RunningRate => "decode of the streams",
+            Self::RunningRate => "rate of the streams",
         }
     }
 
@@ -180,6 +182,7 @@ impl Turn {
         Self {
             figures: figures.into(),
             counts,
+            rss_bytes: None,
         }
     }
 }
@@ -213,5 +216,23 @@ impl Sum for Counts {
             completion_tokens: sum.completion_tokens + more.completion_tokens,
             texts: sum.texts + more.texts,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cached_tokens_are_unknown_if_one_request_does_not_report_them() {
+        let counts = |cached_tokens| Counts {
+            requests: 1,
+            cached_tokens,
+            ..Counts::default()
+        };
+        let sum = |cached: &[Option<u64>]| -> Counts { cached.iter().copied().map(counts).sum() };
+        assert_eq!(sum(&[Some(1), Some(2)]).cached_tokens, Some(3));
+        assert_eq!(sum(&[Some(1), None]).cached_tokens, None);
+        assert_eq!(sum(&[Some(1), None]).requests, 2);
     }
 }

@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use tempfile::tempfile;
 use tokio::process::{Child, Command};
@@ -18,7 +19,7 @@ use super::client::Client;
 use super::completions::STREAMS;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
-use crate::process::rss_bytes;
+use crate::process::{ResourceUsage, child_ids};
 use crate::server::free_port;
 
 /// Maximum number of tokens of one sequence. It is Tokenway's default for the model.
@@ -38,6 +39,7 @@ const LOG_LINES: usize = 8;
 pub(super) enum ServerKind {
     Tokenway,
     LlamaCpp,
+    Vllm,
 }
 
 /// Program of a server, and the settings that all servers share.
@@ -60,6 +62,7 @@ impl ServerKind {
         match self {
             Self::Tokenway => "Tokenway",
             Self::LlamaCpp => "llama.cpp's server",
+            Self::Vllm => "vLLM",
         }
     }
 }
@@ -102,7 +105,11 @@ impl ServerPlan {
     /// Returns the first line that the program prints about its version.
     pub(super) async fn version(&self) -> anyhow::Result<String> {
         let program = &self.program;
-        let output = Command::new(program).arg("--version").output().await;
+        let argument = match self.kind {
+            ServerKind::Tokenway | ServerKind::LlamaCpp => "--version",
+            ServerKind::Vllm => "version",
+        };
+        let output = Command::new(program).arg(argument).output().await;
         let output = output.with_context(|| format!("cannot run {}", program.display()))?;
         // llama.cpp's server writes its version to standard error.
         let text = [output.stdout, output.stderr].concat();
@@ -110,7 +117,8 @@ impl ServerPlan {
         let line = text
             .lines()
             .find(|line| line.contains(|c: char| c.is_ascii_digit()));
-        Ok(line.unwrap_or("unknown version").trim().to_owned())
+        let line = line.unwrap_or("unknown version").trim();
+        Ok(line.trim_start_matches("version: ").to_owned())
     }
 
     fn command(&self, port: u16, log: &File) -> anyhow::Result<Command> {
@@ -121,6 +129,8 @@ impl ServerPlan {
         }
         command
             .args(self.arguments(port))
+            // The number of threads of vLLM, which has no flag for it.
+            .env("OMP_NUM_THREADS", self.threads.to_string())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log.try_clone()?)
@@ -129,51 +139,85 @@ impl ServerPlan {
     }
 
     fn arguments(&self, port: u16) -> Vec<OsString> {
-        let threads = self.threads;
-        let settings = match self.kind {
-            ServerKind::Tokenway => format!(
-                "serve --runner llama --http-listen 127.0.0.1:{port} --grpc-listen 127.0.0.1:0 --slots {STREAMS} \
-                 --context-length {CONTEXT} --threads {threads} --model-path"
+        let Self {
+            kind,
+            program: _,
+            model_path,
+            threads,
+        } = self;
+        let (settings, model_path) = match kind {
+            ServerKind::Tokenway => (
+                format!(
+                    "serve --runner llama --http-listen 127.0.0.1:{port} --grpc-listen 127.0.0.1:0 \
+                     --slots {STREAMS} --context-length {CONTEXT} --threads {threads} --model-path"
+                ),
+                Some(model_path),
             ),
             // The whole context is divided evenly among the slots. Its other settings are its defaults: prompts are
             // cached, also those of slots that were given to another conversation.
-            ServerKind::LlamaCpp => format!(
-                "--host 127.0.0.1 --port {port} --parallel {STREAMS} --ctx-size {} --threads {threads} --threads-batch \
-                 {threads} --model",
-                CONTEXT * STREAMS
+            ServerKind::LlamaCpp => (
+                format!(
+                    "--host 127.0.0.1 --port {port} --parallel {STREAMS} --ctx-size {} --threads {threads} \
+                     --threads-batch {threads} --model",
+                    CONTEXT * STREAMS
+                ),
+                Some(model_path),
+            ),
+            // The script knows the model, which it has converted, and the context. The number of threads is a variable.
+            ServerKind::Vllm => (
+                format!(
+                    "serve --port {port} --max-num-seqs {STREAMS} --enable-prompt-tokens-details"
+                ),
+                None,
             ),
         };
         let settings = settings.split(' ').map(OsString::from);
-        settings.chain([self.model_path.clone().into()]).collect()
+        settings
+            .chain(model_path.map(|path| path.clone().into()))
+            .collect()
     }
 }
 
 impl RunningServer {
+    /// Returns the resident memory of the server's processes.
     pub(super) fn rss_bytes(&self) -> Option<u64> {
-        rss_bytes(self.child.id()?).ok()
+        let usage = ResourceUsage::of_process(self.child.id()?);
+        Some(usage.ok()?.rss_bytes)
     }
 
-    /// Ends the server, so that it takes no processor time from the next one.
+    /// Ends the server's processes, so that they take no processor time from the next server.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
-        Ok(self.child.kill().await?)
+        let children = self.child.id().map(descendants).unwrap_or_default();
+        self.child.kill().await?;
+        for id in children {
+            // A child may have ended with its parent.
+            if let Some(id) = i32::try_from(id).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(id, Signal::KILL);
+            }
+        }
+        Ok(())
     }
+}
+
+/// Returns the ids of the children of a process, and of their children. vLLM computes in a child.
+fn descendants(id: u32) -> Vec<u32> {
+    let children = child_ids(id).unwrap_or_default();
+    let later: Vec<_> = children.iter().copied().flat_map(descendants).collect();
+    children.into_iter().chain(later).collect()
 }
 
 /// Returns true for an environment variable that Tokenway or llama.cpp's server reads as a setting.
 fn is_setting(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    ["TOKENWAY_", "LLAMA_ARG_", "GGML_"]
+    ["TOKENWAY_", "LLAMA_", "GGML_"]
         .iter()
         .any(|prefix| name.starts_with(prefix))
 }
 
 /// Returns true for the fault of a server that is still loading its model.
 fn is_of_start(fault: &Fault) -> bool {
-    match fault {
-        Fault::Connect { .. } => true,
-        Fault::Refused(why) => why.starts_with("503"),
-        _ => false,
-    }
+    matches!(fault, Fault::Connect { .. })
+        || matches!(fault, Fault::Refused(why) if why.starts_with("503"))
 }
 
 fn last_lines(log: &mut File) -> anyhow::Result<String> {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::report::Report;
 use super::results::{Cell, Results};
-use super::scenario::{Figure, Scenario};
+use super::scenario::Scenario;
 use crate::report::format_row;
 use crate::statistics::{Spread, count_to_f64};
 
@@ -49,19 +49,20 @@ fn scenario_table(results: &Results, scenario: Scenario) -> String {
     let head = row("", &|cell| cell.server.title().to_owned());
     let figures = scenario.figures().iter().map(|figure| {
         row(&format!("{}, {}", figure.name(), figure.unit()), &|cell| {
-            format_spread(*figure, cell.spread(*figure))
+            format_spread(cell.spread(*figure))
         })
     });
+    let memory = row("memory, MiB", &|cell| format_spread(cell.rss_mib()));
     let prompts = row("prompt tokens (reused)", &format_prompt_tokens);
     let lines = [String::new(), scenario.title(), head]
         .into_iter()
         .chain(figures)
-        .chain([prompts]);
+        .chain([memory, prompts]);
     lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Formats the median and the range of the rounds.
-fn format_spread(figure: Figure, spread: Option<Spread>) -> String {
+fn format_spread(spread: Option<Spread>) -> String {
     let Some(Spread {
         median,
         lowest,
@@ -70,11 +71,7 @@ fn format_spread(figure: Figure, spread: Option<Spread>) -> String {
     else {
         return "–".to_owned();
     };
-    let decimals = if figure.is_rate() && median < 1e3 || median < 100.0 {
-        1
-    } else {
-        0
-    };
+    let decimals = if highest < 1e3 { 1 } else { 0 };
     if lowest < highest {
         format!("{median:.decimals$} ({lowest:.decimals$} to {highest:.decimals$})")
     } else {

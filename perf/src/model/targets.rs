@@ -42,13 +42,13 @@ fn target_specs() -> Vec<TargetSpec> {
     let among = |figure| (PromptAmongStreams, figure);
     vec![
         spec(
-            "decode, 1 stream: tokens/s",
+            "decoding, 1 stream: tokens/s",
             (DecodeOne, DecodeRate),
             LlamaCpp,
             1.0,
         ),
         spec(
-            "decode, 8 streams: tokens/s",
+            "decoding, 8 streams: tokens/s",
             (DecodeEight, DecodeRate),
             LlamaCpp,
             1.0,
@@ -93,6 +93,12 @@ fn target_specs() -> Vec<TargetSpec> {
     ]
 }
 
+/// Returns the figures that have a target.
+pub(super) fn figures() -> impl Iterator<Item = (Scenario, Figure)> {
+    let specs = target_specs().into_iter();
+    specs.map(|spec| (spec.scenario, spec.figure))
+}
+
 /// Judges the targets whose figures were measured.
 pub(super) fn judge_targets(results: &Results) -> Vec<TargetResult> {
     let judged = target_specs().into_iter().filter_map(|spec| {
@@ -111,4 +117,92 @@ pub(super) fn judge_targets(results: &Results) -> Vec<TargetResult> {
         Some(TargetResult::new(name, ratio, bound, spec.limit, "×"))
     });
     judged.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scenario::{Counts, Turn};
+    use super::*;
+
+    fn add<const N: usize>(
+        results: &mut Results,
+        server: ServerKind,
+        scenario: Scenario,
+        figures: [(Figure, f64); N],
+    ) {
+        let turn = Turn::new(figures, Counts::default());
+        results.add(scenario, server, Some(turn));
+    }
+
+    /// Returns the value and the verdict of each target.
+    fn judge(results: &Results) -> Vec<(f64, bool)> {
+        let targets = judge_targets(results).into_iter();
+        targets.map(|target| (target.value, target.pass)).collect()
+    }
+
+    #[test]
+    fn a_rate_has_a_least_and_a_time_a_most_value() {
+        let mut results = Results::default();
+        let of = |rate, p99| {
+            [
+                (Figure::DecodeRate, rate),
+                (Figure::RunningGapP99, p99),
+                (Figure::PromptTtft, 5.0),
+            ]
+        };
+        for scenario in [Scenario::DecodeOne, Scenario::PromptAmongStreams] {
+            add(
+                &mut results,
+                ServerKind::LlamaCpp,
+                scenario,
+                of(100.0, 1_000.0),
+            );
+            add(
+                &mut results,
+                ServerKind::Tokenway,
+                scenario,
+                of(99.0, 150.0),
+            );
+        }
+        assert_eq!(judge(&results), [(0.99, false), (0.15, true), (1.0, true)]);
+    }
+
+    #[test]
+    fn turns_that_reuse_nothing_miss_a_target_although_all_are_alike() {
+        let mut results = Results::default();
+        let figures = |second, hot| {
+            [
+                (Figure::FirstTurnTtft, 1_000.0),
+                (Figure::SecondTurnTtft, second),
+                (Figure::HotTurnTtft, hot),
+            ]
+        };
+        add(
+            &mut results,
+            ServerKind::Tokenway,
+            Scenario::Conversations,
+            figures(1_200.0, 1_500.0),
+        );
+        assert_eq!(judge(&results), [(0.8, true), (1.5, false)]);
+        let mut results = Results::default();
+        add(
+            &mut results,
+            ServerKind::Tokenway,
+            Scenario::Conversations,
+            figures(300.0, 200.0),
+        );
+        assert_eq!(judge(&results), [(1.5, true), (0.2, true)]);
+    }
+
+    #[test]
+    fn a_figure_without_its_reference_is_not_judged() {
+        let mut results = Results::default();
+        add(
+            &mut results,
+            ServerKind::Tokenway,
+            Scenario::DecodeOne,
+            [(Figure::DecodeRate, 9.0)],
+        );
+        assert_eq!(judge(&results), []);
+    }
 }

@@ -48,6 +48,10 @@ pub(crate) struct ChatMessage<'a> {
 /// Asks for timestamps of the tokens, or for timings or the counts of tokens at the end of the stream.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(
+    clippy::enum_variant_names,
+    reason = "the API's own names, which have this prefix"
+)]
 pub(crate) enum StreamOptions {
     IncludeStamps(bool),
     IncludeTimings(bool),
