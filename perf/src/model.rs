@@ -20,12 +20,13 @@ mod scenario;
 mod servers;
 mod table;
 mod targets;
+mod turn;
 
-use prose::Prose;
 use report::{Report, Settings};
 use results::Results;
-use scenario::{Scenario, Turn};
+use scenario::Scenario;
 use servers::{ServerKind, ServerPlan};
+use turn::Turn;
 
 use crate::fault::Fault;
 use crate::progress;
@@ -161,9 +162,7 @@ async fn run_turn(
 ) -> anyhow::Result<Result<Turn, Fault>> {
     bar.set_message(format!("{}: {}", plan.kind.title(), scenario.title()));
     let server = plan.start().await?;
-    let mut turn = scenario
-        .run(&server.client, &mut Prose::of_round(scenario, round))
-        .await;
+    let mut turn = scenario.run(&server.client, round).await;
     if let Ok(turn) = &mut turn {
         turn.rss_bytes = server.rss_bytes();
     }

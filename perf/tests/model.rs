@@ -5,6 +5,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use serde_json::Value;
 use support::{RunOutput, assert_self_contained, path_text, perf_command, read_json, run};
 use tempfile::TempDir;
 
@@ -74,16 +75,17 @@ fn every_scenario_is_measured_on_every_server() {
     for list in ["notes", "faults"] {
         assert_eq!(json[list].as_array().map(Vec::len), Some(0), "{ran}");
     }
+    for cell in json["cells"].as_array().expect("cells") {
+        let figures = cell["rounds"][0]["figures"].as_object().expect("figures");
+        let is_measured = |value: &Value| value.as_f64().is_some_and(|value| value > 0.0);
+        assert!(figures.values().all(is_measured), "{cell}");
+    }
     for server in 0..3 {
         let counts = |scenario: usize| &json["cells"][3 * scenario + server]["rounds"][0]["counts"];
         assert_eq!(counts(1)["completion_tokens"], 8 * 128, "{ran}");
         // 32 conversations of two turns, and five further turns of the last.
         assert_eq!(counts(4)["requests"], 69, "{ran}");
     }
-    // A server at 2 ms a token decodes at most 500 tokens a second.
-    let rate = &json["cells"][0]["rounds"][0]["figures"]["decode_rate"];
-    let rate = rate.as_f64().expect("a rate");
-    assert!((50.0..501.0).contains(&rate), "{rate}");
     for text in ["theirs 1.0", "32 conversations in turn", "vLLM"] {
         assert!(ran.out.contains(text), "{ran}");
     }

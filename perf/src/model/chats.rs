@@ -4,7 +4,7 @@
 use super::client::{Client, Reply};
 use super::completions::ttft_ms;
 use super::prose::Prose;
-use super::scenario::{Counts, Figure, Turn};
+use super::turn::{Counts, Figure, Turn};
 use crate::fault::Fault;
 use crate::statistics::{Spread, count_to_f64};
 

@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 use super::client::{Client, Reply};
 use super::interval::Interval;
 use super::prose::Prose;
-use super::scenario::{Counts, Figure, Turn};
+use super::turn::{Counts, Figure, Turn};
 use crate::fault::Fault;
 use crate::stream::RequestInput;
 

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::report::Report;
 use super::results::Results;
-use super::scenario::{Figure, Scenario};
+use super::scenario::Scenario;
 use super::servers::ServerKind;
+use super::turn::Figure;
 use super::{table, targets};
 use crate::report::{Bar, COLORS, Panel};
 

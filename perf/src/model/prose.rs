@@ -2,12 +2,9 @@
 //!
 //! Texts of one drawing begin with different words, so that no server can reuse a computed prompt by accident.
 
-use clap::ValueEnum;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
-
-use super::scenario::Scenario;
 
 /// Words that most vocabularies have as one token.
 const WORDS: [&str; 64] = [
@@ -30,16 +27,7 @@ pub(super) struct Prose {
 }
 
 impl Prose {
-    /// Returns the texts of a scenario in a round, which are the same for every server.
-    pub(super) fn of_round(scenario: Scenario, round: u32) -> Self {
-        let position = Scenario::value_variants()
-            .iter()
-            .position(|one| *one == scenario);
-        let position = u64::try_from(position.unwrap_or(0)).unwrap_or(0);
-        Self::from_seed(u64::from(round) << 32 | position)
-    }
-
-    fn from_seed(seed: u64) -> Self {
+    pub(super) fn from_seed(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let mut openings = WORDS.to_vec();
         openings.shuffle(&mut random);

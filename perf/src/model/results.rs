@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::scenario::{Counts, Figure, Scenario, Turn};
+use super::scenario::Scenario;
 use super::servers::ServerKind;
+use super::turn::{Counts, Figure, Turn};
 use crate::statistics::{Spread, count_to_f64};
 
 /// Results of one server in one scenario.

@@ -1,8 +1,9 @@
 //! The targets of Tokenway, most of them in units of llama.cpp's server, and a verdict on each.
 
 use super::results::Results;
-use super::scenario::{Figure, Scenario};
+use super::scenario::Scenario;
 use super::servers::ServerKind;
+use super::turn::Figure;
 use crate::target::{Bound, TargetResult};
 
 /// Maximum ratio of a time to that of llama.cpp's server if both must be equal: a tenth is noise.
@@ -121,7 +122,7 @@ pub(super) fn judge_targets(results: &Results) -> Vec<TargetResult> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::scenario::{Counts, Turn};
+    use super::super::turn::{Counts, Turn};
     use super::*;
 
     fn add<const N: usize>(
