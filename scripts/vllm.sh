@@ -86,7 +86,7 @@ serve() {
 
 case ${1:-} in
 install) install ;;
-version) echo "vLLM $version" ;;
+version) echo "$version" ;;
 serve)
     shift
     serve "$@"

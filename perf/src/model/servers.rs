@@ -187,19 +187,29 @@ impl RunningServer {
 
     /// Ends the server's processes, so that they take no processor time from the next server.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+        self.kill_children();
+        Ok(self.child.kill().await?)
+    }
+
+    /// Ends the processes that the server has started. vLLM computes in one.
+    fn kill_children(&self) {
         let children = self.child.id().map(descendants).unwrap_or_default();
-        self.child.kill().await?;
         for id in children {
-            // A child may have ended with its parent.
+            // A child may have ended by now.
             if let Some(id) = i32::try_from(id).ok().and_then(Pid::from_raw) {
                 let _ = kill_process(id, Signal::KILL);
             }
         }
-        Ok(())
     }
 }
 
-/// Returns the ids of the children of a process, and of their children. vLLM computes in a child.
+impl Drop for RunningServer {
+    fn drop(&mut self) {
+        self.kill_children();
+    }
+}
+
+/// Returns the ids of the children of a process, and of their children.
 fn descendants(id: u32) -> Vec<u32> {
     let children = child_ids(id).unwrap_or_default();
     let later: Vec<_> = children.iter().copied().flat_map(descendants).collect();
