@@ -1,4 +1,4 @@
-.PHONY: help run test test-long test-engines build perf scorecard venv model check
+.PHONY: help run test test-long test-engines build perf perf-model scorecard venv model check
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ build: ## Build the server and the performance test
 
 perf: ## Measure the cost that each API adds to a token: target/overhead.html
 	@scripts/perf.sh $(ARGS)
+
+perf-model: ## Measure Tokenway beside llama.cpp's own server with a real model: target/model.html
+	@scripts/model_perf.sh $(ARGS)
 
 scorecard: ## Play the faults of an engine on Tokenway and other gateways, and grade each
 	@scripts/scorecard.sh $(ARGS)

@@ -5,6 +5,7 @@
 #   scripts/vllm.sh serve ARGS…     serves the model; it is ready after about a minute. ARGS, for example:
 #       --port 9300                        OpenAI's HTTP API
 #       --port 9300 --grpc-port 9301       OpenAI's HTTP API and vLLM's own gRPC API
+#   scripts/vllm.sh version         prints its version
 set -euo pipefail
 
 version=0.32.0
@@ -85,12 +86,13 @@ serve() {
 
 case ${1:-} in
 install) install ;;
+version) echo "$version" ;;
 serve)
     shift
     serve "$@"
     ;;
 *)
-    echo "usage: scripts/vllm.sh install | serve ARGS…" >&2
+    echo "usage: scripts/vllm.sh install | serve ARGS… | version" >&2
     exit 2
     ;;
 esac

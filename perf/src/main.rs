@@ -14,6 +14,7 @@ mod fault;
 mod load;
 mod load_stats;
 mod metrics;
+mod model;
 mod open_files;
 mod order;
 mod overhead;
@@ -28,6 +29,7 @@ mod statistics;
 mod stream;
 mod streaming;
 mod survive;
+mod target;
 mod timestamps;
 mod worker;
 
@@ -45,6 +47,7 @@ enum Command {
     Overhead(overhead::Options),
     Compare(compare::Options),
     Peers(peers::Options),
+    Model(model::Options),
     Soak(soak::Options),
     Survive(survive::Options),
     #[command(hide = true)]
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
         Command::Streaming(options) => on_this_thread(streaming::run(&options, out)),
         Command::Overhead(options) => on_this_thread(overhead::run(&options, out)),
         Command::Compare(options) => on_this_thread(compare::run(&options, out)),
+        Command::Model(options) => on_this_thread(model::run(&options, out)),
         Command::Peers(options) => on_this_thread(peers::run(&options, out)),
         Command::Soak(options) => on_this_thread(soak::run(&options, out)),
         Command::Survive(options) => on_this_thread(survive::run(&options, out)),

@@ -1,4 +1,4 @@
-//! Parts that the reports of `overhead`, `soak` and `compare` share: the HTML page, its charts, the tables and the
+//! Parts that the reports of `overhead`, `model`, `soak` and `compare` share: the HTML page, its charts, the tables and the
 //! JSON file.
 
 use std::fs;
@@ -14,7 +14,7 @@ mod machine;
 mod page;
 mod table;
 
-pub(crate) use charts::{Axis, Bar, COLORS, Curve, QUANTILES, quantiles};
+pub(crate) use charts::{Axis, Bar, COLORS, Curve, Panel, QUANTILES, quantiles};
 pub(crate) use machine::Machine;
 pub(crate) use table::{format_cell, format_head, format_number, format_row};
 

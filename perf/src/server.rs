@@ -1,5 +1,7 @@
 //! Starts a server under test in its own process, so that clients do not share its runtime.
 
+use std::io;
+use std::net::TcpListener;
 use std::process::Stdio;
 
 use anyhow::Context;
@@ -62,4 +64,9 @@ impl ServerProcess {
         };
         address.map(ServerUrl::from_authority).with_context(missing)
     }
+}
+
+/// Returns a port of the loopback interface that no process uses now.
+pub(crate) fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

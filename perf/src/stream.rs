@@ -14,13 +14,15 @@ mod connection;
 mod decoder;
 mod failure;
 mod messages;
+mod object;
 mod records;
 mod request;
 
 pub(crate) use connection::{Connection, Protocol, connect, reset_on_close};
 #[cfg(test)]
 pub(crate) use decoder::Token;
-pub(crate) use decoder::{Decoder, Event, Timings};
+pub(crate) use decoder::{Decoder, Event};
+pub(crate) use object::{Timings, Usage};
 pub(crate) use request::{
     ChatMessage, CompletionRequest, RequestInput, StreamOptions, grpc_request, http_request,
 };

@@ -57,7 +57,11 @@ impl Consumer {
                 after: self.token_count(),
                 message: failure.to_string(),
             }),
-            Event::Started | Event::FinishReason | Event::EndOfStream | Event::Other => Ok(()),
+            Event::Started
+            | Event::FinishReason
+            | Event::EndOfStream
+            | Event::Usage(_)
+            | Event::Other => Ok(()),
         }
     }
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Deserialize;
 
-use super::targets::{Bound, TargetResult};
 use crate::statistics::Spread;
+use crate::target::{Bound, TargetResult};
 
 /// Targets and values of an older run.
 #[derive(Deserialize)]

@@ -5,8 +5,9 @@ use serde_json::json;
 
 use super::path::MeasuredPath;
 use super::results::Results;
-use super::targets::{self, TargetResult};
+use super::targets;
 use crate::report::Machine;
+use crate::target::TargetResult;
 
 const JSON_FORMAT_VERSION: u32 = 1;
 

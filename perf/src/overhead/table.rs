@@ -6,9 +6,9 @@ use super::report::Report;
 use super::results::{Cell, CellKey, Results, Round};
 use super::scale::Shape;
 use super::scenario::Scenario;
-use super::targets::TargetResult;
 use crate::report::{format_head, format_number, format_row};
 use crate::statistics::percentile_us;
+use crate::target::TargetResult;
 
 /// A column of a table, with one value for each cell of the results.
 struct Column {
@@ -48,14 +48,7 @@ pub(super) fn render_tables(results: &Results) -> String {
 fn write_targets(targets: &[TargetResult], out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\nTargets (median of the rounds, lowest to highest)")?;
     for target in targets {
-        let verdict = if target.pass { "pass" } else { "FAIL" };
-        let (spread, unit) = (target.spread, target.unit);
-        let bound = target.bound.sign();
-        writeln!(
-            out,
-            "  {verdict}  {:<72}{:>8.2} {unit:<3} ({:.2} to {:.2}), {bound} {:.2}",
-            target.target, spread.median, spread.lowest, spread.highest, target.limit
-        )?;
+        writeln!(out, "  {target}")?;
     }
     Ok(())
 }

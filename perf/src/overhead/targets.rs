@@ -1,71 +1,13 @@
 //! The targets of a run: limits on the cost that Tokenway adds to its floors, and a verdict on each.
 
-use serde::Serialize;
-
 use super::path::MeasuredPath;
 use super::results::{CellKey, Results, Round};
-use crate::statistics::Spread;
+use crate::target::{Bound, TargetResult};
 
 mod specs;
 
 pub(super) use specs::paths_needed;
 use specs::{FULL, ONE_PACED_STREAM, PACED, target_specs};
-
-/// One target and its verdict.
-#[derive(Debug, Serialize)]
-pub(crate) struct TargetResult {
-    /// Name of the value that has a limit.
-    pub(crate) target: String,
-    /// Median of the value over the rounds.
-    pub(crate) value: f64,
-    pub(crate) spread: Spread,
-    pub(crate) limit: f64,
-    pub(crate) bound: Bound,
-    /// Unit of the value. `×` stands for a ratio, `%` for a share.
-    pub(crate) unit: &'static str,
-    pub(crate) pass: bool,
-}
-
-/// Side of the limit on which the value must be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Bound {
-    AtLeast,
-    AtMost,
-}
-
-impl Bound {
-    pub(super) fn sign(self) -> &'static str {
-        match self {
-            Self::AtLeast => "≥",
-            Self::AtMost => "≤",
-        }
-    }
-}
-
-impl TargetResult {
-    pub(super) fn new(
-        target: String,
-        spread: Spread,
-        bound: Bound,
-        limit: f64,
-        unit: &'static str,
-    ) -> Self {
-        let value = spread.median;
-        Self {
-            target,
-            value,
-            spread,
-            limit,
-            bound,
-            unit,
-            pass: match bound {
-                Bound::AtLeast => value >= limit,
-                Bound::AtMost => value <= limit,
-            },
-        }
-    }
-}
 
 pub(super) fn judge_targets(results: &Results) -> Vec<TargetResult> {
     let judged = target_specs().into_iter().filter_map(|wanted| {

@@ -1,8 +1,7 @@
 //! The compared servers: a scripted engine, and the gateways in front of it, each in its own process.
 
 use std::ffi::OsStr;
-use std::io::{self, Write};
-use std::net::TcpListener;
+use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use crate::load::{ConnectionPlan, Load, LoadGenerator, Target};
 use crate::process::ResourceUsage;
 use crate::serve::openai::{MODEL, Script};
 use crate::serve::{self, Role};
-use crate::server::ServerProcess;
+use crate::server::{ServerProcess, free_port};
 use crate::stream::Format;
 
 /// Names of the servers that are always there.
@@ -193,10 +192,6 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<Vec<Peer>> {
     }
     peers.insert(0, engine);
     Ok(peers)
-}
-
-fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Returns true if the server completes a request.

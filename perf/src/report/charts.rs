@@ -8,6 +8,9 @@ use crate::statistics::{Spread, percentile_us};
 
 /// Width and height of a chart, in pixels.
 const CHART_SIZE: (u32, u32) = (860, 420);
+/// Number of panels side by side, and the height of each in pixels.
+const PANEL_COLUMNS: usize = 2;
+const PANEL_HEIGHT: u32 = 170;
 /// Colors that most people with a color vision deficiency can distinguish.
 pub(crate) const COLORS: [RGBColor; 6] = [
     RGBColor(20, 90, 200),
@@ -24,6 +27,8 @@ pub(crate) const QUANTILES: [f64; 13] = [
     1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.8, 99.9,
 ];
 
+type DrawResult = Result<(), Box<dyn std::error::Error>>;
+
 pub(crate) struct Curve<'a> {
     pub(crate) title: &'a str,
     pub(crate) color: RGBColor,
@@ -35,6 +40,14 @@ pub(crate) struct Bar<'a> {
     pub(crate) title: &'a str,
     pub(crate) color: RGBColor,
     pub(crate) spread: Spread,
+}
+
+/// A small chart of bars, beside others.
+pub(crate) struct Panel<'a> {
+    pub(crate) title: &'a str,
+    /// Unit of the bars.
+    pub(crate) unit: &'a str,
+    pub(crate) bars: Vec<Bar<'a>>,
 }
 
 /// Scale of the horizontal axis.
@@ -69,7 +82,7 @@ impl Axis {
         let (low, high) = min_and_max(points().map(|(_, y)| y));
         // Leave a margin above and below the curves, even if all points are equal.
         let margin = ((high - low) * 0.04).max(0.5);
-        draw_svg(|area| {
+        draw_svg(CHART_SIZE, |area| {
             let mut chart = ChartBuilder::on(area)
                 .margin(10)
                 .x_label_area_size(50)
@@ -106,43 +119,82 @@ impl Axis {
 impl Bar<'_> {
     /// Draws bars, one below the other. Returns an empty string if there are no bars.
     pub(crate) fn draw_svg(bars: &[Bar<'_>], name: &str) -> String {
-        let highest = bars.iter().map(|bar| bar.spread.highest);
-        let highest = highest.fold(0.0, f64::max) * 1.1;
-        let titles: Vec<_> = bars.iter().map(|bar| bar.title).collect();
-        let Some(last) = bars.len().checked_sub(1) else {
+        if bars.is_empty() {
             return String::new();
-        };
-        draw_svg(|area| {
-            let mut chart = ChartBuilder::on(area)
+        }
+        draw_svg(CHART_SIZE, |area| {
+            let mut chart = ChartBuilder::on(area);
+            chart
                 .margin(10)
                 .x_label_area_size(50)
-                .y_label_area_size(190)
-                .build_cartesian_2d(0.0..highest, (0..last).into_segmented())?;
-            chart
-                .configure_mesh()
-                .disable_y_mesh()
-                .x_desc(name)
-                .y_label_formatter(&|segment| match segment {
-                    SegmentValue::CenterOf(at) => titles.get(*at).copied().unwrap_or("").to_owned(),
-                    SegmentValue::Exact(_) | SegmentValue::Last => String::new(),
-                })
-                .label_style(FONT)
-                .draw()?;
-            chart.draw_series(bars.iter().enumerate().map(|(at, bar)| {
-                let (low, high) = (SegmentValue::Exact(at), SegmentValue::Exact(at + 1));
-                let corners = [(0.0, low), (bar.spread.median, high)];
-                let mut area = Rectangle::new(corners, bar.color.filled());
-                area.set_margin(6, 6, 0, 0);
-                area
-            }))?;
-            chart.draw_series(bars.iter().enumerate().map(|(at, bar)| {
-                let at = SegmentValue::CenterOf(at);
-                let ends = [(bar.spread.lowest, at.clone()), (bar.spread.highest, at)];
-                PathElement::new(ends, BLACK)
-            }))?;
+                .y_label_area_size(190);
+            draw_bars(&mut chart, bars, name)
+        })
+    }
+}
+
+impl Panel<'_> {
+    /// Draws panels side by side, in rows of two. Returns an empty string if there are no panels.
+    pub(crate) fn draw_svg(panels: &[Panel<'_>]) -> String {
+        let rows = panels.len().div_ceil(PANEL_COLUMNS);
+        if rows == 0 {
+            return String::new();
+        }
+        let height = PANEL_HEIGHT * u32::try_from(rows).unwrap_or(u32::MAX);
+        draw_svg((CHART_SIZE.0, height), |area| {
+            for (area, panel) in area.split_evenly((rows, PANEL_COLUMNS)).iter().zip(panels) {
+                let mut chart = ChartBuilder::on(area);
+                chart
+                    .caption(panel.title, FONT)
+                    .margin(8)
+                    .x_label_area_size(42)
+                    .y_label_area_size(130);
+                draw_bars(&mut chart, &panel.bars, panel.unit)?;
+            }
             Ok(())
         })
     }
+}
+
+fn draw_bars(
+    chart: &mut ChartBuilder<'_, '_, SVGBackend<'_>>,
+    bars: &[Bar<'_>],
+    name: &str,
+) -> DrawResult {
+    let highest = bars.iter().map(|bar| bar.spread.highest);
+    let highest = highest.fold(0.0, f64::max) * 1.1;
+    let titles: Vec<_> = bars.iter().map(|bar| bar.title).collect();
+    let last = bars.len().saturating_sub(1);
+    let mut chart = chart.build_cartesian_2d(0.0..highest, (0..last).into_segmented())?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .x_labels(6)
+        .x_max_light_lines(1)
+        .x_desc(name)
+        .x_label_formatter(&|x| {
+            let decimals = usize::from(highest < 10.0);
+            format!("{x:.decimals$}")
+        })
+        .y_label_formatter(&|segment| match segment {
+            SegmentValue::CenterOf(at) => titles.get(*at).copied().unwrap_or("").to_owned(),
+            SegmentValue::Exact(_) | SegmentValue::Last => String::new(),
+        })
+        .label_style(FONT)
+        .draw()?;
+    chart.draw_series(bars.iter().enumerate().map(|(at, bar)| {
+        let (low, high) = (SegmentValue::Exact(at), SegmentValue::Exact(at + 1));
+        let corners = [(0.0, low), (bar.spread.median, high)];
+        let mut area = Rectangle::new(corners, bar.color.filled());
+        area.set_margin(6, 6, 0, 0);
+        area
+    }))?;
+    chart.draw_series(bars.iter().enumerate().map(|(at, bar)| {
+        let at = SegmentValue::CenterOf(at);
+        let ends = [(bar.spread.lowest, at.clone()), (bar.spread.highest, at)];
+        PathElement::new(ends, BLACK)
+    }))?;
+    Ok(())
 }
 
 impl Axis {
@@ -186,10 +238,11 @@ impl Axis {
 }
 
 fn draw_svg(
-    paint: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Box<dyn std::error::Error>>,
+    size: (u32, u32),
+    paint: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> DrawResult,
 ) -> String {
     let mut svg = String::new();
-    let area = SVGBackend::with_string(&mut svg, CHART_SIZE).into_drawing_area();
+    let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
     let painted = area.fill(&WHITE).map_err(Into::into);
     let painted = painted.and_then(|()| paint(&area));
     let painted = painted.and_then(|()| Ok(area.present()?));

@@ -4,9 +4,10 @@ use minijinja::Environment;
 use minijinja::value::Serde;
 use serde::Serialize;
 
-const TEMPLATES: [(&str, &str); 4] = [
+const TEMPLATES: [(&str, &str); 5] = [
     ("base.html", include_str!("../../templates/base.html")),
     ("compare.html", include_str!("../../templates/compare.html")),
+    ("model.html", include_str!("../../templates/model.html")),
     (
         "overhead.html",
         include_str!("../../templates/overhead.html"),

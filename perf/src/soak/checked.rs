@@ -117,7 +117,9 @@ fn check_event(event: Event<'_>, next_index: &mut u32) -> Result<(), Fault> {
             Ok(())
         }
         Event::Started if expected > 0 => Err(Fault::Malformed("a second start".to_owned())),
-        Event::Other => Err(Fault::Malformed("a record without a token".to_owned())),
+        Event::Usage(_) | Event::Other => {
+            Err(Fault::Malformed("a record without a token".to_owned()))
+        }
         Event::BytesRead(_)
         | Event::Started
         | Event::FinishReason

@@ -3,11 +3,10 @@
 use std::borrow::Cow;
 
 use memchr::{memchr, memmem};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::{Deserializer, Value};
+use serde_json::Deserializer;
 
 use super::failure::Failure;
+use super::object::{RecordObject, Timings, Usage};
 use super::records::{Record, RecordSplitter};
 use super::{Format, messages};
 use crate::fault::Fault;
@@ -26,7 +25,9 @@ pub(crate) enum Event<'a> {
     /// The end of the stream itself: `[DONE]`, or the summary.
     EndOfStream,
     Error(Failure),
-    /// A record that is not a token, such as usage.
+    /// The counts of tokens at the end of a stream.
+    Usage(Usage),
+    /// A record that is not a token, such as the role of a chat's message.
     Other,
 }
 
@@ -38,14 +39,6 @@ pub(crate) struct Token<'a> {
     pub(crate) stamp: Option<TokenTimestamps>,
     /// Length of the token's record or message in bytes, without HTTP/2 frames.
     pub(crate) bytes: usize,
-}
-
-/// Resumptions of a completion by a gateway, from the timings at the end of its stream.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Timings {
-    pub(crate) resumptions: u32,
-    /// Method of the last resumption.
-    pub(crate) resumption_method: Option<String>,
 }
 
 impl Token<'_> {
@@ -177,12 +170,16 @@ impl CompletionState {
         let choices = parsed.choices;
         let choices = choices.ok_or_else(|| Fault::malformed("no choices", object))?;
         let Some(choice) = choices.into_iter().next() else {
-            return take(Event::Other);
+            return take(parsed.usage.map_or(Event::Other, Event::Usage));
         };
         let finish_reason = choice.finish_reason;
         // A chat ends with a delta that has no content. Some servers also leave out the empty text at the end.
         let no_text = || finish_reason.as_ref().map(|_| Cow::default());
         let text = match choice.delta {
+            // llama.cpp's server sends the role before the first text.
+            Some(delta) if delta.is_role_only() && finish_reason.is_none() => {
+                return take(Event::Other);
+            }
             Some(delta) => delta.content.or_else(no_text),
             None => choice.text.or_else(no_text),
         };
@@ -200,10 +197,13 @@ impl CompletionState {
             };
             self.emit_event(Event::Token(token), take)?;
         }
-        match finish_reason {
-            Some(_) => self.emit_event(Event::FinishReason, take),
-            None => Ok(()),
+        if finish_reason.is_some() {
+            self.emit_event(Event::FinishReason, take)?;
         }
+        // llama.cpp's server counts the tokens of a text in the record with the finish reason.
+        parsed
+            .usage
+            .map_or(Ok(()), |usage| take(Event::Usage(usage)))
     }
 
     /// Passes an event to `take`. Returns an error if the event must not follow the previous events.
@@ -215,7 +215,11 @@ impl CompletionState {
             Event::FinishReason => self.has_finished = true,
             Event::EndOfStream => self.is_done = true,
             Event::Error(_) => self.has_failed = true,
-            Event::BytesRead(_) | Event::Started | Event::Token(_) | Event::Other => {}
+            Event::BytesRead(_)
+            | Event::Started
+            | Event::Token(_)
+            | Event::Usage(_)
+            | Event::Other => {}
         }
         take(event)
     }
@@ -262,30 +266,6 @@ impl CompletionState {
     }
 }
 
-#[derive(Deserialize)]
-struct RecordObject<'a> {
-    #[serde(borrow)]
-    choices: Option<Vec<Choice<'a>>>,
-    stamp: Option<TokenTimestamps>,
-    error: Option<Value>,
-    timings: Option<Timings>,
-}
-
-#[derive(Deserialize)]
-struct Choice<'a> {
-    #[serde(borrow)]
-    text: Option<Cow<'a, str>>,
-    delta: Option<Delta<'a>>,
-    finish_reason: Option<IgnoredAny>,
-}
-
-/// New part of a chat's message.
-#[derive(Deserialize)]
-struct Delta<'a> {
-    #[serde(borrow)]
-    content: Option<Cow<'a, str>>,
-}
-
 #[cfg(test)]
 mod tests {
     use prost::Message;
@@ -314,6 +294,13 @@ mod tests {
                     Event::Started => "Started".to_owned(),
                     Event::FinishReason => "Finished".to_owned(),
                     Event::EndOfStream => "Done".to_owned(),
+                    Event::Usage(Usage {
+                        prompt_tokens,
+                        completion_tokens,
+                        ..
+                    }) => {
+                        format!("Usage {prompt_tokens} {completion_tokens}")
+                    }
                     Event::BytesRead(_) | Event::Other => "Other".to_owned(),
                 });
                 Ok(())
@@ -350,9 +337,9 @@ mod tests {
     #[test]
     fn a_finish_reason_without_a_text_is_not_a_token() {
         let body = line("a", "") + &line("", ",\"finish_reason\":\"stop\"");
-        let usage = "{\"choices\":[],\"usage\":{\"completion_tokens\":2}}\n";
+        let usage = "{\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2}}\n";
         let (events, missing) = decode_http(&(body + usage)).unwrap();
-        assert_eq!(events, ["a", "Finished", "Other"]);
+        assert_eq!(events, ["a", "Finished", "Usage 7 2"]);
         assert_eq!(missing, None);
     }
 

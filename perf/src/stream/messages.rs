@@ -6,7 +6,8 @@ use std::borrow::Cow;
 use prost::Message;
 use tokenway::proto::v1::{self, completion_event};
 
-use super::decoder::{Event, TakeEvent, Timings, Token};
+use super::decoder::{Event, TakeEvent, Token};
+use super::object::Timings;
 use crate::fault::Fault;
 use crate::timestamps::TokenTimestamps;
 

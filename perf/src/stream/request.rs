@@ -23,17 +23,20 @@ pub(crate) struct CompletionRequest<'a> {
     pub(crate) seed: Option<i64>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) ignore_eos: bool,
+    /// Sampling temperature. At 0 the most probable token is chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) temperature: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stream_options: Option<StreamOptions>,
 }
 
-/// Text or token ids to complete, or the only message of a chat.
+/// Text or token ids to complete, or the messages of a chat.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum RequestInput<'a> {
     Text { prompt: &'a str },
     TokenIds { prompt: &'a [u32] },
-    Chat { messages: [ChatMessage<'a>; 1] },
+    Chat { messages: &'a [ChatMessage<'a>] },
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -42,12 +45,17 @@ pub(crate) struct ChatMessage<'a> {
     pub(crate) content: &'a str,
 }
 
-/// Asks for timestamps of the tokens, or for timings at the end of the stream.
+/// Asks for timestamps of the tokens, or for timings or the counts of tokens at the end of the stream.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(
+    clippy::enum_variant_names,
+    reason = "the API's own names, which have this prefix"
+)]
 pub(crate) enum StreamOptions {
     IncludeStamps(bool),
     IncludeTimings(bool),
+    IncludeUsage(bool),
 }
 
 impl CompletionRequest<'_> {
@@ -62,6 +70,7 @@ impl CompletionRequest<'_> {
             stream: true,
             seed: None,
             ignore_eos: false,
+            temperature: None,
             stream_options: None,
         }
     }
@@ -77,6 +86,7 @@ impl CompletionRequest<'_> {
             max_tokens: Some(self.max_tokens),
             seed: self.seed,
             ignore_eos: self.ignore_eos,
+            temperature: self.temperature,
             include_stamps: matches!(self.stream_options, Some(StreamOptions::IncludeStamps(_))),
             ..v1::CompletionRequest::default()
         }
@@ -99,12 +109,13 @@ impl RequestInput<'_> {
             }),
             Self::Chat { messages } => Input::Chat(v1::Chat {
                 messages: messages
+                    .iter()
                     .map(|ChatMessage { role, content }| v1::ChatMessage {
-                        role: role.to_owned(),
-                        content: content.to_owned(),
+                        role: (*role).to_owned(),
+                        content: (*content).to_owned(),
                         ..v1::ChatMessage::default()
                     })
-                    .to_vec(),
+                    .collect(),
             }),
         }
     }

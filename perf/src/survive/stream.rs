@@ -81,7 +81,9 @@ impl StreamPlan {
         let ending = stream
             .read_to_end(|event, _| match event {
                 Event::Token(token) => received.check_token(&token.text, token.index),
-                Event::Other => Err(Fault::Malformed("a record without a token".to_owned())),
+                Event::Usage(_) | Event::Other => {
+                    Err(Fault::Malformed("a record without a token".to_owned()))
+                }
                 Event::BytesRead(_)
                 | Event::Started
                 | Event::FinishReason

@@ -190,7 +190,12 @@ impl Turn {
         let (text, ids) = (format!("{line}\n"), [self.story]);
         let (input, story) = match self.kind {
             Kind::Text => (RequestInput::Text { prompt: &text }, Story::of_line(&line)),
-            Kind::Chat => (RequestInput::Chat { messages }, Story::of_line(&line)),
+            Kind::Chat => (
+                RequestInput::Chat {
+                    messages: &messages,
+                },
+                Story::of_line(&line),
+            ),
             Kind::Ids | Kind::NoRung => (
                 RequestInput::TokenIds { prompt: &ids },
                 Story::of_number(self.story),

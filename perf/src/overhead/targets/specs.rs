@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use super::Bound;
 use crate::overhead::path::MeasuredPath;
 use crate::overhead::results::{CellKey, Round};
 use crate::overhead::scale::Scale;
 use crate::overhead::scenario::{RunSize, Scenario};
+use crate::target::Bound;
 
 /// Definition of a target, before it is judged.
 pub(super) struct TargetSpec {

@@ -1,0 +1,171 @@
+//! The subcommand `model`: puts Tokenway beside llama.cpp's own server and vLLM, with the same real model. The servers take turns
+//! in every scenario of every round, and only ratios within a round are judged.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use indicatif::ProgressBar;
+
+mod chats;
+mod client;
+mod completions;
+mod interval;
+mod page;
+mod prose;
+mod report;
+mod results;
+mod scenario;
+mod servers;
+mod table;
+mod targets;
+mod turn;
+
+use report::{Report, Settings};
+use results::Results;
+use scenario::Scenario;
+use servers::{ServerKind, ServerPlan};
+use turn::Turn;
+
+use crate::fault::Fault;
+use crate::progress;
+use crate::report::{Machine, ReportFiles};
+use crate::{CommandResult, Verdict};
+
+/// Compare Tokenway with llama.cpp's own server, with the same real model and the same number of threads.
+///
+/// Each scenario of each round gets a fresh process of each server. Compile both programs for this processor:
+/// `scripts/model_perf.sh` does, and runs this command.
+///
+/// Exit codes: 0 if every reply was complete, and with --check every target was reached; 1 if not; 2 if the arguments
+/// are wrong.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// GGUF file of the model
+    #[arg(long, value_name = "FILE", env = "TOKENWAY_MODEL_PATH")]
+    model_path: PathBuf,
+    /// Program of llama.cpp's server, which `scripts/llama_server.sh` builds
+    #[arg(long, value_name = "FILE")]
+    llama_server: PathBuf,
+    /// Program of Tokenway, built with llama.cpp [default: `tokenway` in the directory of this program]
+    #[arg(long, value_name = "FILE")]
+    tokenway: Option<PathBuf>,
+    /// Script that serves vLLM, such as scripts/vllm.sh after `scripts/vllm.sh install`. vLLM takes a minute to start,
+    /// in each scenario of each round, and gets the weights of the model as float32
+    #[arg(long, value_name = "FILE")]
+    vllm: Option<PathBuf>,
+    /// Number of rounds
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Scenarios to measure, separated by commas [default: all]
+    #[arg(long, value_name = "SCENARIO", value_delimiter = ',')]
+    only: Option<Vec<Scenario>>,
+    /// Number of threads for computing the model
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: u16,
+    #[command(flatten)]
+    files: ReportFiles,
+    /// Write the chart of the figures that have a target to this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
+    /// Exit with 1 if a target is missed
+    #[arg(long)]
+    check: bool,
+}
+
+pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult {
+    let plans = options.server_plans()?;
+    let settings = Settings::of_servers(&plans, options.rounds).await?;
+    let mut machine = Machine::capture();
+    let (results, faults) = measure(options, &plans).await?;
+    machine.record_end();
+    let report = Report::new(machine, settings, results, faults);
+    table::write_report(&report, out)?;
+    options
+        .files
+        .write(&report, "model.html", || page::page_values(&report))?;
+    if let Some(path) = &options.picture {
+        crate::report::write_file("--picture", path, &page::draw_picture(&report.results))?;
+    }
+    out.flush()?;
+    let has_missed = options.check && report.has_missed();
+    Ok(Verdict::from_report(
+        report.faults.is_empty() && !has_missed,
+    ))
+}
+
+impl Options {
+    fn server_plans(&self) -> anyhow::Result<Vec<ServerPlan>> {
+        let tokenway = self.tokenway.clone();
+        let tokenway = tokenway.map_or_else(servers::own_tokenway, Ok)?;
+        let plan = |kind, program| ServerPlan {
+            kind,
+            program,
+            model_path: self.model_path.clone(),
+            threads: self.threads,
+        };
+        let llama_server = self.llama_server.clone();
+        let plans = [
+            plan(ServerKind::Tokenway, tokenway),
+            plan(ServerKind::LlamaCpp, llama_server),
+        ];
+        let vllm = self
+            .vllm
+            .clone()
+            .map(|program| plan(ServerKind::Vllm, program));
+        Ok(plans.into_iter().chain(vllm).collect())
+    }
+
+    fn scenarios(&self) -> Vec<Scenario> {
+        let all = || Scenario::value_variants().to_vec();
+        self.only.clone().unwrap_or_else(all)
+    }
+}
+
+/// Measures all rounds. Returns the results and the faults.
+async fn measure(
+    options: &Options,
+    plans: &[ServerPlan],
+) -> anyhow::Result<(Results, Vec<String>)> {
+    let (mut results, mut faults) = (Results::default(), Vec::new());
+    let scenarios = options.scenarios();
+    let turns = u64::try_from(scenarios.len() * plans.len())? * u64::from(options.rounds);
+    let bar = progress::create_bar(turns, "{bar:30} {pos}/{len} {elapsed} {msg}");
+    for round in 0..options.rounds {
+        for scenario in &scenarios {
+            for plan in plans {
+                let turn = run_turn(plan, *scenario, round, &bar).await?;
+                bar.inc(1);
+                let turn = turn.map_err(|fault| {
+                    let server = plan.kind.title();
+                    let scenario = scenario.title();
+                    faults.push(format!(
+                        "{server}, {scenario}, round {}: {fault}",
+                        round + 1
+                    ));
+                });
+                results.add(*scenario, plan.kind, turn.ok());
+            }
+        }
+    }
+    bar.finish_and_clear();
+    Ok((results, faults))
+}
+
+/// Runs a scenario on a fresh process of a server.
+async fn run_turn(
+    plan: &ServerPlan,
+    scenario: Scenario,
+    round: u32,
+    bar: &ProgressBar,
+) -> anyhow::Result<Result<Turn, Fault>> {
+    bar.set_message(format!("{}: {}", plan.kind.title(), scenario.title()));
+    let server = plan.start().await?;
+    let mut turn = scenario.run(&server.client, round).await;
+    if let Ok(turn) = &mut turn {
+        turn.rss_bytes = server.rss_bytes();
+    }
+    server.stop().await.context("cannot end a server")?;
+    Ok(turn)
+}

@@ -1,0 +1,201 @@
+//! Sends requests to one server over OpenAI's HTTP API and reads their streams. Every server is asked in the same way:
+//! greedy, and past the end of the text, so that all replies have the same length.
+
+use std::iter::once;
+use std::time::Duration;
+
+use tokenway::runner::monotonic_ns;
+use tokio::time::timeout;
+
+use crate::arguments::ServerUrl;
+use crate::fault::Fault;
+use crate::stream::{
+    ChatMessage, CompletionRequest, Connection, Event, Format, RequestInput, Stream, StreamOptions,
+    Usage,
+};
+
+/// Time within which a reply must be complete.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Client of one server.
+pub(super) struct Client {
+    pub(super) url: ServerUrl,
+}
+
+/// A complete reply, and the times at which its tokens arrived.
+#[derive(Debug, Default)]
+pub(super) struct Reply {
+    pub(super) text: String,
+    pub(super) usage: Usage,
+    /// Time just before the request was sent, in nanoseconds of CLOCK_MONOTONIC.
+    pub(super) sent_ns: u64,
+    /// Times of the reads that returned the tokens with text.
+    pub(super) token_ns: Vec<u64>,
+}
+
+impl Client {
+    /// Requests a completion of a text.
+    pub(super) async fn complete(&self, prompt: &str, tokens: u32) -> Result<Reply, Fault> {
+        self.watch(RequestInput::Text { prompt }, tokens, |_| ())
+            .await
+    }
+
+    /// Requests the next message of a chat. `messages` are the contents of the system's message, and then of the user's
+    /// and the model's messages in turn.
+    pub(super) async fn chat(&self, messages: &[String], tokens: u32) -> Result<Reply, Fault> {
+        let turns = ["user", "assistant"].into_iter().cycle();
+        let roles = once("system").chain(turns);
+        let messages = roles
+            .zip(messages)
+            .map(|(role, content)| ChatMessage { role, content });
+        let messages: Vec<_> = messages.collect();
+        let input = RequestInput::Chat {
+            messages: &messages,
+        };
+        self.watch(input, tokens, |_| ()).await
+    }
+
+    /// Requests a completion or a chat's message, and calls `on_token` with the number of tokens after each token.
+    pub(super) async fn watch(
+        &self,
+        input: RequestInput<'_>,
+        tokens: u32,
+        on_token: impl FnMut(usize),
+    ) -> Result<Reply, Fault> {
+        let completion = CompletionRequest {
+            input,
+            temperature: Some(0.0),
+            ignore_eos: true,
+            stream_options: Some(StreamOptions::IncludeUsage(true)),
+            ..CompletionRequest::of_tokens(tokens)
+        };
+        let reply = timeout(REPLY_TIMEOUT, self.read_reply(&completion, on_token)).await;
+        reply.unwrap_or_else(|_| Err(Fault::TimedOut(REPLY_TIMEOUT.as_secs())))
+    }
+
+    async fn read_reply(
+        &self,
+        completion: &CompletionRequest<'_>,
+        mut on_token: impl FnMut(usize),
+    ) -> Result<Reply, Fault> {
+        let mut connection = Connection::open(&self.url, Format::Sse.protocol()).await?;
+        let (mut reply, mut usage) = (
+            Reply {
+                sent_ns: monotonic_ns(),
+                ..Reply::default()
+            },
+            None,
+        );
+        let mut stream = Stream::open(&mut connection, Format::Sse, completion).await?;
+        let outcome = stream.read_to_end(|event, received_ns| {
+            match event {
+                // Some servers begin a chat with an empty text, before they have computed a token.
+                Event::Token(token) if !token.text.is_empty() => {
+                    reply.text.push_str(&token.text);
+                    reply.token_ns.push(received_ns);
+                    on_token(reply.token_ns.len());
+                }
+                Event::Usage(counts) => usage = Some(counts),
+                Event::BytesRead(_)
+                | Event::Started
+                | Event::Token(_)
+                | Event::FinishReason
+                | Event::EndOfStream
+                | Event::Error(_)
+                | Event::Other => {}
+            }
+            Ok(())
+        });
+        outcome.await?.complete(stream.token_count())?;
+        reply.usage = usage.ok_or_else(|| Fault::Malformed("a stream without usage".to_owned()))?;
+        reply.check(completion.max_tokens)?;
+        Ok(reply)
+    }
+}
+
+impl Reply {
+    /// Checks that no token is lost or made up.
+    fn check(&self, requested: u32) -> Result<(), Fault> {
+        let expected = format!("{requested} tokens");
+        let counted = self.usage.completion_tokens;
+        if counted != requested {
+            return Err(Fault::unexpected(
+                expected,
+                format!("{counted} by the server's count"),
+            ));
+        }
+        // A token that ends within a character has no text of its own, so there may be fewer texts than tokens.
+        match self.token_ns.len() {
+            0 => Err(Fault::unexpected(expected, "no text")),
+            texts if texts > usize::try_from(requested).unwrap_or(usize::MAX) => {
+                Err(Fault::unexpected(expected, format!("{texts} texts")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the time until the first token.
+    pub(super) fn ttft(&self) -> Duration {
+        Duration::from_nanos(self.first_ns().saturating_sub(self.sent_ns))
+    }
+
+    /// Returns the number of tokens per second after the first token.
+    pub(super) fn decode_rate(&self) -> f64 {
+        let last = self.token_ns.last().copied().unwrap_or(self.sent_ns);
+        let time = Duration::from_nanos(last.saturating_sub(self.first_ns()));
+        let later = self.usage.completion_tokens.saturating_sub(1);
+        f64::from(later) / time.as_secs_f64()
+    }
+
+    /// Returns the number of prompt tokens per second until the first token.
+    pub(super) fn prompt_rate(&self) -> f64 {
+        f64::from(self.usage.prompt_tokens) / self.ttft().as_secs_f64()
+    }
+
+    pub(super) fn first_ns(&self) -> u64 {
+        self.token_ns.first().copied().unwrap_or(self.sent_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns a reply whose texts arrived at these times, in milliseconds after the request.
+    fn reply(text_ms: &[u64], completion_tokens: u32) -> Reply {
+        let sent_ns = 1_000_000_000;
+        Reply {
+            usage: Usage {
+                prompt_tokens: 100,
+                completion_tokens,
+                ..Usage::default()
+            },
+            sent_ns,
+            token_ns: text_ms.iter().map(|ms| sent_ns + ms * 1_000_000).collect(),
+            ..Reply::default()
+        }
+    }
+
+    #[test]
+    fn the_prompt_is_timed_until_the_first_text_and_decoding_after_it() {
+        let reply = reply(&[500, 600, 1_000], 3);
+        assert_eq!(reply.ttft(), Duration::from_millis(500));
+        assert_eq!(reply.prompt_rate(), 200.0);
+        assert_eq!(reply.decode_rate(), 4.0);
+    }
+
+    #[test]
+    fn a_token_without_a_text_of_its_own_is_not_lost() {
+        assert!(reply(&[1, 2, 3], 3).check(3).is_ok());
+        assert!(reply(&[1, 2], 3).check(3).is_ok());
+        for (texts, counted, found) in [
+            (&[1, 2, 3][..], 2, "2 by the server's count"),
+            (&[1, 2, 3], 4, "4 by the server's count"),
+            (&[1, 2, 3, 4], 3, "4 texts"),
+            (&[], 3, "no text"),
+        ] {
+            let fault = reply(texts, counted).check(3).unwrap_err();
+            assert_eq!(fault.to_string(), format!("expected 3 tokens, got {found}"));
+        }
+    }
+}

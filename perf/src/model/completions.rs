@@ -1,0 +1,119 @@
+//! The scenarios with completions of texts: decoding alone and together, a long prompt, and a long prompt among running
+//! streams.
+
+use futures_util::future::{try_join, try_join_all};
+use tokio::sync::Semaphore;
+
+use super::client::{Client, Reply};
+use super::interval::Interval;
+use super::prose::Prose;
+use super::turn::{Counts, Figure, Turn};
+use crate::fault::Fault;
+use crate::stream::RequestInput;
+
+/// Number of streams that decode at the same time, which is the number of slots.
+pub(super) const STREAMS: u32 = 8;
+/// Number of streams among which a long prompt arrives. The prompt gets the last slot.
+pub(super) const RUNNING_STREAMS: u32 = 7;
+/// Number of words in a short prompt.
+const SHORT_PROMPT_WORDS: usize = 16;
+/// Number of words in a long prompt, which has about 1,350 tokens.
+const LONG_PROMPT_WORDS: usize = 1_245;
+/// Number of tokens of a stream that decodes alone, of each of eight, and of each that runs while a prompt arrives.
+const LONE_TOKENS: u32 = 256;
+const SHARED_TOKENS: u32 = 128;
+const RUNNING_TOKENS: u32 = 256;
+/// Number of tokens of each running stream after which the long prompt is sent.
+const TOKENS_BEFORE_PROMPT: usize = 8;
+/// Number of tokens that follow a long prompt.
+const TOKENS_AFTER_PROMPT: u32 = 8;
+
+/// Measures the rate at which streams decode.
+pub(super) async fn decode(
+    client: &Client,
+    prose: &mut Prose,
+    streams: u32,
+) -> Result<Turn, Fault> {
+    let tokens = if streams == 1 {
+        LONE_TOKENS
+    } else {
+        SHARED_TOKENS
+    };
+    let prompts: Vec<_> = (0..streams)
+        .map(|_| prose.text(SHORT_PROMPT_WORDS))
+        .collect();
+    let replies =
+        try_join_all(prompts.iter().map(|prompt| client.complete(prompt, tokens))).await?;
+    let rate = replies.iter().map(Reply::decode_rate).sum();
+    Ok(Turn::new(
+        [(Figure::DecodeRate, rate)],
+        Counts::of_replies(&replies),
+    ))
+}
+
+/// Measures the time until the first token of a long prompt.
+pub(super) async fn long_prompt(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
+    let reply = client
+        .complete(&prose.text(LONG_PROMPT_WORDS), TOKENS_AFTER_PROMPT)
+        .await?;
+    let figures = [
+        (Figure::PromptRate, reply.prompt_rate()),
+        (Figure::PromptTtft, ttft_ms(&reply)),
+    ];
+    Ok(Turn::new(figures, Counts::of_replies([&reply])))
+}
+
+/// Measures the pauses of running streams while a long prompt is computed.
+pub(super) async fn prompt_among_streams(
+    client: &Client,
+    prose: &mut Prose,
+) -> Result<Turn, Fault> {
+    let prompts: Vec<_> = (0..RUNNING_STREAMS)
+        .map(|_| prose.text(SHORT_PROMPT_WORDS))
+        .collect();
+    let long_prompt = prose.text(LONG_PROMPT_WORDS);
+    let running = Semaphore::new(0);
+    let streams = prompts.iter().map(|prompt| {
+        let on_token = |tokens| {
+            if tokens == TOKENS_BEFORE_PROMPT {
+                running.add_permits(1);
+            }
+        };
+        client.watch(RequestInput::Text { prompt }, RUNNING_TOKENS, on_token)
+    });
+    let among = async {
+        // The semaphore is never closed. If a stream fails before it has these tokens, `try_join` stops waiting.
+        drop(running.acquire_many(RUNNING_STREAMS).await);
+        client.complete(&long_prompt, TOKENS_AFTER_PROMPT).await
+    };
+    let (streams, among) = try_join(try_join_all(streams), among).await?;
+    let during = Interval {
+        start: among.sent_ns,
+        end: among.first_ns(),
+    };
+    if let Some(ended) = streams
+        .iter()
+        .find(|stream| stream.token_ns.last() < Some(&during.end))
+    {
+        let tokens = ended.usage.completion_tokens;
+        let found = format!("a stream that ended after {tokens} tokens");
+        return Err(Fault::unexpected(
+            "streams that run until the prompt's first token",
+            found,
+        ));
+    }
+    let times = || streams.iter().map(|stream| stream.token_ns.as_slice());
+    let figures = [
+        (Figure::RunningGapP99, during.gap_p99_ms(times())),
+        (Figure::RunningRate, during.rate(times())),
+        (Figure::PromptTtft, ttft_ms(&among)),
+    ];
+    Ok(Turn::new(
+        figures,
+        Counts::of_replies(streams.iter().chain([&among])),
+    ))
+}
+
+pub(super) fn ttft_ms(reply: &Reply) -> f64 {
+    reply.ttft().as_secs_f64() * 1e3
+}

@@ -1,0 +1,126 @@
+//! The result of a run, which the tables, the HTML page and the JSON file show.
+
+use serde::Serialize;
+
+use super::completions::STREAMS;
+use super::results::Results;
+use super::servers::{CONTEXT, ServerKind, ServerPlan};
+use super::targets;
+use crate::report::Machine;
+use crate::target::TargetResult;
+
+const JSON_FORMAT_VERSION: u32 = 1;
+
+/// Result of a run, as the JSON file contains it.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    format: u32,
+    pub(super) machine: Machine,
+    pub(super) settings: Settings,
+    #[serde(rename = "cells")]
+    pub(super) results: Results,
+    /// Targets whose figures the run has measured.
+    pub(super) targets: Vec<TargetResult>,
+    /// Small differences between the servers' counts of prompt tokens.
+    pub(super) notes: Vec<String>,
+    /// Requests that failed, lost tokens, and prompts that cannot be compared.
+    pub(super) faults: Vec<String>,
+}
+
+/// Settings that all servers of a run share, and the versions of the servers.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Settings {
+    /// Name of the model's file.
+    model: String,
+    threads: u16,
+    slots: u32,
+    /// Maximum number of tokens in a slot.
+    context: u32,
+    rounds: u32,
+    servers: Vec<ServerVersion>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct ServerVersion {
+    server: ServerKind,
+    version: String,
+}
+
+impl Settings {
+    /// Asks the programs of the servers for their versions.
+    pub(super) async fn of_servers(plans: &[ServerPlan], rounds: u32) -> anyhow::Result<Self> {
+        let mut servers = Vec::new();
+        for plan in plans {
+            let version = plan.version().await?;
+            servers.push(ServerVersion {
+                server: plan.kind,
+                version,
+            });
+        }
+        let plan = plans.first();
+        let model = plan.and_then(|plan| plan.model_path.file_name());
+        Ok(Self {
+            model: model.unwrap_or_default().to_string_lossy().into_owned(),
+            threads: plan.map_or(0, |plan| plan.threads),
+            slots: STREAMS,
+            context: CONTEXT,
+            rounds,
+            servers,
+        })
+    }
+
+    /// Returns the lines that describe the run above its tables.
+    pub(super) fn describe(&self) -> Vec<String> {
+        let Self {
+            model,
+            threads,
+            slots,
+            context,
+            rounds,
+            servers,
+        } = self;
+        let rounds = match rounds {
+            1 => "1 round".to_owned(),
+            rounds => format!("{rounds} rounds, in which the servers took turns"),
+        };
+        let first =
+            format!("{model}; threads: {threads}; slots: {slots} of {context} tokens; {rounds}");
+        let versions = servers
+            .iter()
+            .map(|ServerVersion { server, version }| format!("{}: {version}", server.title()));
+        [first].into_iter().chain(versions).collect()
+    }
+}
+
+impl Report {
+    pub(super) fn new(
+        machine: Machine,
+        settings: Settings,
+        results: Results,
+        mut faults: Vec<String>,
+    ) -> Self {
+        let mut notes = Vec::new();
+        for difference in results.prompt_differences() {
+            let list = if difference.is_large {
+                &mut faults
+            } else {
+                &mut notes
+            };
+            list.push(difference.text);
+        }
+        let targets = targets::judge_targets(&results);
+        Self {
+            format: JSON_FORMAT_VERSION,
+            machine,
+            settings,
+            results,
+            targets,
+            notes,
+            faults,
+        }
+    }
+
+    pub(super) fn has_missed(&self) -> bool {
+        self.targets.iter().any(|target| !target.pass)
+    }
+}

@@ -1,0 +1,204 @@
+//! Results of all rounds: one cell for each scenario and server.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::scenario::Scenario;
+use super::servers::ServerKind;
+use super::turn::{Counts, Figure, Turn};
+use crate::statistics::{Spread, count_to_f64};
+
+/// Results of one server in one scenario.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Cell {
+    pub(super) scenario: Scenario,
+    pub(super) server: ServerKind,
+    /// Turns in the order of the rounds. `None` for a turn that failed.
+    pub(super) rounds: Vec<Option<Turn>>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(transparent)]
+pub(super) struct Results {
+    pub(super) cells: Vec<Cell>,
+}
+
+/// Maximum relative difference between the servers' counts of prompt tokens. A chat contains the server's own replies,
+/// and the servers may round differently, so a reply may differ.
+const MAX_PROMPT_DIFFERENCE: f64 = 0.01;
+
+/// A difference between two servers' counts of the prompt tokens of a scenario.
+pub(super) struct PromptDifference {
+    pub(super) text: String,
+    /// True if it is so large that the servers cannot be compared.
+    pub(super) is_large: bool,
+}
+
+impl Cell {
+    /// Returns the values of a figure by round.
+    fn values(&self, figure: Figure) -> Vec<Option<f64>> {
+        let value = |turn: &Option<Turn>| turn.as_ref()?.figures.get(&figure).copied();
+        self.rounds.iter().map(value).collect()
+    }
+
+    /// Returns the spread of a figure over the rounds. `None` if a round failed.
+    pub(super) fn spread(&self, figure: Figure) -> Option<Spread> {
+        let values: Option<Vec<_>> = self.values(figure).into_iter().collect();
+        Spread::from_values(values?)
+    }
+}
+
+impl Cell {
+    /// Returns the spread of the server's resident memory over the rounds, in MiB.
+    pub(super) fn rss_mib(&self) -> Option<Spread> {
+        let rss = |turn: &Option<Turn>| Some(count_to_f64(turn.as_ref()?.rss_bytes?) / 1_048_576.0);
+        let values: Option<Vec<_>> = self.rounds.iter().map(rss).collect();
+        Spread::from_values(values?)
+    }
+
+    /// Returns the sums over all rounds.
+    pub(super) fn counts(&self) -> Counts {
+        self.rounds.iter().flatten().map(|turn| turn.counts).sum()
+    }
+}
+
+impl Results {
+    pub(super) fn add(&mut self, scenario: Scenario, server: ServerKind, turn: Option<Turn>) {
+        match self
+            .cells
+            .iter_mut()
+            .find(|cell| (cell.scenario, cell.server) == (scenario, server))
+        {
+            Some(cell) => cell.rounds.push(turn),
+            None => self.cells.push(Cell {
+                scenario,
+                server,
+                rounds: vec![turn],
+            }),
+        }
+    }
+
+    pub(super) fn cell(&self, scenario: Scenario, server: ServerKind) -> Option<&Cell> {
+        self.cells
+            .iter()
+            .find(|cell| (cell.scenario, cell.server) == (scenario, server))
+    }
+
+    pub(super) fn of_scenario(&self, scenario: Scenario) -> impl Iterator<Item = &Cell> {
+        self.cells
+            .iter()
+            .filter(move |cell| cell.scenario == scenario)
+    }
+
+    /// Returns the spread of the ratio of two figures within each round. `None` if a round failed.
+    pub(super) fn ratio(
+        &self,
+        scenario: Scenario,
+        own: (ServerKind, Figure),
+        other: (ServerKind, Figure),
+    ) -> Option<Spread> {
+        let values = |(server, figure)| Some(self.cell(scenario, server)?.values(figure));
+        let pairs = values(own)?.into_iter().zip(values(other)?);
+        let ratios: Option<Vec<_>> = pairs.map(|(own, other)| Some(own? / other?)).collect();
+        Spread::from_values(ratios?)
+    }
+
+    /// Returns the measured scenarios, in order.
+    pub(super) fn scenarios(&self) -> impl Iterator<Item = Scenario> {
+        let all: BTreeSet<_> = self.cells.iter().map(|cell| cell.scenario).collect();
+        all.into_iter()
+    }
+
+    /// Compares the servers' counts of prompt tokens with those of the first server, round by round.
+    pub(super) fn prompt_differences(&self) -> Vec<PromptDifference> {
+        let mut differences = Vec::new();
+        for scenario in self.scenarios() {
+            let cells: Vec<_> = self.of_scenario(scenario).collect();
+            let Some((first, others)) = cells.split_first() else {
+                continue;
+            };
+            for other in others {
+                let rounds = (1..).zip(first.rounds.iter().zip(&other.rounds));
+                let found = rounds.filter_map(|(round, turns)| {
+                    let (Some(own), Some(theirs)) = turns else {
+                        return None;
+                    };
+                    let (own, theirs) = (own.counts.prompt_tokens, theirs.counts.prompt_tokens);
+                    let text = format!(
+                        "{}, round {round}: the prompts had {own} tokens for {}, and {theirs} for {}",
+                        scenario.title(), first.server.title(), other.server.title()
+                    );
+                    let difference = count_to_f64(own.abs_diff(theirs)) / count_to_f64(own);
+                    let is_large = difference > MAX_PROMPT_DIFFERENCE;
+                    (own != theirs).then_some(PromptDifference { text, is_large })
+                });
+                differences.extend(found);
+            }
+        }
+        differences
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Adds a turn of the long prompt with this rate and number of prompt tokens.
+    fn add(results: &mut Results, server: ServerKind, rate: f64, prompt_tokens: u64) {
+        let counts = Counts {
+            prompt_tokens,
+            ..Counts::default()
+        };
+        let turn = Turn::new([(Figure::PromptRate, rate)], counts);
+        results.add(Scenario::LongPrompt, server, Some(turn));
+    }
+
+    fn ratio(results: &Results) -> Option<Spread> {
+        let of = |server| (server, Figure::PromptRate);
+        let (own, other) = (of(ServerKind::Tokenway), of(ServerKind::LlamaCpp));
+        results.ratio(Scenario::LongPrompt, own, other)
+    }
+
+    #[test]
+    fn a_ratio_is_taken_within_each_round() {
+        let mut results = Results::default();
+        for (own, theirs) in [(10.0, 10.0), (10.0, 40.0), (50.0, 100.0)] {
+            add(&mut results, ServerKind::Tokenway, own, 0);
+            add(&mut results, ServerKind::LlamaCpp, theirs, 0);
+        }
+        let expected = Spread {
+            median: 0.5,
+            lowest: 0.25,
+            highest: 1.0,
+        };
+        assert_eq!(ratio(&results), Some(expected));
+    }
+
+    #[test]
+    fn a_failed_round_leaves_no_figure() {
+        let mut results = Results::default();
+        for server in [ServerKind::Tokenway, ServerKind::LlamaCpp] {
+            add(&mut results, server, 1.0, 0);
+        }
+        assert!(ratio(&results).is_some());
+        add(&mut results, ServerKind::Tokenway, 1.0, 0);
+        results.add(Scenario::LongPrompt, ServerKind::LlamaCpp, None);
+        assert_eq!(ratio(&results), None);
+    }
+
+    #[test]
+    fn prompts_with_other_numbers_of_tokens_are_reported() {
+        let differences = |own, theirs| {
+            let mut results = Results::default();
+            add(&mut results, ServerKind::Tokenway, 1.0, own);
+            add(&mut results, ServerKind::LlamaCpp, 1.0, theirs);
+            let found = results.prompt_differences().into_iter();
+            found.map(|it| (it.text, it.is_large)).collect::<Vec<_>>()
+        };
+        assert_eq!(differences(1_350, 1_350), []);
+        let text = "a long prompt, round 1: the prompts had 1350 tokens for Tokenway, and 1351 for llama.cpp's server";
+        assert_eq!(differences(1_350, 1_351), [(text.to_owned(), false)]);
+        assert!(differences(1_350, 1_300)[0].1);
+    }
+}

@@ -1,0 +1,85 @@
+//! The scenarios: loads that clients of a real model make, and the figures that each of them measures.
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::chats;
+use super::client::Client;
+use super::completions;
+use super::prose::Prose;
+use super::turn::{Figure, Turn};
+use crate::fault::Fault;
+
+/// A load on a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Scenario {
+    /// One stream
+    DecodeOne,
+    /// Eight streams at the same time
+    DecodeEight,
+    /// One long prompt
+    LongPrompt,
+    /// One chat of six turns, whose first message is long
+    GrowingChat,
+    /// 32 conversations, asked one after the other, twice
+    Conversations,
+    /// A long prompt that arrives while seven streams run
+    PromptAmongStreams,
+}
+
+impl Scenario {
+    pub(super) fn title(self) -> String {
+        match self {
+            Self::DecodeOne => "decoding, 1 stream".to_owned(),
+            Self::DecodeEight => format!("decoding, {} streams", completions::STREAMS),
+            Self::LongPrompt => "a long prompt".to_owned(),
+            Self::GrowingChat => format!("a chat that grows, {} turns", chats::TURNS),
+            Self::Conversations => format!("{} conversations in turn", chats::CONVERSATIONS),
+            Self::PromptAmongStreams => {
+                format!(
+                    "a long prompt among {} running streams",
+                    completions::RUNNING_STREAMS
+                )
+            }
+        }
+    }
+
+    pub(super) fn figures(self) -> &'static [Figure] {
+        match self {
+            Self::DecodeOne | Self::DecodeEight => &[Figure::DecodeRate],
+            Self::LongPrompt => &[Figure::PromptRate, Figure::PromptTtft],
+            Self::GrowingChat => &[Figure::FirstTurnTtft, Figure::LaterTurnsTtft],
+            Self::Conversations => &[
+                Figure::FirstTurnTtft,
+                Figure::SecondTurnTtft,
+                Figure::HotTurnTtft,
+            ],
+            Self::PromptAmongStreams => &[
+                Figure::RunningGapP99,
+                Figure::RunningRate,
+                Figure::PromptTtft,
+            ],
+        }
+    }
+
+    /// Returns the texts of the scenario's prompts in a round, which are the same for every server.
+    fn prose(self, round: u32) -> Prose {
+        let position = Self::value_variants().iter().position(|one| *one == self);
+        let position = u64::try_from(position.unwrap_or(0)).unwrap_or(0);
+        Prose::from_seed(u64::from(round) << 32 | position)
+    }
+
+    /// Puts the load on a server.
+    pub(super) async fn run(self, client: &Client, round: u32) -> Result<Turn, Fault> {
+        let prose = &mut self.prose(round);
+        match self {
+            Self::DecodeOne => completions::decode(client, prose, 1).await,
+            Self::DecodeEight => completions::decode(client, prose, completions::STREAMS).await,
+            Self::LongPrompt => completions::long_prompt(client, prose).await,
+            Self::GrowingChat => chats::growing_chat(client, prose).await,
+            Self::Conversations => chats::conversations(client, prose).await,
+            Self::PromptAmongStreams => completions::prompt_among_streams(client, prose).await,
+        }
+    }
+}

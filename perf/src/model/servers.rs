@@ -1,0 +1,245 @@
+//! The compared servers: how each program is started, with the same model, slots, context and threads. Each scenario
+//! of each round gets a fresh process, so that nothing is reused between scenarios.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Serialize;
+use tempfile::tempfile;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
+
+use super::client::Client;
+use super::completions::STREAMS;
+use crate::arguments::ServerUrl;
+use crate::fault::Fault;
+use crate::process::{ResourceUsage, child_ids};
+use crate::server::free_port;
+
+/// Maximum number of tokens of one sequence. It is Tokenway's default for the model.
+pub(super) const CONTEXT: u32 = 2_048;
+/// Time within which a server must answer its first request, and time between two tries.
+const START_TIMEOUT: Duration = Duration::from_secs(300);
+const START_POLL: Duration = Duration::from_millis(100);
+/// Request that warms a server up. Its prompt is the start of no other.
+const WARM_UP_PROMPT: &str =
+    "0123456789. The server is warm after these words, and its model is in memory.";
+const WARM_UP_TOKENS: u32 = 16;
+/// Number of lines of a server's log that an error shows.
+const LOG_LINES: usize = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ServerKind {
+    Tokenway,
+    LlamaCpp,
+    Vllm,
+}
+
+/// Program of a server, and the settings that all servers share.
+#[derive(Clone, Debug)]
+pub(super) struct ServerPlan {
+    pub(super) kind: ServerKind,
+    pub(super) program: PathBuf,
+    pub(super) model_path: PathBuf,
+    pub(super) threads: u16,
+}
+
+/// A server in its own process, which ends when this is dropped.
+pub(super) struct RunningServer {
+    pub(super) client: Client,
+    child: Child,
+}
+
+impl ServerKind {
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Tokenway => "Tokenway",
+            Self::LlamaCpp => "llama.cpp's server",
+            Self::Vllm => "vLLM",
+        }
+    }
+}
+
+impl ServerPlan {
+    /// Starts the server, and waits until it has answered a request.
+    pub(super) async fn start(&self) -> anyhow::Result<RunningServer> {
+        let port = free_port()?;
+        let mut log = tempfile()?;
+        let program = &self.program;
+        let child = self
+            .command(port, &log)?
+            .spawn()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        let url = ServerUrl::from_authority(&format!("127.0.0.1:{port}"));
+        let mut server = RunningServer {
+            client: Client { url },
+            child,
+        };
+        let end = Instant::now() + START_TIMEOUT;
+        loop {
+            let fault = match server.client.complete(WARM_UP_PROMPT, WARM_UP_TOKENS).await {
+                Ok(_) => return Ok(server),
+                Err(fault) => fault,
+            };
+            let mut lines = || last_lines(&mut log);
+            if let Some(status) = server.child.try_wait()? {
+                bail!("{} ended with {status}:\n{}", program.display(), lines()?);
+            }
+            ensure!(
+                is_of_start(&fault) && Instant::now() < end,
+                "{} does not answer its first request: {fault}\n{}",
+                program.display(),
+                lines()?
+            );
+            sleep(START_POLL).await;
+        }
+    }
+
+    /// Returns the first line that the program prints about its version.
+    pub(super) async fn version(&self) -> anyhow::Result<String> {
+        let program = &self.program;
+        let argument = match self.kind {
+            ServerKind::Tokenway | ServerKind::LlamaCpp => "--version",
+            ServerKind::Vllm => "version",
+        };
+        let output = Command::new(program).arg(argument).output().await;
+        let output = output.with_context(|| format!("cannot run {}", program.display()))?;
+        // llama.cpp's server writes its version to standard error.
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        let line = text
+            .lines()
+            .find(|line| line.contains(|c: char| c.is_ascii_digit()));
+        let line = line.unwrap_or("unknown version").trim();
+        Ok(line.trim_start_matches("version: ").to_owned())
+    }
+
+    fn command(&self, port: u16, log: &File) -> anyhow::Result<Command> {
+        let mut command = Command::new(&self.program);
+        // The environment must not change a server's settings.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
+            command.env_remove(name);
+        }
+        command
+            .args(self.arguments(port))
+            // The number of threads of vLLM, which has no flag for it.
+            .env("OMP_NUM_THREADS", self.threads.to_string())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log.try_clone()?)
+            .kill_on_drop(true);
+        Ok(command)
+    }
+
+    fn arguments(&self, port: u16) -> Vec<OsString> {
+        let Self {
+            kind,
+            program: _,
+            model_path,
+            threads,
+        } = self;
+        let (settings, model_path) = match kind {
+            ServerKind::Tokenway => (
+                format!(
+                    "serve --runner llama --http-listen 127.0.0.1:{port} --grpc-listen 127.0.0.1:0 \
+                     --slots {STREAMS} --context-length {CONTEXT} --threads {threads} --model-path"
+                ),
+                Some(model_path),
+            ),
+            // The whole context is divided evenly among the slots. Its other settings are its defaults: prompts are
+            // cached, also those of slots that were given to another conversation.
+            ServerKind::LlamaCpp => (
+                format!(
+                    "--host 127.0.0.1 --port {port} --parallel {STREAMS} --ctx-size {} --threads {threads} \
+                     --threads-batch {threads} --model",
+                    CONTEXT * STREAMS
+                ),
+                Some(model_path),
+            ),
+            // The script knows the model, which it has converted, and the context. The number of threads is a variable.
+            ServerKind::Vllm => (
+                format!(
+                    "serve --port {port} --max-num-seqs {STREAMS} --enable-prompt-tokens-details"
+                ),
+                None,
+            ),
+        };
+        let settings = settings.split(' ').map(OsString::from);
+        settings
+            .chain(model_path.map(|path| path.clone().into()))
+            .collect()
+    }
+}
+
+impl RunningServer {
+    /// Returns the resident memory of the server's processes.
+    pub(super) fn rss_bytes(&self) -> Option<u64> {
+        let usage = ResourceUsage::of_process(self.child.id()?);
+        Some(usage.ok()?.rss_bytes)
+    }
+
+    /// Ends the server's processes, so that they take no processor time from the next server.
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+        self.kill_children();
+        Ok(self.child.kill().await?)
+    }
+
+    /// Ends the processes that the server has started. vLLM computes in one.
+    fn kill_children(&self) {
+        let children = self.child.id().map(descendants).unwrap_or_default();
+        for id in children {
+            // A child may have ended by now.
+            if let Some(id) = i32::try_from(id).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(id, Signal::KILL);
+            }
+        }
+    }
+}
+
+impl Drop for RunningServer {
+    fn drop(&mut self) {
+        self.kill_children();
+    }
+}
+
+/// Returns the ids of the children of a process, and of their children.
+fn descendants(id: u32) -> Vec<u32> {
+    let children = child_ids(id).unwrap_or_default();
+    let later: Vec<_> = children.iter().copied().flat_map(descendants).collect();
+    children.into_iter().chain(later).collect()
+}
+
+/// Returns true for an environment variable that Tokenway or llama.cpp's server reads as a setting.
+fn is_setting(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    ["TOKENWAY_", "LLAMA_", "GGML_"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
+/// Returns true for the fault of a server that is still loading its model.
+fn is_of_start(fault: &Fault) -> bool {
+    matches!(fault, Fault::Connect { .. })
+        || matches!(fault, Fault::Refused(why) if why.starts_with("503"))
+}
+
+fn last_lines(log: &mut File) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    log.rewind()?;
+    log.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().collect();
+    Ok(lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
+}
+
+/// Returns the path of Tokenway in the directory of this program.
+pub(super) fn own_tokenway() -> anyhow::Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name("tokenway"))
+}

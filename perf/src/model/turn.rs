@@ -1,0 +1,167 @@
+//! The result of a turn, which is one round of one scenario on one server: its figures, and the server's own counts.
+
+use std::collections::BTreeMap;
+use std::iter::Sum;
+
+use serde::Serialize;
+
+use super::client::Reply;
+
+/// A value that a scenario measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Figure {
+    DecodeRate,
+    PromptRate,
+    PromptTtft,
+    FirstTurnTtft,
+    SecondTurnTtft,
+    LaterTurnsTtft,
+    HotTurnTtft,
+    RunningGapP99,
+    RunningRate,
+}
+
+/// Result of one turn: one round of one scenario on one server.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Turn {
+    pub(super) figures: BTreeMap<Figure, f64>,
+    pub(super) counts: Counts,
+    /// Resident memory of the server after the turn.
+    pub(super) rss_bytes: Option<u64>,
+}
+
+/// Sums over the requests of a turn, from the server's own counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Counts {
+    pub(super) requests: u64,
+    pub(super) prompt_tokens: u64,
+    /// Prompt tokens that the server did not compute again. `None` if it does not report them.
+    pub(super) cached_tokens: Option<u64>,
+    pub(super) completion_tokens: u64,
+    /// Number of texts that arrived. A token that ends within a character has no text of its own.
+    pub(super) texts: u64,
+}
+
+impl Figure {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::DecodeRate => "rate",
+            Self::PromptRate => "rate of the prompt",
+            Self::PromptTtft => "TTFT of the prompt",
+            Self::FirstTurnTtft => "TTFT of turn 1",
+            Self::SecondTurnTtft => "TTFT of turn 2",
+            Self::LaterTurnsTtft => "TTFT of the later turns",
+            Self::HotTurnTtft => "TTFT of a hot turn",
+            Self::RunningGapP99 => "inter-token latency p99",
+            Self::RunningRate => "rate of the streams",
+        }
+    }
+
+    pub(super) fn unit(self) -> &'static str {
+        if self.is_rate() { "tokens/s" } else { "ms" }
+    }
+
+    /// Returns what the figure is, exactly.
+    pub(super) fn definition(self) -> &'static str {
+        match self {
+            Self::DecodeRate => {
+                "of each stream, (tokens − 1) / (last token − first token); summed over the streams"
+            }
+            Self::PromptRate => "tokens of the prompt / TTFT",
+            Self::PromptTtft => "from the request with the long prompt to its first token",
+            Self::FirstTurnTtft => {
+                "TTFT of a conversation's first turn; the median over the conversations"
+            }
+            Self::SecondTurnTtft => {
+                "TTFT of a conversation's second turn, which follows the first turns of all others; the median over the \
+                 conversations"
+            }
+            Self::LaterTurnsTtft => "mean TTFT of all turns but the first",
+            Self::HotTurnTtft => {
+                "TTFT of the third to the seventh turn of the conversation that was asked last, one directly after the \
+                 other; the median"
+            }
+            Self::RunningGapP99 => {
+                "99th percentile of the inter-token latencies of the running streams that overlap the time from the \
+                 request with the long prompt to its first token"
+            }
+            Self::RunningRate => {
+                "tokens per second of the running streams together, from the request with the long prompt to its first token"
+            }
+        }
+    }
+
+    /// Returns true if a higher value is better.
+    pub(super) fn is_rate(self) -> bool {
+        match self {
+            Self::DecodeRate | Self::PromptRate | Self::RunningRate => true,
+            Self::PromptTtft
+            | Self::FirstTurnTtft
+            | Self::SecondTurnTtft
+            | Self::LaterTurnsTtft
+            | Self::HotTurnTtft
+            | Self::RunningGapP99 => false,
+        }
+    }
+}
+
+impl Turn {
+    pub(super) fn new<const N: usize>(figures: [(Figure, f64); N], counts: Counts) -> Self {
+        Self {
+            figures: figures.into(),
+            counts,
+            rss_bytes: None,
+        }
+    }
+}
+
+impl Counts {
+    pub(super) fn of_replies<'a>(replies: impl IntoIterator<Item = &'a Reply>) -> Self {
+        let counts = replies.into_iter().map(|reply| Self {
+            requests: 1,
+            prompt_tokens: reply.usage.prompt_tokens.into(),
+            cached_tokens: reply.usage.cached_tokens().map(u64::from),
+            completion_tokens: reply.usage.completion_tokens.into(),
+            texts: u64::try_from(reply.token_ns.len()).unwrap_or(u64::MAX),
+        });
+        counts.sum()
+    }
+}
+
+impl Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        let none = Self {
+            cached_tokens: Some(0),
+            ..Self::default()
+        };
+        all.fold(none, |sum, more| Self {
+            requests: sum.requests + more.requests,
+            prompt_tokens: sum.prompt_tokens + more.prompt_tokens,
+            cached_tokens: sum
+                .cached_tokens
+                .zip(more.cached_tokens)
+                .map(|(sum, more)| sum + more),
+            completion_tokens: sum.completion_tokens + more.completion_tokens,
+            texts: sum.texts + more.texts,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cached_tokens_are_unknown_if_one_request_does_not_report_them() {
+        let counts = |cached_tokens| Counts {
+            requests: 1,
+            cached_tokens,
+            ..Counts::default()
+        };
+        let sum = |cached: &[Option<u64>]| -> Counts { cached.iter().copied().map(counts).sum() };
+        assert_eq!(sum(&[Some(1), Some(2)]).cached_tokens, Some(3));
+        assert_eq!(sum(&[Some(1), None]).cached_tokens, None);
+        assert_eq!(sum(&[Some(1), None]).requests, 2);
+    }
+}
