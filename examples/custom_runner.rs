@@ -131,6 +131,7 @@ impl Loader for EchoLoader {
                     // The same prompt always gives the same tokens, so a resumed sequence continues exactly.
                     resumption: Resumption::Exact,
                     reuses_prefixes: false,
+                    device: None,
                     // The output does not depend on sampling, so requests with sampling parameters are rejected.
                     unsupported: Parameter::ALL.to_vec(),
                     bos_token: None,

@@ -3,6 +3,7 @@
 //! It converts request bodies into messages for the engine, and the engine's events into responses. It must not
 //! know schedulers, workers or runners.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{CallContext, Cluster};
 use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
+use crate::runner::DeviceFacts;
 use crate::telemetry::{RouteKind, Telemetry, WorkerCounts};
 
 // The modules are listed in the order of a request's path. A module uses only modules below it.
@@ -103,6 +105,10 @@ pub type HealthCheck = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
 /// Returns the number of workers in each state; `None` if only remote engines are used.
 pub type WorkerCountsFn = Arc<dyn Fn() -> Option<WorkerCounts> + Send + Sync>;
 
+/// Returns the device of each model whose runner describes it, by the model's name. Empty if only remote engines are
+/// used.
+pub type DevicesFn = Arc<dyn Fn() -> BTreeMap<String, DeviceFacts> + Send + Sync>;
+
 /// Everything that the HTTP API's handlers use.
 pub struct Gateway {
     /// Engines that serve the requests.
@@ -113,6 +119,8 @@ pub struct Gateway {
     pub check_ready: HealthCheck,
     /// Worker counts that `/readyz` shows.
     pub worker_counts: WorkerCountsFn,
+    /// Devices of the models, which `/readyz` shows.
+    pub devices: DevicesFn,
     /// Fails if the server rejects every request, for example because it is draining.
     pub check_accepting: HealthCheck,
     /// Format of a `/v1/completions` stream, if the client's `Accept` header has no preference.
@@ -253,8 +261,10 @@ async fn livez() -> Response {
 )]
 async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Response, ErrorResponse> {
     (gateway.check_ready)()?;
-    let workers = (gateway.worker_counts)();
-    Ok(response::json(&Status::new("ready").with_workers(workers)))
+    let status = Status::new("ready")
+        .with_workers((gateway.worker_counts)())
+        .with_devices((gateway.devices)());
+    Ok(response::json(&status))
 }
 
 /// Readiness at the path that other inference servers use.

@@ -111,12 +111,23 @@ pub struct ModelFacts {
     /// True if a new sequence can start from tokens that an earlier sequence on the same device has computed. The
     /// scheduler then prefers the worker that has computed the longest part of a prompt.
     pub reuses_prefixes: bool,
+    /// The device that runs the model. `None` if the runner does not say.
+    pub device: Option<DeviceFacts>,
     /// Parameters that the runner does not support. A request that uses such a parameter is rejected.
     pub unsupported: Vec<Parameter>,
     /// Text of the token that begins every prompt (BOS), if the model adds one.
     pub bos_token: Option<String>,
     /// Text of the token that ends the model's output (EOS), if the model has one.
     pub eos_token: Option<String>,
+}
+
+/// The device that runs a model, for operators.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// The device in words, such as `CUDA0 (NVIDIA H200), all layers`.
+    pub name: String,
+    /// Memory in bytes that a slot takes on the device. 0 if it is unknown.
+    pub slot_bytes: u64,
 }
 
 /// Controls the beginning-of-sequence (BOS) token at the start of a tokenized text.

@@ -127,6 +127,11 @@ impl Scheduler {
         (scheduler, task)
     }
 
+    /// The models of the engine.
+    pub(crate) fn models(&self) -> &Models {
+        &self.models
+    }
+
     /// Watches the readiness of the engine.
     #[must_use]
     pub(crate) fn readiness(&self) -> watch::Receiver<Readiness> {

@@ -173,12 +173,13 @@ impl Server {
     ) {
         self.http_addresses = addresses(Some(&listener));
         let (ready, open) = (self.health.clone(), self.health.clone());
-        let workers = self.health.clone();
+        let (workers, devices) = (self.health.clone(), self.health.clone());
         let gateway = Gateway {
             cluster,
             telemetry: self.telemetry.clone(),
             check_ready: Arc::new(move || ready.check_ready()),
             worker_counts: Arc::new(move || workers.worker_counts()),
+            devices: Arc::new(move || devices.devices()),
             check_accepting: Arc::new(move || open.check_accepting()),
             stopping: self.stopping.clone(),
             stream_format: frontend.stream_format,

@@ -156,6 +156,7 @@ impl Loader for DeviceBehaviour {
             vocabulary_size: 10,
             resumption: Resumption::No,
             reuses_prefixes: false,
+            device: None,
             unsupported: Vec::new(),
             bos_token: None,
             eos_token: None,

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::json::to_vec;
 use crate::proto::v1;
+use crate::runner::DeviceFacts;
 use crate::telemetry::WorkerCounts;
 
 /// Tokens of a text or a chat.
@@ -103,6 +104,18 @@ pub(super) struct Status {
     /// `/readyz`.
     #[serde(skip_serializing_if = "Option::is_none")]
     workers: Option<BTreeMap<&'static str, u32>>,
+    /// Device of each of this engine's models, if its runner describes it. Only at `/readyz`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    devices: BTreeMap<String, Device>,
+}
+
+/// The device that runs a model.
+#[derive(Serialize, ToSchema)]
+struct Device {
+    /// The device in words.
+    name: String,
+    /// Memory in bytes that each slot of a worker takes. 0 if it is unknown.
+    slot_bytes: u64,
 }
 
 impl Status {
@@ -110,6 +123,18 @@ impl Status {
         Self {
             status,
             workers: None,
+            devices: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn with_devices(self, devices: BTreeMap<String, DeviceFacts>) -> Self {
+        let devices = devices.into_iter().map(|(model, device)| {
+            let DeviceFacts { name, slot_bytes } = device;
+            (model, Device { name, slot_bytes })
+        });
+        Self {
+            devices: devices.collect(),
+            ..self
         }
     }
 

@@ -1,5 +1,6 @@
 //! The HTTP API in front of a scripted engine. Tests with a paused clock advance time only when all tasks are idle.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -63,6 +64,7 @@ async fn send_with(
         telemetry: Telemetry::new(),
         check_ready: Arc::new(|| Ok(())),
         worker_counts: Arc::new(|| None),
+        devices: Arc::new(BTreeMap::new),
         check_accepting: Arc::new(|| Ok(())),
         stream_format: StreamFormat::Ndjson,
         unknown_fields: UnknownFieldPolicy::Refuse,

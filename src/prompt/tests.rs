@@ -37,6 +37,7 @@ fn loaded() -> Models {
         vocabulary_size: 256,
         resumption: Resumption::Exact,
         reuses_prefixes: false,
+        device: None,
         unsupported: Vec::new(),
         bos_token: None,
         eos_token: None,

@@ -5,28 +5,30 @@
 //! lines go to `tracing` with the target `llama-cpp-2`.
 
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
-use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::{LogOptions, send_logs_to_tracing};
 
-use super::{LoadError, LoadedModel, Loader, Resumption};
+use super::{DeviceFacts, LoadError, LoadedModel, Loader, Resumption};
 use device::{Context, DeviceOptions, LlamaRunner, batch_rows};
+use devices::{LayerPlacement, SelectedDevices};
 use model::{GgufModel, Guarantees};
+pub use options::{CacheType, FlashAttention, LlamaOptions};
 
 mod chat;
 mod device;
+mod devices;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod gguf;
 mod logprobs;
 mod model;
+mod options;
 mod prefill;
 mod prefix_cache;
 mod sampling;
@@ -41,42 +43,6 @@ pub(crate) const MAX_SLOTS: usize = 256;
 
 /// The value of `general.file_type` in a GGUF file whose weights are mostly Q4_1 (`LLAMA_FTYPE_MOSTLY_Q4_1`).
 const MOSTLY_Q4_1: &str = "3";
-
-/// Settings of the llama.cpp runner.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LlamaOptions {
-    /// The GGUF file; the first one if the model is split into several files.
-    pub model_path: PathBuf,
-    /// Number of threads that compute a step, at least 1, including the worker's own thread. One core should be left
-    /// for the server: compute threads that compete for a core wait for each other, which is slower.
-    pub threads: usize,
-    /// Maximum number of tokens in one sequence (prompt plus completion), from 1 to the length that the model was
-    /// trained on. `None` selects the trained length, but at most 2,048. Every slot uses memory
-    /// for this many tokens.
-    pub context_length: Option<u32>,
-    /// True if a sequence may start from tokens that an earlier sequence has computed.
-    pub prefix_caching: bool,
-    /// Memory in bytes for the computed tokens of sequences that had to leave their slot. 0 keeps computed tokens only
-    /// in slots.
-    pub prefix_cache_bytes: usize,
-    /// Time that a step with prompt tokens should take at most. The runner adapts the number of prompt tokens in a step
-    /// to it, but a step has at least 64 if the prompt has as many.
-    pub max_step: Duration,
-}
-
-impl Default for LlamaOptions {
-    /// Returns options without a model file, for one thread.
-    fn default() -> Self {
-        Self {
-            model_path: PathBuf::new(),
-            threads: 1,
-            context_length: None,
-            prefix_caching: true,
-            prefix_cache_bytes: 1024 * 1024 * 1024,
-            max_step: Duration::from_millis(500),
-        }
-    }
-}
 
 /// Loads one GGUF model. Each worker loads the model once, and all of them share the memory pages of the file.
 pub struct LlamaLoader {
@@ -99,12 +65,18 @@ impl LlamaLoader {
         let path = &self.options.model_path;
         check_model(path)?;
         let backend = init_backend()?;
-        let llama = load_file(backend, path, progress)?;
+        let devices = SelectedDevices::select(&self.options)?;
+        let llama = load_file(backend, devices.layers(&self.options), path, progress)?;
         let context_length = self.context_length(&llama)?;
         let params = self.context_params(slots, context_length)?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        let guarantees = self.guarantees(&llama);
-        let model = GgufModel::new(llama, name.into_owned(), context_length, guarantees)?;
+        let guarantees = self.guarantees(&llama, &devices);
+        let device = DeviceFacts {
+            name: devices.describe(&self.options),
+            slot_bytes: self.slot_bytes(&llama, context_length),
+        };
+        let model =
+            GgufModel::new(llama, name.into_owned(), context_length, guarantees)?.on(device);
         let model = Arc::new(model);
         let context = Context::try_new(Arc::clone(&model), |model| {
             model.llama().new_context(backend, params)
@@ -136,9 +108,9 @@ impl LlamaLoader {
         }
     }
 
-    fn guarantees(&self, llama: &LlamaModel) -> Guarantees {
+    fn guarantees(&self, llama: &LlamaModel, devices: &SelectedDevices) -> Guarantees {
         Guarantees {
-            resumption: self.resumption(llama),
+            resumption: self.resumption(llama, devices),
             // A recurrent state cannot go back to an earlier token.
             reuses_prefixes: self.options.prefix_caching
                 && !llama.is_recurrent()
@@ -151,14 +123,39 @@ impl LlamaLoader {
     ///
     /// With more threads, llama.cpp splits the attention of a lone sequence among them, which rounds differently than
     /// in a batch. Other types of weights use separate kernels for several rows.
-    fn resumption(&self, llama: &LlamaModel) -> Resumption {
+    fn resumption(&self, llama: &LlamaModel, devices: &SelectedDevices) -> Resumption {
         let is = |key: &str, value: &str| llama.meta_val_str(key).is_ok_and(|it| it == value);
         let is_tested = is("general.architecture", "llama") && is("general.file_type", MOSTLY_Q4_1);
-        if is_tested && self.options.threads == 1 {
+        let options = &self.options;
+        let is_default = options.flash_attention != FlashAttention::Off
+            && (options.cache_type_k, options.cache_type_v) == (CacheType::F16, CacheType::F16)
+            && options.threads_batch.is_none_or(|threads| threads == 1)
+            && devices.is_cpu_only(options);
+        if is_tested && is_default && options.threads == 1 {
             Resumption::Exact
         } else {
             Resumption::Contiguous
         }
+    }
+
+    /// Returns the memory of one slot's KV cache in bytes. For a model whose layers differ, it is that of as many layers
+    /// like the first one.
+    fn slot_bytes(&self, llama: &LlamaModel, context_length: u32) -> u64 {
+        let architecture = llama
+            .meta_val_str("general.architecture")
+            .unwrap_or_default();
+        let head = u64::try_from(llama.n_embd()).unwrap_or(0) / u64::from(llama.n_head().max(1));
+        let length = |key: &str| -> u64 {
+            let value = llama.meta_val_str(&format!("{architecture}.attention.{key}"));
+            value.ok().and_then(|it| it.parse().ok()).unwrap_or(head)
+        };
+        let rows =
+            u64::from(llama.n_layer()) * u64::from(llama.n_head_kv()) * u64::from(context_length);
+        self.options.cache_type_k.bytes(rows * length("key_length"))
+            + self
+                .options
+                .cache_type_v
+                .bytes(rows * length("value_length"))
     }
 
     fn context_params(
@@ -170,14 +167,11 @@ impl LlamaLoader {
             let reason = format!("`slots` must be from 1 to {MAX_SLOTS} (got {slots})");
             return Err(LoadError(reason));
         }
-        let threads = i32::try_from(self.options.threads)
-            .ok()
-            .filter(|it| *it > 0);
-        let threads = threads.ok_or_else(|| {
-            let threads = self.options.threads;
-            let max = i32::MAX;
-            LoadError(format!("`threads` must be from 1 to {max} (got {threads})"))
-        })?;
+        let threads = thread_count("threads", self.options.threads)?;
+        let threads_batch = match self.options.threads_batch {
+            Some(threads) => thread_count("threads_batch", threads)?,
+            None => threads,
+        };
         let too_large = || {
             let max = u32::MAX;
             LoadError(format!(
@@ -196,7 +190,10 @@ impl LlamaLoader {
             .with_n_batch(rows)
             .with_n_ubatch(rows)
             .with_n_threads(threads)
-            .with_n_threads_batch(threads)
+            .with_n_threads_batch(threads_batch)
+            .with_flash_attention_policy(self.options.flash_attention.policy())
+            .with_type_k(self.options.cache_type_k.llama_type())
+            .with_type_v(self.options.cache_type_v.llama_type())
             // Each sequence gets separate cells, so that its results do not depend on other sequences.
             .with_kv_unified(false))
     }
@@ -218,6 +215,15 @@ impl Loader for LlamaLoader {
     fn name(&self) -> &'static str {
         "llama"
     }
+}
+
+/// Converts a number of threads for llama.cpp.
+fn thread_count(key: &str, threads: usize) -> Result<i32, LoadError> {
+    let count = i32::try_from(threads).ok().filter(|it| *it > 0);
+    count.ok_or_else(|| {
+        let max = i32::MAX;
+        LoadError(format!("`{key}` must be from 1 to {max} (got {threads})"))
+    })
 }
 
 /// Initializes llama.cpp once per process. It is never shut down.
@@ -251,18 +257,20 @@ fn check_model(path: &Path) -> Result<(), LoadError> {
 /// `progress`.
 fn load_file(
     backend: &LlamaBackend,
+    layers: LayerPlacement,
     path: &Path,
     progress: &dyn Fn(f32),
 ) -> Result<LlamaModel, LoadError> {
     let (sender, fractions) = sync_channel(16);
     let loaded = std::thread::scope(|scope| {
         let loading = scope.spawn(move || {
-            let params = LlamaModelParams::default().with_progress_callback(move |fraction| {
+            let params = layers.model_params().map_err(|error| error.to_string())?;
+            let params = params.with_progress_callback(move |fraction| {
                 // If the channel is full, this progress report is dropped. A later report replaces it.
                 let _ = sender.try_send(fraction);
                 true
             });
-            LlamaModel::load_from_file(backend, path, &params)
+            LlamaModel::load_from_file(backend, path, &params).map_err(|error| error.to_string())
         });
         for fraction in fractions {
             progress(fraction);

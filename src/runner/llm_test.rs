@@ -108,6 +108,7 @@ impl TestModel {
                 vocabulary_size: TokenId::MAX,
                 resumption: Resumption::Exact,
                 reuses_prefixes: !options.prompt_token_delay.is_zero(),
+                device: None,
                 unsupported: vec![Parameter::Suffix],
                 bos_token: None,
                 eos_token: None,

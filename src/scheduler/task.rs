@@ -13,9 +13,10 @@ use super::worker_statuses::WorkerStatuses;
 use crate::error::{Error, ErrorKind};
 use crate::models::{ModelId, ModelStatus, Readiness};
 use crate::prefix_index::PromptBlocks;
+use crate::runner::DeviceFacts;
 use crate::telemetry::{Telemetry, WorkerCounts, WorkerState};
 use crate::worker::token_channel::Failure;
-use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
+use crate::worker::{Assignment, ServedModel, WorkerEvent, WorkerHandle, WorkerId};
 
 /// Signals to the scheduler's task that carry no data.
 pub(super) struct Signals {
@@ -153,6 +154,7 @@ impl Task {
                 let Some(model) = self.statuses.model_of(worker) else {
                     return;
                 };
+                log_ready(worker, &model.name, &served);
                 model.set_loaded(served.model);
                 self.statuses.set_status(worker, ModelStatus::Up);
                 let placements = self.plan.set_worker_ready(worker, generation, served.slots);
@@ -289,6 +291,16 @@ impl Task {
     fn update_queue_gauge(&self) {
         let queued = u32::try_from(self.plan.queued()).unwrap_or(u32::MAX);
         self.telemetry.requests_queued.set(f64::from(queued));
+    }
+}
+
+fn log_ready(worker: WorkerId, model: &str, served: &ServedModel) {
+    let slots = served.slots;
+    match &served.model.facts().device {
+        Some(DeviceFacts { name, slot_bytes }) => {
+            tracing::info!(worker = worker.0, model, device = %name, slots, slot_bytes, "a worker is ready");
+        }
+        None => tracing::info!(worker = worker.0, model, slots, "a worker is ready"),
     }
 }
 

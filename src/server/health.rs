@@ -1,5 +1,7 @@
 //! Health of the server. The HTTP health endpoints and the gRPC health service report it.
 
+use std::collections::BTreeMap;
+
 use tokio::sync::watch;
 use tokio::sync::watch::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -11,9 +13,10 @@ use super::start_error::StartError;
 use crate::cluster::Cluster;
 use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
-use crate::models::Readiness;
+use crate::models::{Models, Readiness};
 use crate::proto::DESCRIPTORS;
 use crate::proto::v1::inference_server::{Inference, InferenceServer};
+use crate::runner::DeviceFacts;
 use crate::scheduler::Scheduler;
 use crate::telemetry::WorkerCounts;
 
@@ -31,15 +34,23 @@ pub(super) struct ServerHealth {
 
 #[derive(Clone)]
 enum HealthSource {
-    Engine(watch::Receiver<Readiness>, watch::Receiver<WorkerCounts>),
+    Engine(EngineHealth),
     Cluster(Cluster),
+}
+
+/// What the health of an engine is read from.
+#[derive(Clone)]
+struct EngineHealth {
+    readiness: watch::Receiver<Readiness>,
+    workers: watch::Receiver<WorkerCounts>,
+    models: Models,
 }
 
 impl HealthSource {
     /// Waits until the server's health may have changed. `is_serving` is the last reported health.
     async fn changed(&mut self, is_serving: bool) -> Result<(), RecvError> {
         match self {
-            Self::Engine(readiness, _) => readiness.changed().await,
+            Self::Engine(engine) => engine.readiness.changed().await,
             Self::Cluster(cluster) => {
                 cluster.wait_for_change(is_serving).await;
                 Ok(())
@@ -51,7 +62,11 @@ impl HealthSource {
 impl ServerHealth {
     pub(super) fn for_engine(scheduler: &Scheduler) -> Self {
         Self {
-            backend: HealthSource::Engine(scheduler.readiness(), scheduler.workers()),
+            backend: HealthSource::Engine(EngineHealth {
+                readiness: scheduler.readiness(),
+                workers: scheduler.workers(),
+                models: scheduler.models().clone(),
+            }),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
         }
@@ -69,10 +84,10 @@ impl ServerHealth {
     /// Checks that the server accepts requests for every model. The HTTP health endpoints return this result.
     pub(super) fn check_ready(&self) -> Result<(), Error> {
         self.check_accepting()?;
-        let HealthSource::Engine(readiness, _) = &self.backend else {
+        let HealthSource::Engine(engine) = &self.backend else {
             return Ok(());
         };
-        let (kind, message) = match &*readiness.borrow() {
+        let (kind, message) = match &*engine.readiness.borrow() {
             Readiness::Ready => return Ok(()),
             Readiness::Loading(_) => (
                 ErrorKind::NotReady,
@@ -104,9 +119,22 @@ impl ServerHealth {
     /// Returns the number of workers in each state, or `None` for a gateway.
     pub(super) fn worker_counts(&self) -> Option<WorkerCounts> {
         match &self.backend {
-            HealthSource::Engine(_, workers) => Some(workers.borrow().clone()),
+            HealthSource::Engine(engine) => Some(engine.workers.borrow().clone()),
             HealthSource::Cluster(_) => None,
         }
+    }
+
+    /// Returns the device of each loaded model whose runner describes it, by the model's name.
+    pub(super) fn devices(&self) -> BTreeMap<String, DeviceFacts> {
+        let HealthSource::Engine(engine) = &self.backend else {
+            return BTreeMap::new();
+        };
+        let entries = engine.models.entries().iter();
+        let devices = entries.filter_map(|entry| {
+            let device = entry.loaded_model().ok()?.facts().device.clone()?;
+            Some((entry.name.to_string(), device))
+        });
+        devices.collect()
     }
 
     /// Checks that the server accepts any requests, that is, that it is not shutting down. Readiness of a single

@@ -9,7 +9,7 @@ use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 use crate::proto::worker as proto;
 use crate::request::{MAX_LOGPROBS, Parameter, RequestId};
-use crate::runner::{ModelError, ModelFacts, Resumption, Sequence, Token, TokenBytes};
+use crate::runner::{DeviceFacts, ModelError, ModelFacts, Resumption, Sequence, Token, TokenBytes};
 use crate::sequence_proto;
 use crate::tokens::MIN_LOGPROB;
 
@@ -291,6 +291,7 @@ pub(super) fn model_message(facts: &ModelFacts, runner: &str) -> proto::Model {
         Resumption::No => proto::Resumption::No,
     };
     let unsupported = facts.unsupported.iter();
+    let device = facts.device.as_ref();
     proto::Model {
         runner: runner.to_owned(),
         context_length: facts.context_length,
@@ -300,6 +301,8 @@ pub(super) fn model_message(facts: &ModelFacts, runner: &str) -> proto::Model {
         vocabulary_size: facts.vocabulary_size,
         resumption: resumption.into(),
         reuses_prefixes: facts.reuses_prefixes,
+        device: device.map_or_else(String::new, |device| sanitize(&device.name)),
+        slot_bytes: device.map_or(0, |device| device.slot_bytes),
         unsupported: unsupported.map(|it| it.name().to_owned()).collect(),
         bos_token: facts.bos_token.clone().unwrap_or_default(),
         eos_token: facts.eos_token.clone().unwrap_or_default(),
@@ -350,6 +353,10 @@ pub(super) fn ready_report(ready: proto::Ready, name: &str) -> Result<ReadyRepor
             vocabulary_size: model.vocabulary_size,
             resumption,
             reuses_prefixes: model.reuses_prefixes,
+            device: non_empty(sanitize(&model.device)).map(|name| DeviceFacts {
+                name,
+                slot_bytes: model.slot_bytes,
+            }),
             unsupported: unsupported?,
             bos_token: non_empty(model.bos_token),
             eos_token: non_empty(model.eos_token),

@@ -41,6 +41,41 @@ pub(super) struct LlamaSettings {
     /// Number of threads for computing the model (llama only) [default: the number of cores minus one]
     #[arg(long, env = "TOKENWAY_THREADS", value_name = "N")]
     threads: Option<PositiveInteger<u16>>,
+    /// Number of threads for computing prompts (llama only) [default: the value of --threads]
+    #[arg(long, env = "TOKENWAY_THREADS_BATCH", value_name = "N")]
+    threads_batch: Option<PositiveInteger<u16>>,
+    /// Names of the GPUs that hold the model, separated by commas, such as CUDA0,CUDA1 (llama only)
+    /// [default: all GPUs that the build supports]
+    #[arg(long, env = "TOKENWAY_DEVICE", value_name = "NAMES")]
+    device: Option<String>,
+    /// Number of layers that GPUs hold; the CPU holds the others. 0 uses the CPU only (llama only)
+    /// [default: all layers, if there is a GPU]
+    #[arg(long, env = "TOKENWAY_GPU_LAYERS", value_name = "N")]
+    gpu_layers: Option<u32>,
+    /// Use of flash attention: `on`, `off`, or `auto`, which means where the device supports it (llama only)
+    #[arg(
+        long,
+        env = "TOKENWAY_FLASH_ATTENTION",
+        value_name = "USE",
+        default_value = "auto"
+    )]
+    flash_attention: String,
+    /// Type of the keys in the KV cache: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0 (llama only)
+    #[arg(
+        long,
+        env = "TOKENWAY_CACHE_TYPE_K",
+        value_name = "TYPE",
+        default_value = "f16"
+    )]
+    cache_type_k: String,
+    /// Type of the values in the KV cache. Quantized types need flash attention (llama only)
+    #[arg(
+        long,
+        env = "TOKENWAY_CACHE_TYPE_V",
+        value_name = "TYPE",
+        default_value = "f16"
+    )]
+    cache_type_v: String,
     /// Start a sequence from prompt tokens that an earlier sequence has computed (llama only)
     #[arg(long, env = "TOKENWAY_PREFIX_CACHING", num_args = 0..=1, default_missing_value = "true",
         default_value = "true", action = ArgAction::Set)]
@@ -100,7 +135,13 @@ impl KindSettings for LlamaSettings {
             threads: self
                 .threads
                 .map_or_else(|| default_threads().into(), usize::from),
+            threads_batch: self.threads_batch.map(usize::from),
             context_length: self.context_length.map(u32::from),
+            devices: self.device_names(),
+            gpu_layers: self.gpu_layers,
+            flash_attention: parse("flash_attention", &self.flash_attention, settings)?,
+            cache_type_k: parse("cache_type_k", &self.cache_type_k, settings)?,
+            cache_type_v: parse("cache_type_v", &self.cache_type_v, settings)?,
             prefix_caching: self.prefix_caching,
             prefix_cache_bytes: usize::try_from(self.prefix_cache_mib)
                 .unwrap_or(usize::MAX)
@@ -119,7 +160,27 @@ impl KindSettings for LlamaSettings {
     }
 }
 
+/// Parses the value of a setting whose type only builds with llama.cpp have.
+#[cfg(feature = "llama-cpp")]
+fn parse<T: FromStr<Err = String>>(
+    key: &str,
+    text: &str,
+    settings: &Settings,
+) -> Result<T, ConfigError> {
+    text.parse().map_err(|problem: String| {
+        let name = settings.name(key);
+        settings.error(key, format!("{name} {problem} (got '{text}')"))
+    })
+}
+
 impl LlamaSettings {
+    #[cfg(feature = "llama-cpp")]
+    fn device_names(&self) -> Vec<String> {
+        let names = self.device.iter().flat_map(|names| names.split(','));
+        let names = names.map(str::trim).filter(|name| !name.is_empty());
+        names.map(str::to_owned).collect()
+    }
+
     /// Returns the model to load. A file is checked, so that a wrong path is reported before anything starts.
     #[cfg(feature = "llama-cpp")]
     fn model_file(&self, settings: &Settings) -> Result<ModelSource, ConfigError> {

@@ -8,7 +8,9 @@ use llama_cpp_2::vocab::LlamaVocab;
 use super::chat::ChatTemplate;
 use super::prefill::ChatMarkers;
 use crate::request::{ChatMessage, Parameter, TokenId};
-use crate::runner::{BosPolicy, LoadError, Model, ModelError, ModelFacts, Resumption, TokenBytes};
+use crate::runner::{
+    BosPolicy, DeviceFacts, LoadError, Model, ModelError, ModelFacts, Resumption, TokenBytes,
+};
 
 /// Maximum length of a prompt in bytes, whatever the context length. It equals the size limit of requests in the HTTP
 /// and gRPC APIs.
@@ -110,6 +112,7 @@ impl GgufModel {
             vocabulary_size: u32::try_from(vocabulary.len()).unwrap_or(u32::MAX),
             resumption: guarantees.resumption,
             reuses_prefixes: guarantees.reuses_prefixes,
+            device: None,
             unsupported: match infill {
                 Some(_) => Vec::new(),
                 None => vec![Parameter::Suffix],
@@ -138,6 +141,12 @@ impl GgufModel {
             infill,
             chat,
         })
+    }
+
+    /// Adds the facts about the device that runs the model.
+    pub(super) fn on(mut self, device: DeviceFacts) -> Self {
+        self.facts.device = Some(device);
+        self
     }
 
     pub(super) fn llama(&self) -> &LlamaModel {

@@ -29,6 +29,7 @@ impl Loader for RecordingDevice {
             vocabulary_size: 1,
             resumption: Resumption::No,
             reuses_prefixes: false,
+            device: None,
             unsupported: Vec::new(),
             bos_token: None,
             eos_token: None,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::request::{CacheSalt, Sampling, TokenId};
+use crate::runner::llama::devices::SelectedDevices;
 use crate::runner::llama::model::Guarantees;
 use crate::runner::llama::{LlamaLoader, LlamaOptions, init_backend, load_file};
 use crate::runner::{Emission, Resumption};
@@ -34,10 +35,9 @@ fn loader(threads: usize) -> LlamaLoader {
     LlamaLoader::new(LlamaOptions {
         model_path,
         threads,
-        context_length: None,
-        prefix_caching: true,
         prefix_cache_bytes: 64 * 1024 * 1024,
         max_step: Duration::from_secs(10),
+        ..LlamaOptions::default()
     })
 }
 
@@ -303,7 +303,14 @@ fn a_full_kv_cache_fails_its_sequences_and_the_device_continues() {
     // The model's context length is set higher than the context has KV cells. A loader never does that.
     let loader = loader(1);
     let backend = init_backend().unwrap();
-    let llama = load_file(backend, &loader.options.model_path, &|_| ()).unwrap();
+    let devices = SelectedDevices::select(&loader.options).unwrap();
+    let llama = load_file(
+        backend,
+        devices.layers(&loader.options),
+        &loader.options.model_path,
+        &|_| (),
+    )
+    .unwrap();
     let guarantees = Guarantees {
         resumption: Resumption::No,
         reuses_prefixes: false,
