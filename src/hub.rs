@@ -15,6 +15,8 @@ mod cache;
 #[cfg(feature = "llama-cpp")]
 mod client;
 #[cfg(feature = "llama-cpp")]
+mod context;
+#[cfg(feature = "llama-cpp")]
 mod download;
 #[cfg(feature = "llama-cpp")]
 mod error;
@@ -34,7 +36,7 @@ mod select;
 mod url;
 
 #[cfg(feature = "llama-cpp")]
-pub use download::DownloadProgress;
+pub use context::DownloadProgress;
 #[cfg(feature = "llama-cpp")]
 pub use error::HubError;
 #[cfg(feature = "llama-cpp")]

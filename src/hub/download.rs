@@ -14,8 +14,8 @@ use tokio::time::sleep;
 
 use super::cache::RepoCache;
 use super::client::ResponseBody;
+use super::context::{DownloadProgress, FetchContext};
 use super::error::{Failure, HubError};
-use super::fetch::FetchContext;
 use super::repo_files::RepoFile;
 use super::url::encode_path;
 use crate::backoff::{Backoff, BackoffPolicy};
@@ -34,17 +34,6 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// Free space that a download leaves on the disk, in bytes.
 const SPARE_BYTES: u64 = 16 * 1024 * 1024;
-
-/// Progress of the download of one file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DownloadProgress<'a> {
-    /// Path of the file in its repository.
-    pub file: &'a str,
-    /// Number of bytes that are in the cache.
-    pub received: u64,
-    /// Size of the file in bytes.
-    pub size: u64,
-}
 
 /// Downloads a file of a commit unless its contents are in the cache. Returns its path.
 ///

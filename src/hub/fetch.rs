@@ -3,14 +3,14 @@
 //! A model that is in the cache is used without any request, so a server starts without a network, and serves the same
 //! file after each start.
 
-use std::io;
 use std::path::PathBuf;
 
 use http::StatusCode;
 
 use super::cache::RepoCache;
 use super::client::HubClient;
-use super::download::{DownloadProgress, download};
+use super::context::{DownloadProgress, FetchContext};
+use super::download::download;
 use super::error::HubError;
 use super::options::HubOptions;
 use super::reference::{FileChoice, HubModel};
@@ -19,14 +19,6 @@ use super::select::{SelectError, models, select};
 
 /// Maximum length of the Hub's list of a repository's files, in bytes.
 const MAX_LIST_BYTES: usize = 32 * 1024 * 1024;
-
-/// The parameters of a fetch.
-pub(super) struct FetchContext<'a> {
-    pub(super) model: &'a HubModel,
-    pub(super) options: &'a HubOptions,
-    pub(super) client: HubClient,
-    pub(super) progress: &'a (dyn Fn(DownloadProgress<'_>) + Sync),
-}
 
 /// Returns the path of the model's file in the cache; of the first one if the model is split into several files.
 /// Downloads the files that are not in the cache, and calls `progress` for each piece that arrives.
@@ -161,44 +153,5 @@ impl FetchContext<'_> {
         let stored = cache.store_files(files);
         stored.map_err(|error| self.cache_error(error))?;
         Ok(first.expect("a model has at least one file"))
-    }
-
-    fn endpoint(&self) -> String {
-        self.options.endpoint.as_str().to_owned()
-    }
-
-    /// Returns the error for a status that is no success. `what` is what was requested.
-    pub(super) fn status_error(&self, status: StatusCode, what: String) -> HubError {
-        let (model, endpoint) = (self.model.to_string(), self.endpoint());
-        match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => HubError::Denied {
-                model,
-                repo: self.model.repo().to_owned(),
-                endpoint,
-                status: status.as_u16(),
-                token_hint: match self.options.token {
-                    Some(_) => " (the token that was sent may not)",
-                    None => " (no token was sent)",
-                },
-            },
-            StatusCode::NOT_FOUND => HubError::NotFound {
-                model,
-                endpoint,
-                what,
-            },
-            _ => HubError::Status {
-                model,
-                endpoint,
-                status: status.as_u16(),
-            },
-        }
-    }
-
-    pub(super) fn cache_error(&self, source: io::Error) -> HubError {
-        HubError::Cache {
-            model: self.model.to_string(),
-            cache: self.options.cache.clone(),
-            source,
-        }
     }
 }

@@ -293,6 +293,8 @@ mod tests {
 
     #[test]
     fn a_quantization_that_is_missing_or_ambiguous_is_an_error() {
+        let error = selected(":Q4_XS", &["m-IQ4_XS.gguf"]).expect_err("another quantization");
+        assert!(matches!(error, SelectError::NotFound { .. }), "{error}");
         let error = selected(":Q5_K_M", &REPO).expect_err("missing");
         let error = error.to_string();
         let expected =

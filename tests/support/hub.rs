@@ -18,9 +18,12 @@ use axum::routing::get;
 use futures_util::StreamExt;
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
-use tokenway::hub::{Endpoint, HubOptions};
+use tokenway::hub::{Endpoint, HubError, HubOptions, fetch};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+
+/// A file of the repository.
+pub const FILE: &str = "m-Q4_K_M.gguf";
 
 /// Commit of the repository.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -171,6 +174,34 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, HubState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Contents of a file: 100 kB that do not repeat.
+pub fn contents() -> Vec<u8> {
+    let numbers = 0..25_000_u32;
+    let bytes = numbers.flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes());
+    bytes.collect()
+}
+
+/// Fetches the model `hf:org/repo` with this choice, such as `:Q8_0`.
+pub async fn fetch_quietly(choice: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
+    let name = format!("hf:org/repo{choice}");
+    let model = name.parse().expect("a valid name");
+    fetch(&model, options, &|_| ()).await
+}
+
+/// Fetches a model that is not available. Returns the error.
+pub async fn error_of(choice: &str, options: &HubOptions) -> String {
+    match fetch_quietly(choice, options).await {
+        Ok(path) => panic!("{} is available", path.display()),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Returns options of a Hub that does not listen.
+pub fn unreachable(cache: &Path) -> HubOptions {
+    let endpoint = Endpoint::parse("http://127.0.0.1:1").expect("a valid address");
+    HubOptions::new(endpoint, cache.to_owned())
 }
 
 /// Returns the SHA-256 in hexadecimal digits.

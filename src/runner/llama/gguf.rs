@@ -31,6 +31,12 @@ const MAX_KEPT_NUMBERS: u64 = 4096;
 /// Key of the vocabulary. All its tokens must differ, because llama.cpp looks tokens up by their text.
 const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
 
+/// Key of a file's index among the files of a split model, from 0.
+const SPLIT_INDEX_KEY: &str = "split.no";
+
+/// Key of the number of files of a split model.
+const SPLIT_COUNT_KEY: &str = "split.count";
+
 /// Checks that the file starts with [`MAGIC`].
 ///
 /// # Errors
@@ -266,8 +272,7 @@ impl<R: Read> HeaderReader<R> {
         }
         let value_type = value_type(key, code)?;
         // llama.cpp aborts if these values have another type.
-        if [split::INDEX_KEY, split::COUNT_KEY].contains(&key)
-            && value_type != ValueType::Unsigned(2)
+        if [SPLIT_INDEX_KEY, SPLIT_COUNT_KEY].contains(&key) && value_type != ValueType::Unsigned(2)
         {
             return Err(format!("`{key}` must be an unsigned integer of 16 bits"));
         }

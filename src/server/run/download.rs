@@ -137,25 +137,28 @@ mod display {
                 received,
                 size,
             } = progress;
-            let percent = received.saturating_mul(100) / size.max(1);
             let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
             let is_new_file = logged.0 != file;
             if is_new_file {
+                *logged = (file.to_owned(), 0);
                 self.bar.set_length(size);
                 self.bar.set_message(file.to_owned());
                 self.bar.set_position(received);
                 // The bytes of an earlier download do not count for the speed.
                 self.bar.reset_eta();
-                let (size, received) = (DecimalBytes(size), DecimalBytes(received));
-                tracing::info!(file, %size, %received, "downloading");
             }
             self.bar.set_position(received);
-            let is_due = percent >= logged.1 + LOG_INTERVAL && self.bar.is_hidden();
-            if is_due && !is_new_file {
-                tracing::info!(file, percent, "downloading");
+            if !self.bar.is_hidden() {
+                return;
             }
-            if is_new_file || is_due {
-                *logged = (file.to_owned(), percent - percent % LOG_INTERVAL);
+            let percent = received.saturating_mul(100) / size.max(1);
+            if is_new_file {
+                let (size, received) = (DecimalBytes(size), DecimalBytes(received));
+                tracing::info!(file, %size, %received, "downloading");
+                logged.1 = percent;
+            } else if percent >= logged.1 + LOG_INTERVAL {
+                tracing::info!(file, percent, "downloading");
+                logged.1 = percent - percent % LOG_INTERVAL;
             }
         }
 

@@ -7,14 +7,8 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::{Header, check_magic};
+use super::{Header, SPLIT_COUNT_KEY, SPLIT_INDEX_KEY, check_magic};
 use crate::gguf_name::SplitPart;
-
-/// Key of a file's index among the files of its model, from 0.
-pub(super) const INDEX_KEY: &str = "split.no";
-
-/// Key of the number of files of a model.
-pub(super) const COUNT_KEY: &str = "split.count";
 
 /// Checks that all files of a model are there and start like GGUF files. `path` is the path of the first one.
 ///
@@ -88,17 +82,17 @@ fn in_file(path: &Path, file: &Path, problem: String) -> String {
 /// Checks the position of a file in its model. `count` is the number of files according to their names.
 fn check_position(header: &Header, index: usize, count: usize) -> Result<(), String> {
     let number = |key| header.integer(key).map(|it| it.unwrap_or_default());
-    let (found_index, found_count) = (number(INDEX_KEY)?, number(COUNT_KEY)?);
+    let (found_index, found_count) = (number(SPLIT_INDEX_KEY)?, number(SPLIT_COUNT_KEY)?);
     let found_count = found_count.max(1);
     if i128::try_from(count) != Ok(found_count) {
         return Err(format!(
-            "`{COUNT_KEY}` is {found_count}, but the name of the file says {count}; split models keep their names, such \
+            "`{SPLIT_COUNT_KEY}` is {found_count}, but the name of the file says {count}; split models keep their names, such \
              as model-00001-of-00002.gguf"
         ));
     }
     if i128::try_from(index) != Ok(found_index) {
         return Err(format!(
-            "`{INDEX_KEY}` must be {index} for this name (got {found_index})"
+            "`{SPLIT_INDEX_KEY}` must be {index} for this name (got {found_index})"
         ));
     }
     Ok(())

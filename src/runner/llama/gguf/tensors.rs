@@ -4,8 +4,7 @@
 
 use std::collections::HashSet;
 
-use super::split::COUNT_KEY;
-use super::{Header, Tensor};
+use super::{Header, SPLIT_COUNT_KEY, Tensor};
 
 /// Maximum number of dimensions of a tensor (`GGML_MAX_DIMS`).
 pub(super) const MAX_DIMENSIONS: u32 = 4;
@@ -33,7 +32,7 @@ const TOKEN_ID_TENSORS: &str = "tid2eid";
 pub(super) fn check_tensors(header: &Header, end: u64, length: u64) -> Result<(), String> {
     let alignment = alignment(header)?;
     // The first file of a split model may have none.
-    if header.tensors.is_empty() && header.value(COUNT_KEY).is_none() {
+    if header.tensors.is_empty() && header.value(SPLIT_COUNT_KEY).is_none() {
         return Err("the file has no tensors".to_owned());
     }
     let data = end.next_multiple_of(alignment);
