@@ -4,9 +4,9 @@
 use super::client::{Client, Reply};
 use super::completions::ttft_ms;
 use super::prose::Prose;
-use super::turn::{Counts, Figure, Turn};
+use super::turn::{Counts, Figure, Turn, median};
 use crate::fault::Fault;
-use crate::statistics::{Spread, count_to_f64};
+use crate::statistics::count_to_f64;
 
 /// Number of turns of the chat that grows.
 pub(super) const TURNS: usize = 6;
@@ -98,8 +98,4 @@ pub(super) async fn conversations(client: &Client, prose: &mut Prose) -> Result<
         figures,
         Counts::of_replies(all.iter().flat_map(|one| &one.replies)),
     ))
-}
-
-fn median(values: Vec<f64>) -> f64 {
-    Spread::from_values(values).map_or(f64::NAN, |spread| spread.median)
 }

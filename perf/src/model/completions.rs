@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 use super::client::{Client, Reply};
 use super::interval::Interval;
 use super::prose::Prose;
-use super::turn::{Counts, Figure, Turn};
+use super::turn::{Counts, Figure, Turn, median};
 use crate::fault::Fault;
 use crate::stream::RequestInput;
 
@@ -15,6 +15,8 @@ use crate::stream::RequestInput;
 pub(super) const STREAMS: u32 = 8;
 /// Number of streams among which a long prompt arrives. The prompt gets the last slot.
 pub(super) const RUNNING_STREAMS: u32 = 7;
+/// Number of streams that decode alone, one after the other.
+const LONE_STREAMS: u32 = 3;
 /// Number of words in a short prompt.
 const SHORT_PROMPT_WORDS: usize = 16;
 /// Number of words in a long prompt, which has about 1,350 tokens.
@@ -28,27 +30,30 @@ const TOKENS_BEFORE_PROMPT: usize = 8;
 /// Number of tokens that follow a long prompt.
 const TOKENS_AFTER_PROMPT: u32 = 8;
 
-/// Measures the rate at which streams decode.
-pub(super) async fn decode(
-    client: &Client,
-    prose: &mut Prose,
-    streams: u32,
-) -> Result<Turn, Fault> {
-    let tokens = if streams == 1 {
-        LONE_TOKENS
-    } else {
-        SHARED_TOKENS
-    };
-    let prompts: Vec<_> = (0..streams)
+/// Measures the rate at which a stream decodes alone.
+pub(super) async fn decode_alone(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
+    let mut replies = Vec::new();
+    for _ in 0..LONE_STREAMS {
+        let prompt = prose.text(SHORT_PROMPT_WORDS);
+        replies.push(client.complete(&prompt, LONE_TOKENS).await?);
+    }
+    let rate = median(replies.iter().map(Reply::decode_rate).collect());
+    let figures = [(Figure::DecodeRate, rate)];
+    Ok(Turn::new(figures, Counts::of_replies(&replies)))
+}
+
+/// Measures the rate at which streams decode together.
+pub(super) async fn decode_together(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
+    let prompts: Vec<_> = (0..STREAMS)
         .map(|_| prose.text(SHORT_PROMPT_WORDS))
         .collect();
-    let replies =
-        try_join_all(prompts.iter().map(|prompt| client.complete(prompt, tokens))).await?;
+    let streams = prompts
+        .iter()
+        .map(|prompt| client.complete(prompt, SHARED_TOKENS));
+    let replies = try_join_all(streams).await?;
     let rate = replies.iter().map(Reply::decode_rate).sum();
-    Ok(Turn::new(
-        [(Figure::DecodeRate, rate)],
-        Counts::of_replies(&replies),
-    ))
+    let figures = [(Figure::DecodeRate, rate)];
+    Ok(Turn::new(figures, Counts::of_replies(&replies)))
 }
 
 /// Measures the time until the first token of a long prompt.

@@ -43,7 +43,11 @@ pub(super) fn draw_picture(results: &Results) -> String {
         .collect();
     let panels = figures.iter().map(|(scenario, figure, title)| Panel {
         title,
-        unit: figure.unit(),
+        unit: if figure.is_rate() {
+            "tokens/s (more is better)"
+        } else {
+            "ms (less is better)"
+        },
         bars: bars(results, *scenario, *figure),
     });
     let measured = panels.filter(|panel| !panel.bars.is_empty());

@@ -14,7 +14,7 @@ use crate::fault::Fault;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Scenario {
-    /// One stream
+    /// One stream at a time
     DecodeOne,
     /// Eight streams at the same time
     DecodeEight,
@@ -74,8 +74,8 @@ impl Scenario {
     pub(super) async fn run(self, client: &Client, round: u32) -> Result<Turn, Fault> {
         let prose = &mut self.prose(round);
         match self {
-            Self::DecodeOne => completions::decode(client, prose, 1).await,
-            Self::DecodeEight => completions::decode(client, prose, completions::STREAMS).await,
+            Self::DecodeOne => completions::decode_alone(client, prose).await,
+            Self::DecodeEight => completions::decode_together(client, prose).await,
             Self::LongPrompt => completions::long_prompt(client, prose).await,
             Self::GrowingChat => chats::growing_chat(client, prose).await,
             Self::Conversations => chats::conversations(client, prose).await,

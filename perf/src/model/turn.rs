@@ -6,6 +6,7 @@ use std::iter::Sum;
 use serde::Serialize;
 
 use super::client::Reply;
+use crate::statistics::Spread;
 
 /// A value that a scenario measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -66,7 +67,7 @@ impl Figure {
     pub(super) fn definition(self) -> &'static str {
         match self {
             Self::DecodeRate => {
-                "of each stream, (tokens − 1) / (last token − first token); summed over the streams"
+                "(tokens − 1) / (last token − first token); of eight streams the sum, of streams one after the other the median"
             }
             Self::PromptRate => "tokens of the prompt / TTFT",
             Self::PromptTtft => "from the request with the long prompt to its first token",
@@ -146,6 +147,11 @@ impl Sum for Counts {
             texts: sum.texts + more.texts,
         })
     }
+}
+
+/// Returns the median of some values. It is not a number if there are none.
+pub(super) fn median(values: Vec<f64>) -> f64 {
+    Spread::from_values(values).map_or(f64::NAN, |spread| spread.median)
 }
 
 #[cfg(test)]

@@ -147,6 +147,7 @@ impl Panel<'_> {
                 chart
                     .caption(panel.title, FONT)
                     .margin(8)
+                    .margin_right(24)
                     .x_label_area_size(42)
                     .y_label_area_size(130);
                 draw_bars(&mut chart, &panel.bars, panel.unit)?;
