@@ -21,7 +21,8 @@ use tonic::Request;
 const FREE_PORT: &str = "127.0.0.1:0";
 
 /// Messages that concern a process, a worker or a connection, and therefore no single request.
-const NOT_ABOUT_A_REQUEST: [&str; 10] = [
+const NOT_ABOUT_A_REQUEST: [&str; 11] = [
+    "a worker is ready",
     "the engine has accepted this worker",
     "an engine is up",
     "an engine joins the cluster",

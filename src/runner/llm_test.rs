@@ -96,18 +96,34 @@ impl Loader for TestRunnerLoader {
 /// The test runner's model. Its token with id `i` has the text `token_i`.
 struct TestModel {
     facts: ModelFacts,
+    prompt_ids: PromptIds,
+}
+
+/// The token ids of a prompt's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PromptIds {
+    /// The index of the word.
+    Index,
+    /// The same id for each occurrence of a word, so that only prompts that start alike have a common prefix.
+    Word,
 }
 
 impl TestModel {
     fn new(options: &TestRunnerOptions) -> Self {
+        let reuses_prefixes = !options.prompt_token_delay.is_zero();
         Self {
+            prompt_ids: if reuses_prefixes {
+                PromptIds::Word
+            } else {
+                PromptIds::Index
+            },
             facts: ModelFacts {
                 name: LLM_TEST.to_owned(),
                 context_length: CONTEXT_LENGTH,
                 max_prompt_bytes: MAX_PROMPT_BYTES,
                 vocabulary_size: TokenId::MAX,
                 resumption: Resumption::Exact,
-                reuses_prefixes: !options.prompt_token_delay.is_zero(),
+                reuses_prefixes,
                 device: None,
                 unsupported: vec![Parameter::Suffix],
                 bos_token: None,
@@ -122,10 +138,13 @@ impl Model for TestModel {
         &self.facts
     }
 
-    /// Returns one token per word, and at least one. Equal words have equal ids, so that prompts that start alike have a
-    /// common prefix. The word `token_5` has the id 5, as in completions.
+    /// Returns one token per word, and at least one.
     fn tokenize(&self, text: &str, _: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
-        let ids: Vec<_> = text.split_whitespace().map(word_id).collect();
+        let words = text.split_whitespace();
+        let ids: Vec<_> = match self.prompt_ids {
+            PromptIds::Index => words.zip(0..).map(|(_, index)| index).collect(),
+            PromptIds::Word => words.map(word_id).collect(),
+        };
         Ok(if ids.is_empty() { vec![0] } else { ids })
     }
 

@@ -46,8 +46,8 @@ pub(super) struct LlamaSettings {
     threads_batch: Option<PositiveInteger<u16>>,
     /// Names of the GPUs that hold the model, separated by commas, such as CUDA0,CUDA1 (llama only)
     /// [default: all GPUs that the build supports]
-    #[arg(long, env = "TOKENWAY_DEVICE", value_name = "NAMES")]
-    device: Option<String>,
+    #[arg(long, env = "TOKENWAY_DEVICES", value_name = "NAMES")]
+    devices: Option<String>,
     /// Number of layers that GPUs hold; the CPU holds the others. 0 uses the CPU only (llama only)
     /// [default: all layers, if there is a GPU]
     #[arg(long, env = "TOKENWAY_GPU_LAYERS", value_name = "N")]
@@ -95,7 +95,7 @@ pub(super) struct LlamaSettings {
         long,
         env = "TOKENWAY_MAX_STEP_MS",
         value_name = "MILLISECONDS",
-        default_value = "500"
+        default_value = "700"
     )]
     max_step_ms: Milliseconds,
 }
@@ -176,7 +176,7 @@ fn parse<T: FromStr<Err = String>>(
 impl LlamaSettings {
     #[cfg(feature = "llama-cpp")]
     fn device_names(&self) -> Vec<String> {
-        let names = self.device.iter().flat_map(|names| names.split(','));
+        let names = self.devices.iter().flat_map(|names| names.split(','));
         let names = names.map(str::trim).filter(|name| !name.is_empty());
         names.map(str::to_owned).collect()
     }

@@ -123,7 +123,7 @@ fn errors_in_a_model_table_name_the_key() {
     for (setting, expected) in [
         (
             "[[model]]\nslotz = 3",
-            "the key 'model[2].slotz' is unknown; known keys of a model are aliases, context_length, ",
+            "the key 'model[2].slotz' is unknown; known keys of a model are aliases, cache_type_k, ",
         ),
         (
             "http_listen = \"unix:/a\"",

@@ -26,7 +26,8 @@ fn worker_processes_run_this_program_with_the_same_settings() {
     assert_eq!(
         program.settings,
         "model_name = \"m\"\nrunner = \"llm_test\"\nslots = 5\n\
-         test_runner_first_token_delay_ms = 0\ntest_runner_frequency_ms = 2.5\n"
+         test_runner_first_token_delay_ms = 0\ntest_runner_frequency_ms = 2.5\n\
+         test_runner_prompt_token_delay_ms = 0\n"
     );
     let worker = worker_from_stdin(&program.settings).unwrap();
     let parts = worker.parts.build(&ModelFiles::new()).unwrap();

@@ -59,10 +59,11 @@ impl SelectedDevices {
     pub(super) fn describe(&self, options: &LlamaOptions) -> String {
         let threads = options.threads;
         let threads_batch = options.threads_batch.unwrap_or(threads);
+        let noun = if threads == 1 { "thread" } else { "threads" };
         let cpu = if threads_batch == threads {
-            format!("CPU, {threads} threads")
+            format!("CPU, {threads} {noun}")
         } else {
-            format!("CPU, {threads} threads, {threads_batch} for prompts")
+            format!("CPU, {threads} {noun}, {threads_batch} for prompts")
         };
         if self.is_cpu_only(options) {
             return cpu;
@@ -113,12 +114,12 @@ fn unknown_device(name: &str, gpus: &[LlamaBackendDevice]) -> LoadError {
     let names: Vec<_> = gpus.iter().map(|gpu| &*gpu.name).collect();
     LoadError(if names.is_empty() {
         format!(
-            "`device` is '{name}', but there is no GPU that this build supports; build it with the feature cuda, vulkan, metal \
-             or rocm, or leave `device` out"
+            "`devices` has '{name}', but there is no GPU that this build supports; build it with the feature cuda, vulkan, metal \
+             or rocm, or leave `devices` out"
         )
     } else {
         format!(
-            "`device` '{name}' is unknown; this machine has {}",
+            "`devices`: '{name}' is unknown; this machine has {}",
             names.join(", ")
         )
     })

@@ -55,7 +55,7 @@ impl Default for LlamaOptions {
             cache_type_v: CacheType::F16,
             prefix_caching: true,
             prefix_cache_bytes: 1024 * 1024 * 1024,
-            max_step: Duration::from_millis(500),
+            max_step: Duration::from_millis(700),
         }
     }
 }
