@@ -79,12 +79,9 @@ impl Drop for PrefixCacheMeter {
 }
 
 /// Converts a number of bytes to a gauge's value, exactly up to 2^53.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "memory is below 2^53 bytes; above, a gauge may be rounded"
-)]
 fn as_gauge(bytes: u64) -> f64 {
-    bytes as f64
+    let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).map_or(0.0, f64::from);
+    half(bytes >> 32) * 2_f64.powi(32) + half(bytes)
 }
 
 /// Describes the metrics of prefix caches.

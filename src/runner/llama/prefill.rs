@@ -174,6 +174,10 @@ mod tests {
         PrefillPlan::exact(prompt, &markers())
     }
 
+    fn one_range(range: Range<usize>) -> PrefillPlan {
+        PrefillPlan::Exact(Vec::from([range]))
+    }
+
     fn common(a: &[TokenId], b: &[TokenId]) -> usize {
         a.iter().zip(b).take_while(|(a, b)| a == b).count()
     }
@@ -197,7 +201,7 @@ mod tests {
     #[test]
     fn a_short_message_is_for_the_row_kernel() {
         let prompt = chat(&[(100, 80)], 59);
-        assert_eq!(exact(&prompt), PrefillPlan::Exact(vec![0..103]));
+        assert_eq!(exact(&prompt), one_range(0..103));
         let prompt = chat(&[(100, 80)], 60);
         assert_eq!(exact(&prompt), PrefillPlan::Exact(vec![0..103, 183..247]));
     }
@@ -205,7 +209,10 @@ mod tests {
     #[test]
     fn a_prompt_without_markers_is_one_range() {
         let plan = PrefillPlan::exact(&[1; 500], &ChatMarkers::default());
-        assert_eq!(plan, PrefillPlan::Exact(vec![Range { start: 0, end: 500 }]));
+        let PrefillPlan::Exact(tiled) = plan else {
+            panic!("the plan is exact");
+        };
+        assert_eq!(tiled, std::slice::from_ref(&(0..500)));
     }
 
     #[test]

@@ -32,15 +32,9 @@ impl StepBudget {
         let Some(seconds) = self.seconds_per_row else {
             return self.first;
         };
-        let rows = self.max_step.as_secs_f64() / seconds.max(f64::MIN_POSITIVE);
-        // A float above the limits of `usize` becomes its maximum.
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "the number is positive, and is rounded down"
-        )]
-        let rows = rows as usize;
-        rows.clamp(1, self.max)
+        let per_row = Duration::from_secs_f64(seconds).max(Duration::from_nanos(1));
+        let rows = self.max_step.as_nanos() / per_row.as_nanos();
+        usize::try_from(rows).map_or(self.max, |rows| rows.clamp(1, self.max))
     }
 
     /// Records a step with this number of prompt rows and nothing else.
