@@ -328,7 +328,7 @@ impl<'a> Step<'a> {
     }
 
     /// Emits an event that was created earlier.
-    pub(crate) fn push(&mut self, emission: Emission) {
+    pub fn push(&mut self, emission: Emission) {
         self.emissions.push(emission);
     }
 
