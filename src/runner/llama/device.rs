@@ -241,7 +241,8 @@ impl Runner for LlamaRunner {
         self.check(slot, &sequence)?;
         self.admitted += 1;
         let active = self.activate(&sequence);
-        let cached_tokens = self.start(slot, active);
+        // A resumed sequence may also reuse tokens of its completion, which do not count.
+        let cached_tokens = self.start(slot, active).min(sequence.prompt.len());
         Ok(SequenceStart {
             cached_tokens: u32::try_from(cached_tokens).unwrap_or(u32::MAX),
         })

@@ -518,6 +518,20 @@ fn prompts_with_different_salts_share_nothing() {
 }
 
 #[test]
+fn a_resumed_sequence_counts_only_tokens_of_its_prompt_as_cached() {
+    let mut runner = runner(1);
+    let sequence = greedy(&text(30), 20);
+    let (_, completion) = complete(&mut runner, sequence.clone());
+    let resumed = Sequence {
+        delivered: ids(&completion[..15]),
+        ..sequence
+    };
+    let (cached, rest) = complete(&mut runner, resumed);
+    assert_eq!(cached, 30);
+    assert_same_bits(&rest, &completion[15..]);
+}
+
+#[test]
 fn a_runner_without_prefix_caching_reuses_nothing() {
     let mut runner = runner(2);
     runner.reuses_prefixes = false;
