@@ -1,0 +1,203 @@
+//! Sequences that start from computed tokens have the bits of sequences that start from nothing.
+
+use super::*;
+
+/// Runs a sequence alone in the slot that the runner chooses. Returns the number of reused tokens, and the outputs.
+fn complete(runner: &mut LlamaRunner, sequence: Sequence) -> (u32, Vec<Output>) {
+    let count = usize::try_from(sequence.max_tokens).unwrap() - sequence.delivered.len();
+    let free: Vec<Slot> = (0..runner.slots.len()).map(Slot).collect();
+    let slot = runner.choose_slot(&sequence, &free);
+    let start = runner.admit(slot, sequence).unwrap();
+    let outputs = run(runner, slot, count);
+    runner.release(slot);
+    (start.cached_tokens, outputs)
+}
+
+/// Asserts that a sequence has the same outputs on this runner as on one that has computed nothing before. Returns the
+/// number of reused tokens.
+fn assert_same_as_fresh(runner: &mut LlamaRunner, sequence: &Sequence) -> u32 {
+    let (_, expected) = complete(&mut self::runner(1), sequence.clone());
+    let (cached, mut outputs) = complete(runner, sequence.clone());
+    for output in &mut outputs {
+        output.slot = Slot(0);
+    }
+    assert_same_bits(&outputs, &expected);
+    cached
+}
+
+/// The ids of a chat's next prompt: the previous prompt, the completion, and a message of `tokens` tokens.
+fn next_turn(
+    runner: &LlamaRunner,
+    prompt: &[TokenId],
+    completion: &[Output],
+    tokens: usize,
+) -> Vec<TokenId> {
+    let markers = runner.model.chat_markers();
+    let mut ids = prompt.to_vec();
+    ids.extend(self::ids(completion));
+    ids.push(markers.end_tokens[0]);
+    ids.extend(text(tokens));
+    ids.push(markers.end_tokens[0]);
+    ids.extend(&markers.generation_prompt);
+    ids
+}
+
+#[test]
+fn a_rows_result_does_not_depend_on_the_size_of_its_call() {
+    let sequence = greedy(&text(400), 3);
+    let (_, expected) = complete(&mut runner(1), sequence.clone());
+    for rows in [64, 100, 128, 1000] {
+        let mut runner = runner(1);
+        runner.tiled_budget = StepBudget::new(Duration::from_secs(1), rows, rows);
+        let (_, outputs) = complete(&mut runner, sequence.clone());
+        assert_same_bits(&outputs, &expected);
+    }
+}
+
+#[test]
+fn a_growing_chat_reuses_its_prompts_and_completions_with_the_same_bits() {
+    let mut runner = runner(2);
+    assert!(!runner.model.chat_markers().generation_prompt.is_empty());
+    let mut prompt = next_turn(&runner, &[], &[], 150);
+    let mut expected = 0;
+    for message in [20, 90, 10] {
+        let sequence = greedy(&prompt, 30);
+        let cached = assert_same_as_fresh(&mut runner, &sequence);
+        assert_eq!(usize::try_from(cached).unwrap(), expected);
+        let (_, completion) = complete(&mut self::runner(1), sequence);
+        // The last token is not computed, because no token follows it.
+        expected = prompt.len() + completion.len() - 1;
+        prompt = next_turn(&runner, &prompt, &completion, message);
+    }
+}
+
+#[test]
+fn a_prompt_that_is_wholly_computed_still_yields_its_first_token() {
+    let mut runner = runner(2);
+    for (tokens, cached) in [(200, 136), (64, 0), (40, 39), (1, 0)] {
+        let sequence = greedy(&unrelated(tokens + 7)[7..], 4);
+        complete(&mut runner, sequence.clone());
+        assert_eq!(
+            assert_same_as_fresh(&mut runner, &sequence),
+            cached,
+            "{tokens} tokens"
+        );
+    }
+}
+
+#[test]
+fn prompts_that_share_a_part_or_nothing_have_the_same_bits() {
+    let mut runner = runner(2);
+    let (all, mut all_but_last) = (text(180), text(180));
+    all_but_last[179] += 1;
+    let nothing = unrelated(180);
+    let mut half = text(180);
+    half[90] += 1;
+    complete(&mut runner, greedy(&all, 3));
+    assert_eq!(
+        assert_same_as_fresh(&mut runner, &greedy(&all_but_last, 5)),
+        116
+    );
+    assert_eq!(assert_same_as_fresh(&mut runner, &greedy(&nothing, 5)), 0);
+    assert_eq!(assert_same_as_fresh(&mut runner, &greedy(&half, 5)), 90);
+}
+
+#[test]
+fn an_evicted_sequence_returns_from_the_store_with_the_same_bits() {
+    let mut runner = runner(1);
+    let prompt = next_turn(&runner, &[], &[], 100);
+    let mut first = greedy(&prompt, 20);
+    first.options.seed = 7;
+    first.options.sampling.temperature = 0.9;
+    let (_, completion) = complete(&mut runner, first);
+    assert_eq!(runner.prefix_cache().bytes, 0);
+    complete(&mut runner, greedy(&unrelated(100), 3));
+    assert!(runner.prefix_cache().bytes > 1_000_000);
+    let next = next_turn(&runner, &prompt, &completion, 10);
+    let mut sequence = greedy(&next, 20);
+    sequence.options.seed = 8;
+    sequence.options.sampling.temperature = 0.9;
+    let computed = u32::try_from(prompt.len() + 19).unwrap();
+    assert_eq!(assert_same_as_fresh(&mut runner, &sequence), computed);
+    assert_eq!(runner.prefix_cache().evictions, 0);
+}
+
+#[test]
+fn sequences_with_one_prompt_compute_it_once() {
+    let mut runner = runner(3);
+    let sequence = greedy(&text(300), 6);
+    let (_, expected) = complete(&mut self::runner(1), sequence.clone());
+    for slot in 0..3 {
+        let start = runner.admit(Slot(slot), sequence.clone()).unwrap();
+        assert_eq!(start.cached_tokens, if slot == 0 { 0 } else { 236 });
+    }
+    let mut rows = 0;
+    let mut outputs = Vec::new();
+    for _ in 0..MAX_STEPS {
+        if outputs.len() >= 18 {
+            break;
+        }
+        outputs.extend(step(&mut runner, None));
+        rows += usize::try_from(runner.batch.n_tokens()).unwrap();
+    }
+    assert_eq!(rows, 300 + 2 * 64 + 3 * 5);
+    for slot in 0..3 {
+        let mut of_slot: Vec<_> = outputs
+            .extract_if(.., |output| output.slot == Slot(slot))
+            .collect();
+        of_slot.iter_mut().for_each(|output| output.slot = Slot(0));
+        assert_same_bits(&of_slot, &expected);
+    }
+}
+
+#[test]
+fn a_sequence_whose_leader_is_cancelled_computes_the_prompt_itself() {
+    let mut runner = runner(2);
+    let sequence = greedy(&text(300), 3);
+    runner.admit(Slot(0), sequence.clone()).unwrap();
+    runner.admit(Slot(1), sequence.clone()).unwrap();
+    step(&mut runner, None);
+    runner.release(Slot(0));
+    let mut outputs = run(&mut runner, Slot(1), 3);
+    outputs.iter_mut().for_each(|output| output.slot = Slot(0));
+    let (_, expected) = complete(&mut self::runner(1), sequence);
+    assert_same_bits(&outputs, &expected);
+}
+
+#[test]
+fn prompts_with_different_salts_share_nothing() {
+    let mut runner = runner(2);
+    let salted = |salt: &str| {
+        let mut sequence = greedy(&text(100), 2);
+        sequence.options.cache_salt = CacheSalt(Some(salt.into()));
+        sequence
+    };
+    assert_eq!(complete(&mut runner, salted("a")).0, 0);
+    assert_eq!(complete(&mut runner, salted("b")).0, 0);
+    assert_eq!(complete(&mut runner, salted("a")).0, 36);
+}
+
+#[test]
+fn a_resumed_sequence_counts_only_tokens_of_its_prompt_as_cached() {
+    let mut runner = runner(1);
+    let sequence = greedy(&text(30), 20);
+    let (_, completion) = complete(&mut runner, sequence.clone());
+    let resumed = Sequence {
+        delivered: ids(&completion[..15]),
+        ..sequence
+    };
+    let (cached, rest) = complete(&mut runner, resumed);
+    assert_eq!(cached, 30);
+    assert_same_bits(&rest, &completion[15..]);
+}
+
+#[test]
+fn a_runner_without_prefix_caching_reuses_nothing() {
+    let mut runner = runner(2);
+    runner.reuses_prefixes = false;
+    let sequence = greedy(&text(100), 2);
+    for _ in 0..3 {
+        assert_eq!(complete(&mut runner, sequence.clone()).0, 0);
+    }
+    assert_eq!(runner.prefix_cache(), PrefixCacheStats::default());
+}
