@@ -14,14 +14,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, NextStep,
-    PrefixCacheStats, Resumption, Runner, Sequence, SequenceStart, Slot, SlotCredit, Step,
-    StepError, Token, TokenBytes, monotonic_ns,
+    LoadError, LoadedModel, Loader, ModelError, NextStep, PrefixCacheStats, Runner, Sequence,
+    SequenceStart, Slot, SlotCredit, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
-use crate::request::{ChatMessage, Parameter, StopTokens, TokenId};
+use crate::request::{StopTokens, TokenId};
 use crate::tokens::{Logprobs, TopLogprob};
+use model::TestModel;
 use prompt_work::PromptWork;
 
+mod model;
 mod prompt_work;
 
 /// Value of `--runner` for this runner, and the default name of its model.
@@ -29,9 +30,6 @@ pub(crate) const LLM_TEST: &str = "llm_test";
 
 /// Context length of every sequence, in tokens.
 pub const CONTEXT_LENGTH: u32 = 1_048_576;
-
-/// Maximum length of a prompt, in bytes. It equals the size limit of requests in the HTTP and gRPC APIs.
-const MAX_PROMPT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Maximum number of tokens that a sequence emits in one step, if the interval between tokens is 0.
 const MAX_BURST: usize = 32;
@@ -90,74 +88,6 @@ impl Loader for TestRunnerLoader {
 
     fn name(&self) -> &'static str {
         LLM_TEST
-    }
-}
-
-/// The test runner's model. Its token with id `i` has the text `token_i`.
-struct TestModel {
-    facts: ModelFacts,
-    prompt_ids: PromptIds,
-}
-
-/// The token ids of a prompt's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PromptIds {
-    /// The index of the word.
-    Index,
-    /// The same id for each occurrence of a word, so that only prompts that start alike have a common prefix.
-    Word,
-}
-
-impl TestModel {
-    fn new(options: &TestRunnerOptions) -> Self {
-        let reuses_prefixes = !options.prompt_token_delay.is_zero();
-        Self {
-            prompt_ids: if reuses_prefixes {
-                PromptIds::Word
-            } else {
-                PromptIds::Index
-            },
-            facts: ModelFacts {
-                name: LLM_TEST.to_owned(),
-                context_length: CONTEXT_LENGTH,
-                max_prompt_bytes: MAX_PROMPT_BYTES,
-                vocabulary_size: TokenId::MAX,
-                resumption: Resumption::Exact,
-                reuses_prefixes,
-                device: None,
-                unsupported: vec![Parameter::Suffix],
-                bos_token: None,
-                eos_token: None,
-            },
-        }
-    }
-}
-
-impl Model for TestModel {
-    fn facts(&self) -> &ModelFacts {
-        &self.facts
-    }
-
-    /// Returns one token per word, and at least one.
-    fn tokenize(&self, text: &str, _: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
-        let words = text.split_whitespace();
-        let ids: Vec<_> = match self.prompt_ids {
-            PromptIds::Index => words.zip(0..).map(|(_, index)| index).collect(),
-            PromptIds::Word => words.map(word_id).collect(),
-        };
-        Ok(if ids.is_empty() { vec![0] } else { ids })
-    }
-
-    fn token_bytes(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
-        Ok(ids.iter().map(|id| token_text(*id)).collect())
-    }
-
-    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
-        let lines: Vec<_> = messages
-            .iter()
-            .map(|message| format!("{}: {}", message.role, message.content))
-            .collect();
-        Ok(lines.join("\n"))
     }
 }
 
@@ -417,15 +347,6 @@ impl Runner for TestRunner {
     fn prefix_cache(&self) -> PrefixCacheStats {
         self.prompt_work.stats()
     }
-}
-
-/// Returns the id of a word: the number in a word of a completion, or else the word's FNV-1a hash.
-fn word_id(word: &str) -> TokenId {
-    let number = word.strip_prefix("token_").and_then(|id| id.parse().ok());
-    let hash = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(16_777_619);
-    let id = number.unwrap_or_else(|| word.bytes().fold(2_166_136_261, hash));
-    // Every id is below the size of the vocabulary.
-    id.min(TokenId::MAX - 1)
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

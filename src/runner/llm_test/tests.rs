@@ -1,7 +1,7 @@
 //! Tests of the test runner's deadlines, credit and ends of sequences.
 
 use super::*;
-use crate::runner::Emission;
+use crate::runner::{BosPolicy, Emission, Model};
 
 struct FixedCredit(usize);
 
