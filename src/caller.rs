@@ -1,10 +1,11 @@
-//! The caller of a request, as far as prefix caches must keep callers apart. This module must not know who a caller is.
+//! Identifies the caller of a request, so that prefix caches can keep the prompts of different callers apart. It must
+//! not keep or show a caller's key.
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use ring::digest::{Context, Digest, SHA256, digest};
 
-/// The requests that may share computed prompt tokens.
+/// Scope in which requests may share computed prompt tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrefixSharing {
     /// All requests with the same `cache_salt`.
@@ -19,13 +20,15 @@ pub enum PrefixSharing {
 pub struct Caller(Digest);
 
 impl Caller {
-    /// Identifies the caller by the headers of a request. All callers without an `Authorization` header are one.
+    /// Identifies the caller by the headers of a request. All requests without an `Authorization` header have the same
+    /// caller.
     pub(crate) fn from_headers(headers: &HeaderMap) -> Self {
         let key = headers.get(AUTHORIZATION);
         Self(digest(&SHA256, key.map_or(b"", |key| key.as_bytes())))
     }
 
-    /// Returns a salt that no other caller, no other `user` and no other `cache_salt` of this caller has.
+    /// Returns the salt for this caller's prompts with this `user` and `cache_salt`. If one of the three differs, the
+    /// salt differs.
     pub(crate) fn cache_salt(&self, user: &str, cache_salt: &str) -> String {
         let mut hash = Context::new(&SHA256);
         hash.update(self.0.as_ref());

@@ -118,8 +118,8 @@ impl RequestContext {
         &self.0.record
     }
 
-    /// The salt of the request's prompt in prefix caches, from the request's `user` and `cache_salt`. It is `cache_salt`
-    /// itself if callers may share computed tokens.
+    /// Returns the salt of the request's prompt in prefix caches: the request's `cache_salt`, or, if callers must be
+    /// kept apart, a hash of the caller, `user` and `cache_salt`.
     #[must_use]
     pub fn cache_salt(&self, user: &str, cache_salt: &str) -> String {
         match &self.0.caller {

@@ -148,7 +148,7 @@ pub struct SequenceOptions {
     pub timestamps: bool,
     /// The end user on whose behalf the client sends the request (`user`).
     pub caller: EndUser,
-    /// Keeps the prompt apart from prompts with another salt in prefix caches.
+    /// Salt of the prompt in prefix caches, where it shares computed tokens only with prompts of the same salt.
     pub cache_salt: CacheSalt,
 }
 
@@ -343,7 +343,7 @@ impl CompletionRequest {
 }
 
 impl CompletionRequest {
-    /// Replaces the salt of the prefix cache by one that `scoped` makes from `user` and the salt.
+    /// Replaces the salt of the prefix cache with the result of `scoped`, which is called with `user` and the salt.
     pub(crate) fn scope_cache_salt(&mut self, scoped: impl FnOnce(&str, &str) -> String) {
         let options = &mut self.options;
         let text = |text: &Option<Arc<str>>| text.as_deref().unwrap_or_default().to_owned();

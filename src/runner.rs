@@ -204,12 +204,12 @@ pub struct Token {
 /// The result of [`Runner::admit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SequenceStart {
-    /// Number of tokens at the start of the prompt that need no work, because an earlier sequence has computed
-    /// them. At most the length of the prompt.
+    /// Number of tokens at the start of the prompt that the device does not compute again, because it has computed
+    /// them for an earlier sequence. At most the length of the prompt.
     pub cached_tokens: u32,
 }
 
-/// The state of a device's prefix cache: the tokens that it keeps after their sequences have ended.
+/// The state of a device's prefix cache: the computed tokens that it keeps after their sequences have ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrefixCacheStats {
     /// Memory in bytes that the device uses for computed tokens outside its slots. 0 if it keeps them only in slots.
@@ -221,16 +221,17 @@ pub struct PrefixCacheStats {
 /// A device that computes the tokens of several sequences, step by step.
 ///
 /// A device may keep the computed tokens of a sequence after the sequence has ended, and start a new sequence from
-/// them. It says so in [`ModelFacts::reuses_prefixes`], chooses the slot in [`Runner::choose_slot`], and returns the
-/// number of reused tokens from [`Runner::admit`]. Sequences with different [`SequenceOptions::cache_salt`] must
+/// them. The model then declares [`ModelFacts::reuses_prefixes`]. [`Runner::choose_slot`] chooses the slot, and
+/// [`Runner::admit`] returns the number of reused tokens. Sequences with different [`SequenceOptions::cache_salt`] must
 /// not share tokens. Reuse must not change a sequence's tokens if the model declares [`Resumption::Exact`].
 ///
-/// The worker calls `next_step`, and then `step` at the time that `next_step` returned. Between steps the worker admits and
-/// releases sequences. If the runner panics, the worker catches the panic, gives up all sequences of the device and
+/// The worker calls `next_step`, and then `step` at the time that `next_step` returned. Between steps the worker admits
+/// and releases sequences. If the runner panics, the worker catches the panic, gives up all sequences of the device and
 /// loads the model again.
 pub trait Runner {
-    /// Chooses the slot of the next sequence. `free` lists the free slots, at least one; the last one was freed last.
-    /// The worker then calls [`Runner::admit`] with the chosen slot. The default chooses the last one.
+    /// Chooses the slot of the next sequence. `free` lists the free slots. It has at least one, and ends with the one
+    /// that was freed last. The worker then calls [`Runner::admit`] with the chosen slot. The default implementation
+    /// chooses the last one.
     fn choose_slot(&self, sequence: &Sequence, free: &[Slot]) -> Slot {
         let _ = sequence;
         *free.last().expect("at least one slot is free")
@@ -255,7 +256,7 @@ pub trait Runner {
     /// The device has failed. The worker gives up all its sequences and loads the model again.
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError>;
 
-    /// Returns the state of the prefix cache, for the metrics. The worker asks after every admission and release.
+    /// Returns the state of the prefix cache, for the metrics. The worker calls it after every admission and release.
     fn prefix_cache(&self) -> PrefixCacheStats {
         PrefixCacheStats::default()
     }

@@ -56,8 +56,8 @@ pub struct Assignment {
     pub token_channel: TokenSender,
     /// Time at which the worker fails the sequence.
     pub deadline: Instant,
-    /// Hashes of the prompt, by which the scheduler finds the worker that has computed the longest part of it. Empty
-    /// if the model's runner reuses no prefixes.
+    /// Hashes of the prompt's blocks. With them the scheduler finds the worker that has computed the longest prefix of
+    /// the prompt. Empty if the model's runner reuses no prefixes.
     pub prompt_blocks: Arc<PromptBlocks>,
     /// True if the sequence ran on a worker that crashed, and has produced no token since. The sequence may have
     /// caused the crash.

@@ -146,8 +146,8 @@ async fn scoring_a_prompt_gives_the_logprobs_of_sampling_it() {
         format!("{PROMPT}{}", written.texts(0).concat())
     );
     assert_eq!(prompt[0].logprobs.as_ref().and_then(|it| it.logprob), None);
-    // The prompt is longer than 64 tokens, so llama.cpp computes it with another kernel than the completion. That kernel
-    // rounds less.
+    // The scored prompt has more than 64 tokens, so llama.cpp computes it with another kernel than the completion. The
+    // two kernels round differently.
     let expected = [&prompt[..], completion].concat();
     let (read, expected) = (logprobs(&read.prompt.tokens), logprobs(&expected));
     assert_eq!(read.len(), expected.len());

@@ -1,5 +1,5 @@
-//! A real model that reuses computed prompt tokens: its texts are those of a model that reuses none, whatever it reuses
-//! and wherever the tokens were meanwhile.
+//! A real model that reuses computed prompt tokens. Its texts must equal the texts without reuse, whether the tokens
+//! were kept in a slot or in the store.
 
 mod support;
 
@@ -40,7 +40,7 @@ async fn start(slots: usize, prefix_caching: bool) -> TestServer {
     Setup::runner("smollm2", loader, slots).start().await
 }
 
-/// A chat so far, and what the server said about the tokens of its last turn.
+/// The messages of a chat so far, and the number of cached tokens that the server reported for the last turn.
 struct Chat {
     messages: Vec<Value>,
     sampling: Sampling,
@@ -108,7 +108,7 @@ async fn more_chats_than_slots_keep_their_answers_and_reuse_their_turns() {
     };
     let (mut expected, mut actual) = (chats(), chats());
     for question in [QUESTIONS[0], QUESTIONS[2]] {
-        // On the one server the chats run alone, on the other all at once.
+        // One server runs the chats one after another, the other all at once.
         for chat in &mut expected {
             chat.ask(&fresh, question).await;
         }

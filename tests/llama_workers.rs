@@ -13,8 +13,8 @@ use tonic::transport::Channel;
 
 const TOKENS: u32 = 60;
 
-/// A prompt of more than 64 tokens, which the device computes with another kernel than the tokens after it. The second
-/// round of requests reuses it, and a worker that has been killed computes it again.
+/// A prompt of more than 64 tokens, so that the device computes it with another kernel than the completion. The second
+/// round of requests reuses the prompt. After a worker was killed, the next worker computes the prompt again.
 const PROMPT: &str = "Once upon a time there was a lighthouse on a rock far out in the sea. An old keeper and his granddaughter lived in \
     it. Every evening, when the sun went down, they climbed the two hundred steps to the top and lit the great lamp, so that no ship \
     came too near to the rock. One night in autumn, when the wind was stronger than ever before, the lamp went out. The keeper";

@@ -1,4 +1,4 @@
-//! Reuse of prompt tokens that an earlier request has computed, as clients and operators see it. The test runner needs
+//! Reuse of prompt tokens that an earlier request has computed, as clients and operators see it. The test runner takes
 //! a fixed time for each prompt token that is not computed yet.
 
 mod support;
@@ -24,7 +24,7 @@ fn setup() -> Setup {
     })
 }
 
-/// A prompt of this many words.
+/// Returns a prompt of this many words.
 fn words(count: usize) -> String {
     let words: Vec<_> = (0..count).map(|index| format!("word{index}")).collect();
     words.join(" ")
@@ -131,7 +131,7 @@ async fn prompts_with_different_salts_are_kept_apart() {
     assert_eq!(param.as_deref(), Some("cache_salt"));
 }
 
-/// Sends a prompt for a caller. Returns the number of reused tokens, and the time until the whole answer.
+/// Sends a prompt as this caller. Returns the number of reused tokens, and the time until the whole answer has arrived.
 async fn probe(server: &TestServer, key: Option<&str>, user: &str) -> (u64, Duration) {
     let body = json!({"prompt": words(80), "max_tokens": 1, "user": user});
     let mut request = completion(&body);
@@ -173,7 +173,7 @@ async fn a_gateway_keeps_callers_apart_on_its_engines() {
     assert_eq!(probe(&gateway, Some("Bearer victim"), "").await.0, 0);
     assert_eq!(probe(&gateway, Some("Bearer attacker"), "").await.0, 0);
     assert_eq!(probe(&gateway, Some("Bearer victim"), "").await.0, 79);
-    // A client of the engine itself has no salt of a caller, and cannot choose one.
+    // A client that calls the engine directly does not have the gateway's salt, so it shares nothing with this caller.
     assert_eq!(probe(&engine, Some("Bearer victim"), "").await.0, 0);
 }
 

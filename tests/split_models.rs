@@ -15,7 +15,7 @@ use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 /// Number of tensors in the first file.
 const FIRST_TENSORS: usize = 4;
 
-/// Writes both files of a model. Returns the path of the first.
+/// Writes both files of a model. Returns the path of the first file.
 fn write_parts(folder: &Path, [first, second]: &[Gguf; 2]) -> PathBuf {
     let path = |number| folder.join(format!("tiny-Q8_0-0000{number}-of-00002.gguf"));
     fs::write(path(1), first.bytes()).expect("a file");
@@ -37,7 +37,7 @@ async fn completion_of(model_path: PathBuf) -> Json {
     body.json()["choices"].clone()
 }
 
-/// Serves a model file. Returns the exit code and the error.
+/// Runs a server with a model file that it must reject. Returns the exit code and the error.
 async fn serve_error(path: &Path) -> (Option<i32>, String) {
     let free = "127.0.0.1:0";
     let server = program::tokenway().args([

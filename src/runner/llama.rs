@@ -111,7 +111,7 @@ impl LlamaLoader {
     fn guarantees(&self, llama: &LlamaModel, devices: &SelectedDevices) -> Guarantees {
         Guarantees {
             resumption: self.resumption(llama, devices),
-            // A recurrent state cannot go back to an earlier token.
+            // A recurrent state cannot be cut back to an earlier token.
             reuses_prefixes: self.options.prefix_caching
                 && !llama.is_recurrent()
                 && !llama.is_hybrid(),
@@ -138,8 +138,8 @@ impl LlamaLoader {
         }
     }
 
-    /// Returns the memory of one slot's KV cache in bytes. For a model whose layers differ, it is that of as many layers
-    /// like the first one.
+    /// Returns the memory of one slot's KV cache in bytes. Assumes that all layers are like the first one, so the
+    /// number is an estimate for a model whose layers differ.
     fn slot_bytes(&self, llama: &LlamaModel, context_length: u32) -> u64 {
         let architecture = llama
             .meta_val_str("general.architecture")
@@ -238,8 +238,8 @@ fn init_backend() -> Result<&'static LlamaBackend, LoadError> {
         .map_err(|error| LoadError(format!("llama.cpp could not be initialized: {error}")))
 }
 
-/// Checks that the file is readable and starts like a GGUF file, and so do the other files of a split model. The check runs before the server starts, so that a
-/// wrong path is reported at once.
+/// Checks that the file is readable and starts like a GGUF file. For a split model, checks all its files. The check
+/// runs before the server starts, so that a wrong path is reported at once.
 ///
 /// # Errors
 /// A file cannot be read or is not a GGUF file.

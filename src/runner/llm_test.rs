@@ -41,8 +41,8 @@ pub struct TestRunnerOptions {
     pub interval: Duration,
     /// Additional delay of the first token, which simulates a long prefill.
     pub first_token_delay: Duration,
-    /// Additional delay of the first token for each prompt token that no earlier sequence of the device has
-    /// computed. If it is 0, the device reuses no prefixes.
+    /// Additional delay of the first token, for each prompt token that no earlier sequence on the device has computed.
+    /// If the delay is 0, the device reuses no prefixes.
     pub prompt_token_delay: Duration,
     /// Index of the token before which every sequence stops emitting, without ending. `None`: never.
     pub silent_at: Option<u32>,

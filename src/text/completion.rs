@@ -193,7 +193,8 @@ impl Completion {
             match output {
                 Output::Accepted { cached_tokens } => {
                     choice.record_acceptance();
-                    // The prompt counts once, so its reused tokens do, too. A resumption does not change the count.
+                    // Usage counts the prompt once for all choices, so only choice 0 reports cached tokens. A
+                    // resumption does not change the number.
                     if choice.number == 0 {
                         self.cached_tokens.get_or_insert(cached_tokens);
                     }

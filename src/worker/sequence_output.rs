@@ -8,7 +8,7 @@ use crate::runner::{ModelError, Token};
 pub enum Output {
     /// A worker has accepted the sequence.
     Accepted {
-        /// Number of tokens at the start of the prompt that need no work.
+        /// Number of tokens at the start of the prompt that the worker does not compute again.
         cached_tokens: u32,
     },
     /// The next token of the prompt.

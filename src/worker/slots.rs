@@ -137,7 +137,7 @@ impl Slots {
             assignment,
             deadline_ns,
         } = runnable;
-        // A device without a prefix cache takes the last slot of the list.
+        // The search starts at the end, because a runner without a prefix cache chooses the last slot of the list.
         let position = self.free.iter().rposition(|free| *free == slot);
         debug_assert!(position.is_some(), "the slot is free");
         if let Some(position) = position {

@@ -291,8 +291,8 @@ impl Device<'_> {
             tracing::error!("the scheduler assigned a sequence to a worker without a free slot");
             return self.report_released(max_tokens);
         };
-        // The sequence occupies its slot before the runner sees it. If the runner panics, the sequence is therefore a
-        // crash suspect.
+        // The sequence occupies its slot before the runner admits it. If the runner panics in `admit`, the sequence is
+        // therefore a crash suspect.
         self.slots.occupy(slot, runnable);
         let telemetry = &self.worker.options.telemetry;
         telemetry.sequences_running.increment(1.0);
@@ -305,7 +305,7 @@ impl Device<'_> {
                 }
             }
             Err(error) => {
-                // Only an accepted sequence has an end.
+                // A token channel carries a failure only after the acceptance.
                 let _ = self.slots.accept(slot, 0);
                 self.slots.fail(slot, Failure::Model(error));
                 telemetry.sequences_running.decrement(1.0);
@@ -316,7 +316,7 @@ impl Device<'_> {
         self.record_prefix_cache();
     }
 
-    /// Lets the runner choose among the free slots. If there is none, first frees the slots of sequences that were
+    /// Lets the runner choose among the free slots. If no slot is free, first frees the slots of sequences that were
     /// cancelled since the last sweep.
     fn choose_slot(&mut self, sequence: &Sequence) -> Option<Slot> {
         if self.slots.free().is_empty() {

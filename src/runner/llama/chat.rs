@@ -44,12 +44,12 @@ pub(super) struct ChatTemplate {
     eos_token: String,
 }
 
-/// The end of a rendered prompt.
+/// The place at which a rendered prompt ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PromptEnd {
-    /// The start of the assistant's message.
+    /// After the text that starts the assistant's next message.
     GenerationPrompt,
-    /// The end of the last message.
+    /// After the last message.
     Messages,
 }
 
@@ -90,8 +90,8 @@ impl ChatTemplate {
         self.render_up_to(messages, PromptEnd::GenerationPrompt)
     }
 
-    /// Returns the text that the template puts before the assistant's message. `None` if the template cannot leave it
-    /// out.
+    /// Returns the text that the template puts before the assistant's message. `None` if the template rejects a chat of
+    /// one message, or if the rendered chat does not end with this text.
     pub(super) fn generation_prompt(&self) -> Option<String> {
         let messages = [ChatMessage {
             role: "user".to_owned(),

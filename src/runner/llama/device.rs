@@ -1,6 +1,7 @@
 //! Runs sequences in a llama.cpp context with continuous batching. A step is one call of llama.cpp: either one row for
 //! every sequence that has finished its prompt, together with short parts of other prompts, or a large part of one
-//! prompt. Steps of the two kinds take turns, so that a long prompt delays running sequences only a little.
+//! prompt. Steps of the two kinds take turns, so that a long prompt delays running sequences only a little. A row is
+//! one token of one sequence in such a call.
 //!
 //! llama.cpp aborts the process on many invalid arguments, so everything is checked before a call: token ids, slots
 //! and KV cells when a sequence is admitted, rows when a batch is filled.
@@ -32,10 +33,10 @@ mod emission;
 mod prefix_reuse;
 mod slot_state;
 
-/// Maximum number of prompt rows in a call of the tiled kernel. More rows make a call longer, but hardly faster.
+/// Maximum number of prompt rows in a call of the tiled kernel. More rows make a call longer, but a row hardly cheaper.
 const MAX_TILED_ROWS: usize = 512;
 
-/// Number of prompt rows in the first call, before the cost of a row is known.
+/// Number of prompt rows in the first call of the tiled kernel, before the cost of a row is known.
 const FIRST_ROWS: usize = 64;
 
 /// Maximum number of prompt rows for the row kernel in one call.
@@ -54,11 +55,11 @@ self_cell!(
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DeviceOptions {
     pub(super) slots: usize,
-    /// True if a sequence may start from tokens that an earlier one has computed.
+    /// True if a sequence may start from tokens that an earlier sequence has computed.
     pub(super) reuses_prefixes: bool,
-    /// Memory in bytes for sequences that had to leave their slot.
+    /// Memory in bytes for the computed tokens of sequences that had to leave their slot.
     pub(super) prefix_cache_bytes: usize,
-    /// Time that a call with prompt rows should take at most.
+    /// Target for the longest duration of a call with prompt rows.
     pub(super) max_step: Duration,
 }
 
@@ -193,8 +194,8 @@ impl LlamaRunner {
         CallKind::Rows
     }
 
-    /// Limits the prompt rows in a call of the row kernel. A sequence that needs only one row always gets it. All others
-    /// share the budget, in the order of their admission.
+    /// Limits the prompt rows in a call of the row kernel. A sequence that needs only one row always gets it. The other
+    /// sequences share the budget, in the order of their admission.
     fn share_rows(&mut self) {
         let slots = &self.slots;
         let admission = |part: &BatchPart| slots.sequence(part.slot).map(|it| it.admission);
@@ -211,7 +212,7 @@ impl LlamaRunner {
         self.parts.sort_unstable_by_key(|part| part.slot);
     }
 
-    /// Emits what sequences could not emit before for lack of credit.
+    /// Emits the tokens that sequences computed earlier but had no credit for.
     fn send_unsent(&mut self, step: &mut Step<'_>) {
         for (slot, sequence) in self.slots.active_mut() {
             if sequence.has_unsent(step.credit(slot)) {
@@ -220,7 +221,7 @@ impl LlamaRunner {
         }
     }
 
-    /// Records how long a call with prompt rows took.
+    /// Adjusts the budget of this kind of call, if the call had prompt rows.
     fn record_duration(&mut self, kind: CallKind, started_ns: u64) {
         let rows: usize = self.parts.iter().map(|part| part.rows).sum();
         let elapsed = Duration::from_nanos(monotonic_ns().saturating_sub(started_ns));
@@ -241,7 +242,7 @@ impl Runner for LlamaRunner {
         self.check(slot, &sequence)?;
         self.admitted += 1;
         let active = self.activate(&sequence);
-        // A resumed sequence may also reuse tokens of its completion, which do not count.
+        // A resumed sequence may also reuse tokens of its completion. They are not prompt tokens, so they do not count.
         let cached_tokens = self.start(slot, active).min(sequence.prompt.len());
         Ok(SequenceStart {
             cached_tokens: u32::try_from(cached_tokens).unwrap_or(u32::MAX),
@@ -306,7 +307,8 @@ impl Runner for LlamaRunner {
     }
 }
 
-/// Returns the number of rows in a batch: one per slot and short parts of prompts, or a large part of one prompt.
+/// Returns the maximum number of rows in a batch: one row per slot together with short parts of prompts, or a large
+/// part of one prompt.
 pub(super) fn batch_rows(slots: usize) -> usize {
     (slots + MAX_ROWS).max(MAX_TILED_ROWS)
 }

@@ -8,11 +8,11 @@ use llama_cpp_2::{
 use super::options::LlamaOptions;
 use crate::runner::LoadError;
 
-/// The GPUs of a model, selected by the options.
+/// The GPUs that the options select for a model.
 #[derive(Debug)]
 pub(super) struct SelectedDevices {
     gpus: Vec<LlamaBackendDevice>,
-    /// True if the options name them. Otherwise llama.cpp chooses among all of them.
+    /// True if the options name the GPUs. Otherwise llama.cpp chooses among all of them.
     are_named: bool,
 }
 
@@ -20,7 +20,7 @@ impl SelectedDevices {
     /// Selects the GPUs that the options name, or all GPUs of this machine that this build supports.
     ///
     /// # Errors
-    /// A name is unknown; the text lists the known ones.
+    /// A name is unknown. The error lists the known names.
     pub(super) fn select(options: &LlamaOptions) -> Result<Self, LoadError> {
         let gpus = list_llama_ggml_backend_devices();
         let gpus: Vec<_> = gpus.into_iter().filter(is_gpu).collect();
@@ -114,8 +114,8 @@ fn unknown_device(name: &str, gpus: &[LlamaBackendDevice]) -> LoadError {
     let names: Vec<_> = gpus.iter().map(|gpu| &*gpu.name).collect();
     LoadError(if names.is_empty() {
         format!(
-            "`devices` has '{name}', but there is no GPU that this build supports; build it with the feature cuda, vulkan, metal \
-             or rocm, or leave `devices` out"
+            "`devices` has '{name}', but this build supports no GPU of this machine; build Tokenway with the feature \
+             cuda, vulkan, metal or rocm, or leave `devices` out"
         )
     } else {
         format!(

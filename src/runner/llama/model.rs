@@ -34,7 +34,7 @@ pub(super) struct GgufModel {
     chat: Result<ChatTemplate, String>,
 }
 
-/// What a device promises about the sequences of this model.
+/// Guarantees of a device for the sequences of this model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Guarantees {
     pub(super) resumption: Resumption,

@@ -20,7 +20,7 @@ pub struct LlamaOptions {
     /// trained on. `None` selects the trained length, but at most 2,048. Every slot uses memory
     /// for this many tokens.
     pub context_length: Option<u32>,
-    /// Names of the GPUs that hold the model, such as `CUDA0`. Several share its layers. Empty selects all GPUs.
+    /// Names of the GPUs that hold the model, such as `CUDA0`. Several GPUs share the layers. Empty selects all GPUs.
     pub devices: Vec<String>,
     /// Number of layers that GPUs hold; the CPU holds the others. `None` means all. Without a GPU it has no effect.
     pub gpu_layers: Option<u32>,
@@ -35,8 +35,8 @@ pub struct LlamaOptions {
     /// Memory in bytes for the computed tokens of sequences that had to leave their slot. 0 keeps computed tokens only
     /// in slots.
     pub prefix_cache_bytes: usize,
-    /// Time that a step with prompt tokens should take at most. The runner adapts the number of prompt tokens in a step
-    /// to it, but a step has at least 64 if the prompt has as many.
+    /// Target for the longest duration of a step with prompt tokens. The runner adapts the number of prompt tokens in a
+    /// step to it. A large part of a prompt has at least 64 tokens, however long they take.
     pub max_step: Duration,
 }
 
@@ -63,11 +63,11 @@ impl Default for LlamaOptions {
 /// Use of llama.cpp's flash attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlashAttention {
-    /// llama.cpp uses it where the device supports it.
+    /// Flash attention is used if the device supports it.
     Auto,
-    /// It is used. Loading fails if the device does not support it.
+    /// Flash attention is used. Loading fails if the device does not support it.
     On,
-    /// It is not used.
+    /// Flash attention is not used.
     Off,
 }
 
@@ -95,14 +95,14 @@ impl FromStr for FlashAttention {
     }
 }
 
-/// Type of the numbers in the KV cache. Types with fewer bits save memory, and lose accuracy.
+/// Type of the numbers in the KV cache. Types with fewer bits per number save memory, and lose accuracy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheType {
     /// 32 bits.
     F32,
     /// 16 bits.
     F16,
-    /// 16 bits, with the range of 32.
+    /// 16 bits, with the range of a 32-bit float.
     Bf16,
     /// 8.5 bits.
     Q8_0,
@@ -116,7 +116,7 @@ pub enum CacheType {
     Q4_0,
 }
 
-/// The number of values that a quantized type stores together.
+/// The number of values in one block of a quantized type.
 const BLOCK_VALUES: u64 = 32;
 
 impl CacheType {

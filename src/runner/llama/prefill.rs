@@ -1,14 +1,14 @@
-//! Decides how many rows of a prompt go into one call of llama.cpp, so that a row's result never depends on that
+//! Decides how many rows (tokens) of a prompt go into one call of llama.cpp. A row's result must not depend on that
 //! decision. This module knows token ids. It must not know the device or other sequences.
 //!
 //! llama.cpp's attention on a CPU has two kernels, which round differently: the tiled kernel for calls of at least 64
 //! rows of a sequence, and the row kernel for fewer. The tiled kernel is much faster. A row's result depends on the
 //! kernel, but not on the other rows of the call. A [`PrefillPlan`] therefore assigns each row of a prompt to a
-//! kernel, from the tokens alone. The same prompt has the same results however it is split into calls, whatever
-//! part of it is reused, and when it is computed again on another worker.
+//! kernel, from the tokens alone. The same prompt therefore has the same results however it is split into calls,
+//! whatever part of it is reused, and when it is computed again on another worker.
 //!
-//! The text of the assistant in a chat was generated token by token, with the row kernel. The plan assigns it to the
-//! row kernel in the next request of the chat, too. The next request can then reuse it.
+//! The assistant's text in a chat is generated token by token, with the row kernel. When the next request of the chat
+//! repeats this text, the plan assigns it to the row kernel again, so that the request can reuse it.
 
 use std::ops::Range;
 
@@ -23,7 +23,7 @@ pub(super) struct ChatMarkers {
     /// The tokens that the chat template puts before the assistant's text. Empty if the model has no chat template
     /// or its template puts nothing there.
     pub(super) generation_prompt: Vec<TokenId>,
-    /// The tokens that end the assistant's text.
+    /// Each of these tokens ends the assistant's text.
     pub(super) end_tokens: Vec<TokenId>,
 }
 
@@ -33,7 +33,7 @@ pub(super) enum PrefillPlan {
     /// Each row is computed by one of two kernels. These ranges of rows are for the tiled kernel; each has at least
     /// [`TILED_ROWS`] rows. All other rows are for the row kernel.
     Exact(Vec<Range<usize>>),
-    /// Any kernel computes any row. The results of a row may differ in their last bits.
+    /// Either kernel may compute any row, so the results of a row may differ in their last bits.
     Contiguous,
 }
 
@@ -79,9 +79,9 @@ impl PrefillPlan {
         }
     }
 
-    /// Returns the next call for a sequence of which `computed` of `total` rows are computed. `tiled_budget` is the
-    /// number of rows that a call of the tiled kernel should have at most. It has more only if the rest would be
-    /// too small.
+    /// Returns the next call for a sequence of which `computed` of `total` rows are computed. A call of the tiled
+    /// kernel has at most `tiled_budget` rows, or [`TILED_ROWS`] if the budget is smaller. It has more only if the rest
+    /// would be too small for this kernel.
     pub(super) fn next_chunk(&self, computed: usize, total: usize, tiled_budget: usize) -> Chunk {
         let budget = tiled_budget.max(TILED_ROWS);
         let (end, is_tiled) = match self {
@@ -182,7 +182,8 @@ mod tests {
         a.iter().zip(b).take_while(|(a, b)| a == b).count()
     }
 
-    /// The rows that the second prompt reuses after the first one and its completion of `generated` tokens.
+    /// Returns the number of rows that the second prompt reuses from the first one and its completion of `generated`
+    /// tokens.
     fn reused(first: &[TokenId], generated: usize, second: &[TokenId]) -> usize {
         let mut computed = first.to_vec();
         computed.extend(vec![20; generated]);

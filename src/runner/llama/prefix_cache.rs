@@ -1,5 +1,5 @@
-//! Computed tokens outside the slots: a bounded store in memory of sequences that had to leave their slot. This module
-//! knows tokens and the size of a state. It must not know llama.cpp or the slots.
+//! A bounded store in memory for the computed tokens of sequences that had to leave their slot. This module knows
+//! tokens and the size of a sequence's state. It must not know llama.cpp or the slots.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ impl ComputedTokens {
         reusable(&self.ids, &self.plan, &self.salt, sequence)
     }
 
-    /// Returns true if a sequence that has `other` needs no copy of these tokens.
+    /// Returns true if `other` has all these tokens, computed in the same way, so that a copy of them is of no use.
     pub(super) fn is_part_of(&self, other: &Self) -> bool {
         self.salt == other.salt
             && other.ids.starts_with(&self.ids)
@@ -35,7 +35,8 @@ pub(super) struct PrefixQuery<'a> {
     pub(super) salt: &'a CacheSalt,
 }
 
-/// Returns the number of tokens `ids`, which were computed with `plan`, that `query` can reuse.
+/// Returns the number of computed tokens that `query` can reuse. `ids`, `plan` and `salt` belong to the sequence for
+/// which the tokens were computed.
 pub(super) fn reusable(
     ids: &[TokenId],
     plan: &PrefillPlan,
@@ -50,7 +51,7 @@ pub(super) fn reusable(
     query.plan.reusable(plan, common, query.ids.len())
 }
 
-/// Sequences that had to leave their slot, with their states. `S` is the state of a sequence.
+/// Sequences that had to leave their slot, with their states. `S` is the type of a state.
 pub(super) struct PrefixStore<S> {
     /// The most recently used entry is last.
     entries: Vec<StoredSequence<S>>,
@@ -67,7 +68,7 @@ pub(super) struct StoredSequence<S> {
 }
 
 impl<S> PrefixStore<S> {
-    /// Creates an empty store for states of at most `capacity` bytes together.
+    /// Creates an empty store. Its states and their tokens use at most `capacity` bytes in total.
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             entries: Vec::new(),
@@ -87,17 +88,17 @@ impl<S> PrefixStore<S> {
         self.evictions
     }
 
-    /// Counts the loss of a sequence that was too large for the store.
+    /// Counts an eviction, because a sequence could not be stored.
     pub(super) fn count_eviction(&mut self) {
         self.evictions += 1;
     }
 
-    /// Returns true if the store has room for a state of this size after it has dropped other entries.
+    /// Returns true if the store can hold an entry of this size, if necessary after it has dropped all others.
     pub(super) fn can_hold(&self, bytes: usize) -> bool {
         bytes <= self.capacity
     }
 
-    /// Returns the entry of which `query` can reuse the most tokens, and their number.
+    /// Returns the index of the entry of which `query` can reuse the most tokens, and the number of these tokens.
     pub(super) fn find(&self, query: &PrefixQuery<'_>) -> Option<(usize, usize)> {
         let entries = self.entries.iter().enumerate();
         let found = entries.map(|(index, entry)| (index, entry.tokens.reusable_by(query)));
@@ -124,8 +125,8 @@ impl<S> PrefixStore<S> {
         self.add(entry.tokens, entry.state, entry.bytes);
     }
 
-    /// Adds a sequence whose state has this size. Drops the entries that are part of it, and the least recently used
-    /// entries if there is no room. The caller has checked [`PrefixStore::can_hold`].
+    /// Adds a sequence. `bytes` is the size of its state and its tokens. Drops the entries that are part of it, and the
+    /// least recently used entries if there is no room. The caller has checked [`PrefixStore::can_hold`].
     pub(super) fn add(&mut self, tokens: ComputedTokens, state: S, bytes: usize) {
         self.entries
             .retain(|entry| !entry.tokens.is_part_of(&tokens));
@@ -166,7 +167,7 @@ mod tests {
         }
     }
 
-    /// A store with room for 30 bytes, to which these sequences of 10 bytes are added.
+    /// Creates a store with room for 30 bytes, and adds these sequences of 10 bytes each.
     fn store(sequences: &[&[TokenId]]) -> PrefixStore<()> {
         let mut store = PrefixStore::new(30);
         for ids in sequences {

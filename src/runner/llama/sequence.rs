@@ -10,7 +10,8 @@ use super::sampling::{DrawKey, LogitAdjustments, PenaltyHistory};
 use crate::request::{CacheSalt, Sampling, StopTokens, TokenId};
 use crate::runner::{Emission, Sequence, Slot, Step};
 
-/// Maximum number of rows of a scored prompt in one call. Each row needs memory for the logits of the whole vocabulary.
+/// Budget for the rows of a scored prompt in one call, because each row needs memory for the logits of the whole
+/// vocabulary. A call has up to 127 rows if the rest would be too small for the tiled kernel.
 const SCORED_ROWS: usize = 64;
 
 /// A sequence that has a slot.
@@ -41,7 +42,7 @@ pub(super) struct ActiveSequence {
     salt: CacheSalt,
     /// The sequence whose tokens this sequence waits for. `None` if it waits for none.
     pub(super) leader: Option<Leader>,
-    /// Emissions for which the sequence had no credit. While there are any, nothing more is computed.
+    /// Emissions for which the sequence had no credit. While there are any, the sequence computes nothing more.
     unsent: VecDeque<Emission>,
 }
 
@@ -94,8 +95,8 @@ impl ActiveSequence {
         }
     }
 
-    /// Returns the query with which this sequence looks for computed tokens. A scored prompt needs the logits of every
-    /// row, so it can reuse none and asks for none.
+    /// Returns the query with which this sequence looks for computed tokens. `None` for a scored prompt: it needs the
+    /// logits of every row, so it can reuse nothing.
     pub(super) fn query(&self) -> Option<PrefixQuery<'_>> {
         (!self.scores_prompt).then_some(PrefixQuery {
             ids: &self.tokens,
@@ -110,13 +111,13 @@ impl ActiveSequence {
         reusable(computed, &self.plan, &self.salt, query)
     }
 
-    /// Returns the number of this sequence's tokens that `query` can reuse once its whole prompt is computed. A scored
-    /// prompt may wait for its reader, so nothing waits for it.
+    /// Returns the number of this sequence's tokens that `query` can reuse once this sequence has computed its prompt.
+    /// Returns 0 for a scored prompt. It may wait for its reader, and no other sequence should wait with it.
     pub(super) fn reusable_later(&self, query: &PrefixQuery<'_>) -> usize {
         if self.scores_prompt {
             return 0;
         }
-        // The last token is computed only after the next one is sampled.
+        // The last token may never be computed: no token follows the last one of a completion.
         let certain = self.tokens.len() - 1;
         reusable(&self.tokens[..certain], &self.plan, &self.salt, query)
     }
@@ -131,7 +132,7 @@ impl ActiveSequence {
         }
     }
 
-    /// Sets the number of computed tokens, because the sequence starts from those of another one.
+    /// Sets the number of computed tokens of a sequence that starts from the tokens of another one.
     pub(super) fn start_from(&mut self, computed: usize) {
         self.computed = computed;
     }
@@ -145,8 +146,8 @@ impl ActiveSequence {
         self.tokens.len() - self.computed
     }
 
-    /// Returns the next rows to compute. `credit` is the number of tokens that the sequence may emit, and
-    /// `tiled_budget` the number of rows that a call of the tiled kernel should have at most.
+    /// Returns the next call for this sequence, or `None` if it must wait or has nothing left to compute. `credit` is
+    /// the number of tokens that the sequence may emit. For `tiled_budget`, see [`PrefillPlan::next_chunk`].
     pub(super) fn next_chunk(&self, credit: usize, tiled_budget: usize) -> Option<Chunk> {
         let is_blocked = credit == 0 || !self.unsent.is_empty() || self.leader.is_some();
         if is_blocked || self.pending() == 0 {
@@ -176,7 +177,7 @@ impl ActiveSequence {
         }
     }
 
-    /// Adds an emission. It is emitted by [`ActiveSequence::send`].
+    /// Adds an unsent emission. [`ActiveSequence::send`] emits it.
     pub(super) fn emit(&mut self, emission: Emission) {
         self.unsent.push_back(emission);
     }

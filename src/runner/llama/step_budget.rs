@@ -1,12 +1,12 @@
-//! The number of prompt rows in one step, chosen so that the step takes about as long as `--max-step-ms` allows. This
-//! module must not know the device.
+//! The number of prompt rows in one step, chosen so that the step takes at most about `--max-step-ms`. This module must
+//! not know the device.
 
 use std::time::Duration;
 
-/// The share of a new measurement in the estimated cost of a row.
+/// Weight of the newest measurement in the estimated cost of a row, from 0 to 1.
 const NEW_SHARE: f64 = 0.5;
 
-/// Estimates the cost of a prompt row from the steps so far.
+/// Estimates the cost of a row from the steps so far, and limits the rows of the next step accordingly.
 pub(super) struct StepBudget {
     max_step: Duration,
     /// Estimated seconds per row. `None` before the first step.
@@ -17,7 +17,8 @@ pub(super) struct StepBudget {
 }
 
 impl StepBudget {
-    /// Creates a budget for steps of `max_step`. The first step has `first` rows, and no step more than `max`.
+    /// Creates a budget for steps that take about `max_step`. The first step has `first` rows. No step has more than
+    /// `max`.
     pub(super) fn new(max_step: Duration, first: usize, max: usize) -> Self {
         Self {
             max_step,
@@ -37,7 +38,8 @@ impl StepBudget {
         usize::try_from(rows).map_or(self.max, |rows| rows.clamp(1, self.max))
     }
 
-    /// Records a step with this number of prompt rows and nothing else.
+    /// Records that a step with this number of rows took this long. All its rows count, so that a step that also
+    /// generates tokens does not make prompt rows look more expensive.
     pub(super) fn record(&mut self, rows: usize, elapsed: Duration) {
         let Some(rows) = u32::try_from(rows).ok().filter(|rows| *rows > 0) else {
             return;

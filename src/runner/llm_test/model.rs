@@ -13,12 +13,12 @@ pub(super) struct TestModel {
     prompt_ids: PromptIds,
 }
 
-/// The token ids of a prompt's words.
+/// Rule for the token id of each word of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PromptIds {
-    /// The index of the word.
+    /// The id is the index of the word in the prompt.
     Index,
-    /// The same id for each occurrence of a word, so that only prompts that start alike have a common prefix.
+    /// The id depends on the word alone, so that only prompts that start with the same words have a common prefix.
     Word,
 }
 
@@ -75,7 +75,8 @@ impl Model for TestModel {
     }
 }
 
-/// Returns the id of a word: the number in a word of a completion, or else the word's FNV-1a hash.
+/// Returns the id of a word. A word of a completion, such as `token_7`, has the id of its token, so that a prompt that
+/// repeats a completion has the completion's ids. The id of any other word is its FNV-1a hash.
 fn word_id(word: &str) -> TokenId {
     let number = word.strip_prefix("token_").and_then(|id| id.parse().ok());
     let hash = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(16_777_619);

@@ -1,5 +1,5 @@
-//! A model of the work that a prompt needs: each prompt token takes a fixed time, except those that an earlier sequence
-//! has computed. Scheduling by prefix can so be tested without a model.
+//! Simulates the time that a prompt takes: a fixed time for each prompt token that no earlier sequence has computed.
+//! Tests of scheduling by prefix therefore need no real model.
 //!
 //! Each slot keeps the prompt and the completion of its last sequence. A sequence starts from the longest common
 //! prefix of any slot.
@@ -27,7 +27,7 @@ struct ComputedTokens {
     /// Number of tokens of the completion. Their ids are their indices.
     completion: u32,
     salt: CacheSalt,
-    /// Number of the sequence that used the slot last, from 1. 0 for a slot that no sequence has used.
+    /// Number of the last sequence in this slot, counted from 1. 0 if no sequence has used the slot.
     used: u64,
     /// True while the sequence runs.
     is_running: bool,
@@ -42,7 +42,8 @@ impl ComputedTokens {
         self.prompt.len() + usize::try_from(self.completion).unwrap_or(usize::MAX)
     }
 
-    /// Number of these tokens with which the prompt starts. The last token of a prompt is always computed.
+    /// Returns the number of these tokens with which the sequence's prompt starts. The last token of the prompt does
+    /// not count, because a device always computes it.
     fn shared_with(&self, sequence: &Sequence) -> usize {
         if self.salt != sequence.options.cache_salt {
             return 0;
@@ -66,7 +67,8 @@ impl PromptWork {
         }
     }
 
-    /// Returns the free slot with the longest common prefix, or else the one that was used least recently.
+    /// Returns the free slot with the longest common prefix. Among equals, returns the one that was used least
+    /// recently.
     pub(super) fn choose_slot(&self, sequence: &Sequence, free: &[Slot]) -> Slot {
         let key = |slot: &&Slot| {
             let computed = &self.slots[slot.0];
@@ -79,7 +81,7 @@ impl PromptWork {
             .expect("at least one slot is free")
     }
 
-    /// Puts a sequence into a slot. Returns the number of prompt tokens that need no work.
+    /// Puts a sequence into a slot. Returns the number of prompt tokens that an earlier sequence has computed.
     pub(super) fn admit(&mut self, slot: Slot, sequence: &Sequence) -> usize {
         if self.per_token.is_zero() {
             return 0;
@@ -109,7 +111,7 @@ impl PromptWork {
         }
     }
 
-    /// Returns the time that a prompt needs if `cached` of its tokens need no work.
+    /// Returns the time that a prompt takes if `cached` of its tokens are not computed again.
     pub(super) fn duration(&self, sequence: &Sequence, cached: usize) -> Duration {
         let tokens = sequence.prompt.len().saturating_sub(cached);
         self.per_token

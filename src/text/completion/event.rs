@@ -40,8 +40,8 @@ pub enum CompletionEvent {
 pub struct Summary {
     /// The number of tokens of the prompt.
     pub prompt_tokens: u32,
-    /// The number of prompt tokens that needed no work, because an earlier request had computed them. `None` if the
-    /// model's runner reuses no prefixes.
+    /// The number of prompt tokens that were not computed again, because an earlier request had computed them. `None`
+    /// if the model's runner reuses no prefixes.
     pub cached_prompt_tokens: Option<u32>,
     /// The number of tokens of all choices, with or without text.
     pub completion_tokens: u32,

@@ -165,7 +165,7 @@ impl Sequences {
     /// Handles the message `accepted`. An unknown number is ignored, because the sequence may have been cancelled.
     ///
     /// # Errors
-    /// Returns an error if the worker claims to reuse more tokens than the prompt has.
+    /// Returns an error if the worker reports more cached tokens than the prompt has.
     pub(super) fn handle_accepted(&mut self, accepted: proto::Accepted) -> Result<(), Violation> {
         let Some(&slot) = self.by_number.get(&accepted.sequence) else {
             return Ok(());

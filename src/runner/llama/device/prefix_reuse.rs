@@ -1,5 +1,5 @@
-//! Starts sequences from computed tokens: of their own slot, of another slot, or of the store. Moves the tokens of
-//! slots that are overwritten to the store.
+//! Starts sequences from computed tokens in their own slot, in another slot, or in the store. Before a slot is
+//! overwritten, its computed tokens are copied to the store.
 
 use llama_cpp_2::context::session::{LlamaStateSeqFlags, SeqState};
 
@@ -11,7 +11,7 @@ use crate::runner::llama::sequence::{ActiveSequence, Leader};
 
 /// Computed tokens from which a new sequence starts.
 enum Source {
-    /// Tokens in a slot, which may run a sequence.
+    /// Tokens in a slot. The slot may run a sequence.
     Slot(SlotSource),
     /// An entry of the store, and the number of tokens to reuse.
     Stored(usize, usize),
@@ -30,8 +30,8 @@ impl Source {
 }
 
 impl LlamaRunner {
-    /// Returns the slot in which a new sequence should start: the one whose tokens it reuses, if the slot loses less
-    /// than half of them, or else the one that was used least recently.
+    /// Returns the slot in which a new sequence should start: the slot whose tokens it reuses, if the slot loses at
+    /// most half of them, or else the slot that was used least recently.
     pub(super) fn choose_slot_by_prefix(&self, sequence: &ActiveSequence, free: &[Slot]) -> Slot {
         let source = match self.find_source(sequence) {
             Some(Source::Slot(source)) if free.contains(&source.slot) => source,
@@ -47,7 +47,8 @@ impl LlamaRunner {
         source.slot
     }
 
-    /// Starts a sequence in a slot that runs none. Returns the number of tokens that need no work.
+    /// Starts a sequence in a slot that runs none. Returns the number of tokens that the sequence reuses. If it has a
+    /// leader, they are not computed yet.
     pub(super) fn start(&mut self, slot: Slot, mut sequence: ActiveSequence) -> usize {
         let source = self.find_source(&sequence);
         let kept = self.slots.take_kept(slot);
@@ -83,7 +84,7 @@ impl LlamaRunner {
         reused.max(promised)
     }
 
-    /// Copies the tokens that sequences have waited for.
+    /// Copies computed tokens to the sequences whose leaders are done.
     pub(super) fn copy_from_leaders(&mut self) {
         let slots = &self.slots;
         let waiting = slots.active().filter_map(|(slot, sequence)| {
@@ -96,7 +97,7 @@ impl LlamaRunner {
                 continue;
             };
             sequence.leader = None;
-            // The leader may have ended. Its slot, the store or another sequence may still have its tokens.
+            // If the leader has ended, its tokens may be in its slot, in the store or in another sequence.
             let query = sequence.query();
             let reused = match query.and_then(|query| self.find_computed(&query)) {
                 Some(Source::Slot(source)) => self.copy_from_slot(source, slot),
@@ -133,8 +134,8 @@ impl LlamaRunner {
         }
     }
 
-    /// Returns the computed tokens of which `query` can reuse most. Those in a slot are preferred to equally many in
-    /// the store.
+    /// Returns the source with the most computed tokens that `query` can reuse. Prefers a slot to the store if both
+    /// have equally many.
     fn find_computed(&self, query: &PrefixQuery<'_>) -> Option<Source> {
         let slot = self.slots.find_computed(query);
         let count = slot.map_or(0, |source| source.tokens);
@@ -201,8 +202,8 @@ impl LlamaRunner {
             .ok()
     }
 
-    /// Writes a state into an empty slot and removes all but its first tokens. Returns the number of tokens, which is
-    /// 0 if llama.cpp cannot do that.
+    /// Writes a state into an empty slot, and removes all but the first `tokens` tokens. Returns the number of tokens
+    /// that the slot then has: 0 if llama.cpp reports an error.
     fn set_state(&mut self, slot: Slot, state: &SeqState, tokens: usize) -> usize {
         let set = self
             .context
@@ -215,8 +216,8 @@ impl LlamaRunner {
         self.truncate(slot, tokens)
     }
 
-    /// Removes all but the first tokens of a slot. Returns the number of tokens that the slot then has: 0 if the model's
-    /// state cannot go back to an earlier token.
+    /// Removes all but the first `tokens` tokens of a slot. Returns the number of tokens that the slot then has: 0 if
+    /// llama.cpp cannot remove only the last tokens, or no longer has the first ones.
     fn truncate(&mut self, slot: Slot, tokens: usize) -> usize {
         let Ok(first) = u32::try_from(tokens) else {
             self.clear(slot);
@@ -246,7 +247,7 @@ impl LlamaRunner {
     }
 }
 
-/// Returns true if a slot loses at least half of its tokens when it keeps only the first `tokens`.
+/// Returns true if a slot loses more than half of its tokens when it keeps only the first `tokens`.
 fn loses_most(kept: &ComputedTokens, tokens: usize) -> bool {
     tokens < kept.ids.len().div_ceil(2)
 }

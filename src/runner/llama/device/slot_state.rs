@@ -8,9 +8,9 @@ use crate::runner::llama::sequence::{ActiveSequence, Leader};
 
 /// The state of one slot.
 pub(super) enum SlotState {
-    /// No token is computed.
+    /// No sequence runs, and no computed tokens are kept.
     Empty,
-    /// No sequence runs, and the computed tokens of the last one are kept.
+    /// No sequence runs. The computed tokens of the last one are kept.
     Kept(KeptTokens),
     /// A sequence runs.
     Active(Box<ActiveSequence>),
@@ -19,11 +19,12 @@ pub(super) enum SlotState {
 /// The computed tokens of a sequence that has ended.
 pub(super) struct KeptTokens {
     pub(super) tokens: ComputedTokens,
-    /// Number of releases before this one. The slot with the lowest number was used least recently.
+    /// Number of sequences that had left a slot before this one. The lowest number belongs to the slot that was used
+    /// least recently.
     released: u64,
 }
 
-/// Computed tokens from which a new sequence can start, and the number of tokens to reuse.
+/// A slot with computed tokens from which a new sequence can start, and the number of tokens to reuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotSource {
     pub(super) slot: Slot,
@@ -147,7 +148,7 @@ impl SlotStates {
             .max_by_key(|source| source.tokens)
     }
 
-    /// Returns the running sequence that will have the most tokens that `query` can reuse.
+    /// Returns the running sequence that will have computed the most tokens that `query` can reuse.
     pub(super) fn find_leader(&self, query: &PrefixQuery<'_>) -> Option<Leader> {
         let leaders = self.active().map(|(slot, sequence)| Leader {
             slot,
@@ -159,15 +160,15 @@ impl SlotStates {
             .max_by_key(|leader| leader.tokens)
     }
 
-    /// Returns true if the leader has computed its tokens, or does not run any more.
+    /// Returns true if the leader has computed the common tokens, or no longer runs.
     pub(super) fn is_done(&self, leader: Leader) -> bool {
         self.sequence(leader.slot).is_none_or(|sequence| {
             sequence.admission != leader.admission || sequence.computed() >= leader.tokens
         })
     }
 
-    /// Returns the slot that a new sequence should overwrite: an empty one, or the one that was used least recently,
-    /// but not `spared` if there is another.
+    /// Returns the slot that a new sequence should overwrite: an empty slot, or else the slot that was used least
+    /// recently. Returns `spared` only if no other slot is free.
     pub(super) fn least_recently_used(&self, free: &[Slot], spared: Option<Slot>) -> Slot {
         let released = |slot: &Slot| match self.get(*slot) {
             Some(SlotState::Kept(kept)) => Some(kept.released),

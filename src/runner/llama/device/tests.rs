@@ -65,7 +65,7 @@ fn text(tokens: usize) -> Vec<TokenId> {
         .collect()
 }
 
-/// Creates a prompt with this number of tokens that has no common prefix with those of [`text`].
+/// Creates a prompt with this number of tokens. It has no common prefix with the prompts of [`text`].
 fn unrelated(tokens: usize) -> Vec<TokenId> {
     let mut ids = text(tokens + 1);
     ids.remove(0);
@@ -224,7 +224,7 @@ fn a_running_sequence_gets_a_token_between_two_parts_of_a_long_prompt() {
     for _ in 0..8 {
         let outputs = step(&mut runner, None);
         slots.push(outputs.first().map(|output| output.slot));
-        // The runner measures the first part, and adapts the others to 10 seconds.
+        // The runner measures the first part, and then adapts the length of the others to steps of 10 seconds.
         assert!(runner.batch.n_tokens() == 1 || runner.batch.n_tokens() >= 64);
     }
     let first = slots.iter().position(|slot| *slot == Some(Slot(0)));

@@ -1,5 +1,5 @@
-//! Models that are split into several GGUF files: all files are checked before llama.cpp reads them, and treated as one
-//! model.
+//! Models that are split into several GGUF files. All files of a model are checked together, before llama.cpp reads
+//! them.
 //!
 //! llama.cpp derives the names of the other files from the name of the first one, and from the number of files in its
 //! metadata.
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use super::{Header, SPLIT_COUNT_KEY, SPLIT_INDEX_KEY, check_magic};
 use crate::gguf_name::SplitPart;
 
-/// Checks that all files of a model are there and start like GGUF files. `path` is the path of the first one.
+/// Checks that all files of a model exist and start like GGUF files. `path` is the path of the first file.
 ///
 /// # Errors
-/// A file cannot be read or is not a GGUF file, or `path` is not that of the first file.
+/// A file cannot be read or is not a GGUF file, or `path` does not name the first file.
 pub(in super::super) fn check_files(path: &Path) -> Result<(), String> {
     for file in files(path)? {
         check_magic(&file).map_err(|problem| in_file(path, &file, problem))?;
@@ -21,8 +21,8 @@ pub(in super::super) fn check_files(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads the headers of all files of a model, and checks their structure. Returns the first header, with the tensors of
-/// all files.
+/// Reads the headers of all files of a model, and checks their structure. Returns the header of the first file, with
+/// the tensors of all files.
 ///
 /// # Errors
 /// A file is missing or damaged, or does not belong to the others.
@@ -53,7 +53,7 @@ pub(in super::super) fn read_header(path: &Path) -> Result<Header, String> {
     }
 }
 
-/// Returns the files of a model: one, or all files of a split model, in their order.
+/// Returns the paths of a model's files: one file, or all files of a split model in their order.
 fn files(path: &Path) -> Result<Vec<PathBuf>, String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let Some(part) = SplitPart::parse(&name) else {
@@ -70,7 +70,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(names.map(|name| path.with_file_name(name)).collect())
 }
 
-/// Names the file with the problem, unless it is the one that the user has named.
+/// Adds the file's name to a problem, unless it is the file `path` that the user has named.
 fn in_file(path: &Path, file: &Path, problem: String) -> String {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     match path == file {

@@ -31,7 +31,7 @@ const TOKEN_ID_TENSORS: &str = "tid2eid";
 /// Checks every tensor. `end` is the position after the header; `length` is the size of the file. Both are in bytes.
 pub(super) fn check_tensors(header: &Header, end: u64, length: u64) -> Result<(), String> {
     let alignment = alignment(header)?;
-    // The first file of a split model may have none.
+    // The first file of a split model may have no tensors.
     if header.tensors.is_empty() && header.value(SPLIT_COUNT_KEY).is_none() {
         return Err("the file has no tensors".to_owned());
     }

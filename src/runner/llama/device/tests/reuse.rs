@@ -1,4 +1,5 @@
-//! Sequences that start from computed tokens have the bits of sequences that start from nothing.
+//! Tests that a sequence that starts from computed tokens has the same logits, bit for bit, as one that computes all
+//! its tokens.
 
 use super::*;
 
@@ -13,8 +14,7 @@ fn complete(runner: &mut LlamaRunner, sequence: Sequence) -> (u32, Vec<Output>) 
     (start.cached_tokens, outputs)
 }
 
-/// Asserts that a sequence has the same outputs on this runner as on one that has computed nothing before. Returns the
-/// number of reused tokens.
+/// Asserts that a sequence has the same outputs on this runner as on a new runner. Returns the number of reused tokens.
 fn assert_same_as_fresh(runner: &mut LlamaRunner, sequence: &Sequence) -> u32 {
     let (_, expected) = complete(&mut self::runner(1), sequence.clone());
     let (cached, mut outputs) = complete(runner, sequence.clone());
@@ -25,7 +25,7 @@ fn assert_same_as_fresh(runner: &mut LlamaRunner, sequence: &Sequence) -> u32 {
     cached
 }
 
-/// The ids of a chat's next prompt: the previous prompt, the completion, and a message of `tokens` tokens.
+/// Returns the ids of a chat's next prompt: the previous prompt, the completion, and a message of `tokens` tokens.
 fn next_turn(
     runner: &LlamaRunner,
     prompt: &[TokenId],
