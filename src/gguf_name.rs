@@ -1,9 +1,9 @@
-//! Names of GGUF files: the parts of a split model, and the quantization. This module must not open a file.
+//! Names of GGUF files: the parts of a split model, and the quantization. This module must not open files.
 
 /// End of the name of a GGUF file.
 pub(crate) const EXTENSION: &str = ".gguf";
 
-/// Starts of the words that name a quantization, such as `Q4_K_M`, `IQ2_XXS` or `BF16`. A digit follows.
+/// Prefixes of quantizations, such as `Q4_K_M`, `IQ2_XXS` or `BF16`. A digit follows the prefix.
 const QUANTIZATIONS: [&str; 7] = ["Q", "IQ", "TQ", "F", "BF", "MXFP", "NVFP"];
 
 /// Prefix of a quantization that varies between the layers, such as `UD-Q4_K_XL`.
@@ -15,7 +15,7 @@ const MAX_PARTS: u32 = 65_535;
 /// The position of a file in a split model: part 2 of 3 for `model-00002-of-00003.gguf`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SplitPart<'a> {
-    /// The name without the part's number, such as `model`.
+    /// The name without the part number and the extension, such as `model`.
     pub(crate) prefix: &'a str,
     /// Number of the part, from 1.
     pub(crate) number: u32,
@@ -24,7 +24,7 @@ pub(crate) struct SplitPart<'a> {
 }
 
 impl<'a> SplitPart<'a> {
-    /// Parses the name or the path of a file. Returns `None` for a file that is a whole model.
+    /// Parses the name or the path of a file. Returns `None` if the name has no valid part number.
     pub(crate) fn parse(name: &'a str) -> Option<Self> {
         let (rest, count) = without_extension(name)?.rsplit_once("-of-")?;
         let (prefix, number) = rest.rsplit_once('-')?;
@@ -37,7 +37,7 @@ impl<'a> SplitPart<'a> {
         is_valid.then_some(part)
     }
 
-    /// Returns the names of all parts, in their order.
+    /// Returns the names of all parts, in order.
     pub(crate) fn all(&self) -> impl Iterator<Item = String> + use<'a> {
         let Self { prefix, count, .. } = *self;
         (1..=count).map(move |number| format!("{prefix}-{number:05}-of-{count:05}{EXTENSION}"))
@@ -49,7 +49,7 @@ fn five_digits(text: &str) -> Option<u32> {
     is_number.then(|| text.parse().ok()).flatten()
 }
 
-/// Returns the name of a model file without `.gguf` and without the number of a part.
+/// Returns the name of a model file without `.gguf` and without the part number of a split model.
 pub(crate) fn model_stem(name: &str) -> &str {
     match SplitPart::parse(name) {
         Some(part) => part.prefix,
@@ -64,7 +64,7 @@ pub(crate) fn without_extension(name: &str) -> Option<&str> {
     extension.eq_ignore_ascii_case(EXTENSION).then_some(stem)
 }
 
-/// Returns the quantization that ends the name of a model file, in upper case, such as `Q4_K_M` or `UD-Q4_K_XL`.
+/// Returns the quantization at the end of a model file's name, in upper case, such as `Q4_K_M` or `UD-Q4_K_XL`.
 pub(crate) fn quantization(name: &str) -> Option<String> {
     let stem = model_stem(name).to_ascii_uppercase();
     let at = stem.rfind(['-', '.', '/']).map_or(0, |at| at + 1);

@@ -15,12 +15,13 @@ pub(crate) fn client_config() -> ClientConfig {
         tracing::warn!(%error, "cannot read a certificate authority");
     }
     if roots.is_empty() {
-        tracing::error!("this machine has no certificate authority; set SSL_CERT_FILE");
+        tracing::error!("this machine has no certificate authorities; set SSL_CERT_FILE");
     }
     client_config_with(roots)
 }
 
-/// Returns a configuration that trusts no certificate authority, for a client that never connects over TLS.
+/// Returns a configuration that trusts no certificate authority, for clients that never connect over TLS. It saves
+/// reading the certificates of this machine.
 pub(crate) fn client_config_without_authorities() -> ClientConfig {
     client_config_with(RootCertStore::empty())
 }

@@ -1,8 +1,8 @@
 //! Models on the Hugging Face Hub: their names, the cache of their files, and downloads. This module must not know
 //! settings, servers or runners.
 //!
-//! The cache is the one of other programs, in the layout of the crate `hf-hub`. The requests are made here, for the
-//! reasons in `docs/decisions/010-hub-downloads.md`.
+//! Other programs share the cache, whose layout comes from the crate `hf-hub`. This module sends its own HTTP requests
+//! instead of those of `hf-hub`, for the reasons in `docs/decisions/010-hub-downloads.md`.
 
 mod options;
 mod reference;

@@ -125,7 +125,10 @@ async fn run_worker(worker: WorkerTask, streams: &Streams) -> ExitCode {
     }
 }
 
-/// Downloads the models of a server or a worker, and builds its parts. Returns an exit code if the command ends here.
+/// Downloads the models of a server or a worker, and builds its parts.
+///
+/// # Errors
+/// The exit code, if the command ends here: a download failed, a signal stopped it, or a setting is invalid.
 async fn download_models<T: Send + 'static>(
     parts: AfterDownload<T>,
     streams: &Streams,

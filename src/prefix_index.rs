@@ -1,7 +1,7 @@
-//! Remembers which places have worked on which beginnings of prompts, in bounded memory.
+//! Remembers which prefixes of prompts each place has worked on, in bounded memory. A place is a worker or an engine.
 //!
-//! It is a pure struct, without clock and without I/O. It keeps hashes, and nothing of a prompt's text. It must not know
-//! what a place is, or where one block of a prompt ends and the next begins.
+//! [`PrefixIndex`] is a plain struct without a clock and without I/O. It stores hashes of a prompt's blocks, not its
+//! text. It must not know what a place is, or how a prompt is cut into blocks.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -9,23 +9,23 @@ use std::hash::{BuildHasher, Hash, RandomState};
 #[cfg(test)]
 mod tests;
 
-/// Maximum number of blocks of one prompt that are hashed. The rest of a longer prompt counts as new at every place. The
-/// limit keeps one prompt from taking the index over.
+/// Maximum number of blocks of one prompt that are hashed. The rest of a longer prompt counts as new at every place.
+/// The limit prevents one prompt from filling the index.
 pub(crate) const MAX_PROMPT_BLOCKS: usize = 4_096;
 
-/// The blocks that each place has worked on, the least recently used of which are forgotten.
+/// The blocks that each place has worked on. The least recently used blocks are forgotten first.
 ///
-/// A key `P` stands for the cache of a place. A place that has lost its cache needs a new key: the blocks of the old key
-/// are then never found again, and are forgotten like all blocks that are no longer used.
+/// A key `P` identifies the cache of a place. A place that has lost its cache needs a new key: the blocks of the old
+/// key are then never found again, and are forgotten like all blocks that are no longer used.
 ///
-/// The blocks are in two generations. A block that is used moves to the recent one. When that is full, the older one is
-/// forgotten, and the recent one takes its place. So a block is remembered as long as fewer than half of the maximum
-/// number of other blocks have been used since.
+/// The blocks are in two sets. A block that is used moves to the recent set. When the recent set is full, the older set
+/// is dropped, and the recent set becomes the older one. So a block is remembered as long as fewer than half of the
+/// maximum number of other blocks have been used since.
 #[derive(Debug)]
 pub(crate) struct PrefixIndex<P> {
     recent: HashSet<(BlockHash, P)>,
     older: HashSet<(BlockHash, P)>,
-    /// Maximum number of blocks of a generation.
+    /// Maximum number of blocks in each of the two sets.
     generation_size: usize,
 }
 
@@ -43,10 +43,10 @@ struct Block {
     tokens: u64,
 }
 
-/// Hashes a prompt block by block. Each hash includes the one before it, so equal hashes mean equal beginnings.
+/// Hashes a prompt block by block. Each hash includes the hash before it, so equal hashes mean equal prefixes.
 ///
-/// The hash is SipHash with a key that is random in each process. Without the key, a client cannot make prompts whose
-/// hashes collide.
+/// The hash is SipHash with a key that is random in each process. Clients do not know the key, so they cannot construct
+/// prompts whose hashes collide.
 pub(crate) struct BlockHasher<'a> {
     key: &'a RandomState,
     last: BlockHash,
@@ -64,9 +64,9 @@ impl<P: Copy + Eq + Hash> PrefixIndex<P> {
         }
     }
 
-    /// Returns the number of tokens of the longest beginning of the prompt that a place has worked on.
+    /// Returns the number of tokens in the longest prefix of the prompt that a place has worked on.
     pub(crate) fn warm_tokens(&self, prompt: &PromptBlocks, place: P) -> u64 {
-        // A place that has a block has all blocks before it: see `record`.
+        // `record` keeps the first blocks longest. So a place that has a block also has all blocks before it.
         let known = prompt
             .0
             .partition_point(|block| self.contains(block.hash, place));
@@ -76,7 +76,7 @@ impl<P: Copy + Eq + Hash> PrefixIndex<P> {
 
     /// Records that a place works on this prompt.
     pub(crate) fn record(&mut self, prompt: &PromptBlocks, place: P) {
-        // The first blocks are used last. So of one prompt, the last blocks are forgotten first.
+        // The first block is recorded last, so the last blocks of a prompt are forgotten first.
         for block in prompt.0.iter().rev() {
             self.record_block((block.hash, place));
         }
@@ -113,7 +113,7 @@ impl PromptBlocks {
 }
 
 impl<'a> BlockHasher<'a> {
-    /// Starts a prompt. Prompts with different seeds have no blocks in common.
+    /// Starts a prompt. Prompts with different seeds share no blocks.
     pub(crate) fn new(key: &'a RandomState, seed: &impl Hash) -> Self {
         Self {
             key,

@@ -255,7 +255,7 @@ async fn all_parts_of_a_split_model_are_downloaded_and_the_first_one_is_returned
         fs::read(snapshot(cache.path(), parts[1])).unwrap(),
         b"second"
     );
-    // A model of which one file is missing is not cached.
+    // If one file is missing from the cache, that file is downloaded again.
     let second = fs::canonicalize(snapshot(cache.path(), parts[1])).unwrap();
     fs::remove_file(second).unwrap();
     fetch_quietly(":Q8_0", &options).await.unwrap();

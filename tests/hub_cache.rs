@@ -1,4 +1,5 @@
-//! Models in the cache of the Hub: without a network, from other programs, and their list.
+//! The cache of models from the Hub: models without a network, models that other programs have downloaded, and the list
+//! of models.
 
 mod support;
 
@@ -14,7 +15,7 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
-/// Writes files into the cache as other programs do, without a list of the repository's files.
+/// Writes files into the cache as other programs do: without Tokenway's list of the repository's files.
 fn cache_like_another_program(cache: &Path, files: &[&str]) {
     let refs = cache.join("models--org--repo/refs");
     fs::create_dir_all(&refs).expect("a folder");

@@ -1,4 +1,4 @@
-//! `tokenway` with models on the Hugging Face Hub, from a small local Hub: serving, worker processes, settings files, and
+//! The program `tokenway` with models from a small local Hub: serving, worker processes, settings files, and
 //! `tokenway models`.
 
 mod support;

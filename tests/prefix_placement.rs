@@ -1,4 +1,4 @@
-//! A gateway that sends a request to the engine that has worked on the longest prefix of its prompt.
+//! Placement of requests by a gateway: on the engine that has worked on the longest prefix of the prompt.
 
 mod support;
 
@@ -9,7 +9,7 @@ use support::{Setup, TestServer, silent_at};
 use tokenway::cluster::Placement;
 use tokenway::server::Source;
 
-/// Number of tokens after which the engines fall silent, which only the first turn of a conversation reaches.
+/// Number of tokens after which an engine sends nothing more. Only the first turn of a conversation is that long.
 const SILENT_AT: u32 = 5;
 
 /// A conversation that grows with each turn.
@@ -27,14 +27,14 @@ impl Conversation {
         ])
     }
 
-    /// Begins the first turn. Its stream stays open, so it is a load on its engine.
+    /// Begins the first turn. Its stream stays open, so it adds load to its engine.
     async fn begin(&self, gateway: &TestServer) -> Response {
         let mut stream = self.request(50, true).send(gateway).await;
         assert!(stream.read_line().await.is_some());
         stream
     }
 
-    /// Adds a message and fetches the answer, which becomes a part of the conversation.
+    /// Adds an answer and the next question to the conversation, and sends it.
     async fn next_turn(&mut self, gateway: &TestServer) {
         self.0
             .push(json!({"role": "assistant", "content": "Gladly."}));
@@ -72,7 +72,7 @@ impl Pair {
         }
     }
 
-    /// Returns the number of requests that were sent to each engine, by the state of their prefix.
+    /// Returns the number of requests that were sent to each engine, by the label `prefix` of the metric.
     fn placements(&self) -> [[f64; 3]; 2] {
         let metrics = MetricsSnapshot::take(&self.gateway);
         self.engines.each_ref().map(|engine| {
@@ -84,7 +84,7 @@ impl Pair {
         })
     }
 
-    /// Returns the only engine that has got requests since `before`, and asserts that their prefix was warm there.
+    /// Returns the engine that got the only request since `before`. Panics unless the request's prefix was warm there.
     fn warm_engine_since(&self, before: [[f64; 3]; 2]) -> usize {
         let after = self.placements();
         for engine in 0..2 {
@@ -146,7 +146,7 @@ async fn each_conversation_stays_on_its_engine_and_moves_only_when_the_engine_is
 async fn without_an_index_conversations_are_placed_by_load_alone() {
     let pair = Pair::start(|gateway| {
         let Source::Remote(cluster) = &mut gateway.parts.source else {
-            panic!("it is a gateway")
+            panic!("the server is not a gateway")
         };
         cluster.placement = Placement::LeastLoad;
     })

@@ -12,7 +12,7 @@ use support::http::{completion, get};
 use support::{Setup, program};
 use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 
-/// Number of tensors in the first file.
+/// Number of tensors in the first file of a split model.
 const FIRST_TENSORS: usize = 4;
 
 /// Writes both files of a model. Returns the path of the first file.
@@ -158,7 +158,7 @@ async fn files_that_do_not_belong_together_are_rejected_and_never_abort_the_proc
             "tensor `token_embd.weight` is in the model twice",
         ),
         (no_tensors, "the model has no tensors"),
-        // llama.cpp itself rejects these.
+        // llama.cpp itself rejects the following models.
         (
             with(0, "split.tensors.count", Value::I32(5)),
             "could not load this model file",

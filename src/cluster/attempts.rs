@@ -52,7 +52,7 @@ pub(super) struct NewRequest {
     pub(super) context: CallContext,
     pub(super) gateway: GatewayId,
     pub(super) budget: Arc<Mutex<RetryBudget>>,
-    /// Prompt of the request. `None` if it does not matter for the choice of a target.
+    /// Hashes of the request's prompt. `None` if the prompt does not influence the choice of a target.
     pub(super) prefix: Option<PromptPrefix>,
 }
 
@@ -209,7 +209,7 @@ impl Attempts {
         }
     }
 
-    /// Returns the state of the targets, with what their engines have of the prompt.
+    /// Returns the state of the targets, with the number of prompt tokens that is warm on each.
     fn views(&self) -> Vec<TargetView> {
         let mut views = self.route.views(Instant::now());
         if let Some(prefix) = &self.prefix {

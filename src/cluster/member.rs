@@ -23,7 +23,7 @@ pub(super) struct Member {
     pub(super) name: Arc<str>,
     pub(super) upstream: Arc<dyn Upstream>,
     pub(super) load: Load,
-    /// Number of the engine's cache of prompts.
+    /// Number that identifies the engine's prefix cache.
     cache: AtomicU64,
     state: Mutex<MemberState>,
     telemetry: Telemetry,
@@ -65,8 +65,8 @@ impl Member {
         }
     }
 
-    /// Returns the number of the engine's cache of prompts. It differs from that of every other engine. An engine that
-    /// is down may have lost its cache, so it has another number afterwards.
+    /// Returns the number that identifies the engine's prefix cache. No other engine has the same number. An engine
+    /// that is down may have lost its cache, so each call while it is down assigns a new number.
     pub(super) fn cache(&self) -> u64 {
         match self.is_up() {
             true => self.cache.load(Ordering::Relaxed),
@@ -74,7 +74,7 @@ impl Member {
         }
     }
 
-    /// Gives the engine's cache of prompts a new number. Returns it.
+    /// Assigns a new number to the engine's prefix cache, so that earlier prompts no longer count as warm. Returns it.
     fn forget_cache(&self) -> u64 {
         let new = next_cache();
         self.cache.store(new, Ordering::Relaxed);
@@ -181,7 +181,7 @@ impl EnginePass {
             member.state().busy_until = Some(Instant::now() + time);
         }
         if failure.fault() == Fault::Unreachable {
-            // The engine's process has ended, or the engine is cut off and may be restarted.
+            // The engine's process may have ended, and its prefix cache with it.
             member.forget_cache();
         }
         if !failure.is_engine_fault() {
@@ -221,7 +221,7 @@ impl Drop for EnginePass {
     }
 }
 
-/// Returns a number that no cache of prompts in this process has.
+/// Returns a number that no engine's prefix cache has had in this process.
 fn next_cache() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)

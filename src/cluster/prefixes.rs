@@ -1,5 +1,5 @@
-//! The prompts that a gateway has sent, as hashes, with the targets that got them. This module must not know how a
-//! target is chosen.
+//! The gateway's memory of prompts: hashes of the prompts that it has sent, and the targets that got them. This module
+//! must not know how a target is chosen.
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
@@ -35,8 +35,8 @@ pub(super) struct PromptPrefix {
 }
 
 impl Prefixes {
-    /// Returns the memory that a placement needs: that of `earlier`, if it has the same size. `None` if the placement
-    /// needs no memory.
+    /// Returns the memory for a placement: `earlier` if it has the same size, otherwise an empty one. `None` if the
+    /// placement needs no memory.
     pub(super) fn for_placement(placement: Placement, earlier: Option<&Self>) -> Option<Self> {
         let Placement::CacheAware { max_blocks } = placement else {
             return None;
@@ -68,13 +68,13 @@ impl Prefixes {
     }
 
     fn index(&self) -> MutexGuard<'_, PrefixIndex<TargetCache>> {
-        // The index is valid after every statement, so a panic of another thread does not matter.
+        // The index stays valid if a thread panics while it holds the lock.
         self.0.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl PromptPrefix {
-    /// Adds to the state of each target the number of prompt tokens that its engine can reuse.
+    /// Sets the number of prompt tokens that each target's engine is expected to reuse.
     pub(super) fn add_warm_tokens(&self, targets: &[Target], views: &mut [TargetView]) {
         let warm = self.warm_tokens(targets);
         for (view, warm_tokens) in views.iter_mut().zip(warm) {
@@ -91,7 +91,7 @@ impl PromptPrefix {
             .collect()
     }
 
-    /// Records that the engine of a target has taken the request.
+    /// Records that the engine of a target has accepted the request, and counts the placement.
     pub(super) fn record(&self, targets: &[Target], target: usize, telemetry: &Telemetry) {
         let warm = self.warm_tokens(targets);
         let longest = warm.iter().copied().max().unwrap_or_default();

@@ -1,5 +1,6 @@
-//! Cuts the prompt of a request into blocks and hashes them, as far as they decide which tokens an engine works on. A
-//! chat is hashed as it was sent, without the engine's template. This module must not know where the request goes.
+//! Cuts the prompt of a request into blocks and hashes them. The hashes cover those parts of the request that decide
+//! the tokens of the prompt. A chat is hashed as it was sent, because the gateway does not know the engine's template.
+//! This module must not know where the request goes.
 
 use std::hash::{Hash, Hasher, RandomState};
 
@@ -14,17 +15,17 @@ use crate::proto::v1::completion_request::Input;
 #[cfg(test)]
 mod tests;
 
-/// Maximum number of bytes of text in a block. Smaller blocks would find shorter common prefixes, but fill the index
-/// sooner. Blocks of 512 bytes cost 70 µs for a prompt of 400 KB.
+/// Maximum number of bytes of text in a block. Smaller blocks would match common prefixes more exactly, but fill the
+/// index sooner. With 512 bytes, hashing a prompt of 400 KB takes 70 µs.
 const BLOCK_BYTES: usize = 512;
-/// Maximum number of token ids in a block: about as much text as in [`BLOCK_BYTES`].
+/// Maximum number of token ids in a block. They stand for about [`BLOCK_BYTES`] of text.
 const BLOCK_IDS: usize = BLOCK_BYTES / BYTES_PER_TOKEN;
 
 /// Extra fields that change how an engine renders a chat.
 const TEMPLATE_FIELDS: [&str; 3] = ["chat_template", "chat_template_kwargs", "documents"];
 
-/// Hashes the prompt of a request. A prompt that begins like another one has the same first blocks, if the options that
-/// the engine renders before the prompt are the same: the tools, the effort of reasoning and the fields of the template.
+/// Hashes the prompt of a request. Prompts with a common prefix have the same first blocks if the options that the
+/// engine renders with the prompt are equal: the tools, the reasoning effort and the template's fields.
 ///
 /// `key` makes the hashes unpredictable for clients.
 pub(super) fn prompt_blocks(message: &v1::CompletionRequest, key: &RandomState) -> PromptBlocks {
@@ -51,7 +52,7 @@ pub(super) fn prompt_blocks(message: &v1::CompletionRequest, key: &RandomState) 
     hasher.finish()
 }
 
-/// Adds the blocks of a chat's message. A message begins a new block, so that a chat that grows keeps its blocks.
+/// Adds the blocks of a chat message. Each message begins a new block, so that a growing chat keeps its first blocks.
 fn push_message(hasher: &mut BlockHasher<'_>, message: &v1::ChatMessage) {
     let mut blocks = message.content.as_bytes().chunks(BLOCK_BYTES);
     let first = blocks.next().unwrap_or_default();
@@ -69,14 +70,16 @@ fn length(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }
 
-/// The parts of a request that make two equal prompts different for an engine.
+/// The parts of a request, besides its input, that change the tokens of the prompt or forbid sharing them. Prompts with
+/// different seeds share no blocks.
 struct Seed<'a>(&'a v1::CompletionRequest);
 
 impl Hash for Seed<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self(message) = self;
         message.cache_salt.hash(state);
-        // Text, token ids and chats are never equal, nor is a prompt with a text after its gap equal to one without.
+        // The kind of the input keeps text, token ids and chats apart. An engine renders a prompt with a suffix in
+        // another way than one without.
         message
             .input
             .as_ref()
@@ -95,7 +98,7 @@ fn extra_field<'a>(message: &'a v1::CompletionRequest, name: &str) -> Option<&'a
     message.extra_fields.as_ref()?.fields.get(name)
 }
 
-/// A message of a chat without its text.
+/// A chat message without its content.
 struct Header<'a>(&'a v1::ChatMessage);
 
 impl Hash for Header<'_> {

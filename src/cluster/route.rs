@@ -24,7 +24,7 @@ pub(super) struct RoutingTable {
     pub(super) members: Vec<Arc<Member>>,
     /// Routes by the name of their model. Empty if every engine's models are served under their own names.
     pub(super) routes: HashMap<String, Arc<Route>>,
-    /// Prompts that were sent to the engines. `None` if requests are placed by load alone.
+    /// Memory of the prompts that were sent to the engines. `None` if requests are placed by load alone.
     pub(super) prefixes: Option<Prefixes>,
 }
 
@@ -59,8 +59,8 @@ pub(super) struct Target {
 }
 
 impl RoutingTable {
-    /// Creates the routes between these engines. Keeps the queues of the routes of `earlier` that have not changed, and
-    /// its memory of prompts.
+    /// Creates the routes to these engines. Keeps the queues of the routes of `earlier` that have not changed, and its
+    /// memory of prompts if its size has not changed.
     pub(super) fn new(
         members: Vec<Arc<Member>>,
         specs: Vec<RouteSpec>,
@@ -158,7 +158,7 @@ impl Route {
         }
     }
 
-    /// Returns true if some targets are equally preferred, so that there is a choice between them.
+    /// Returns true if at least two targets have the same tier, so that there is a choice between them.
     pub(super) fn has_equal_targets(&self) -> bool {
         let targets = self.targets.iter().enumerate();
         let mut pairs = targets.flat_map(|(at, one)| {

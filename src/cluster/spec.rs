@@ -26,8 +26,8 @@ pub struct ClusterSpec {
 pub enum Placement {
     /// The engine with the fewest outstanding tokens for its weight.
     LeastLoad,
-    /// The engine that has worked on the longest prefix of the prompt, unless it is ahead of another one by more
-    /// outstanding tokens than it would reuse.
+    /// The engine that has worked on the longest prefix of the prompt, unless it has more outstanding tokens than
+    /// another engine, by more than it would reuse.
     CacheAware {
         /// Maximum number of blocks of prompts that the gateway remembers. A block is up to 512 bytes of a message.
         max_blocks: NonZeroU32,
@@ -116,7 +116,7 @@ impl Default for RoutePolicy {
 }
 
 impl Placement {
-    /// Returns the placement that remembers this number of blocks. With 0, it places requests by load alone.
+    /// Returns the placement that remembers at most this number of blocks. With 0, requests are placed by load alone.
     #[must_use]
     pub fn remembering(max_blocks: u32) -> Self {
         let max_blocks = NonZeroU32::new(max_blocks);

@@ -82,9 +82,9 @@ pub(super) struct GatewaySettings {
     )]
     engine: Vec<ParsedText<EngineAddress>>,
     /// Maximum number of blocks of prompts that the gateway remembers, as hashes, for cache-aware placement: a request
-    /// goes to the engine that has worked on the longest prefix of its prompt, unless that engine is ahead of the others
-    /// by more work than it would reuse. A block is up to 512 bytes of a message, and takes about 40 bytes of memory. 0:
-    /// requests are placed by load alone
+    /// goes to the engine that has worked on the longest prefix of its prompt, unless that engine has more outstanding
+    /// tokens than another one, by more than it would reuse. A block is up to 512 bytes of a message, and takes about
+    /// 40 bytes of memory. 0: requests are placed by load alone
     #[arg(
         long,
         env = "TOKENWAY_PREFIX_INDEX_BLOCKS",
@@ -150,7 +150,7 @@ impl ServerCommand for GatewaySettings {
 }
 
 /// Builds the parts of a server from its settings. Also returns the settings of its models, with all defaults. `files`
-/// has the files of models on the Hub that are downloaded.
+/// has the file of each downloaded model.
 pub(super) fn resolve_server<S: ServerCommand>(
     settings: &Settings,
     files: &ModelFiles,

@@ -1,5 +1,5 @@
-//! Models on the Hugging Face Hub that must be downloaded before a server or a worker can be built, and the environment
-//! variables of the Hub, which other programs share.
+//! Models on the Hugging Face Hub that must be downloaded before a server or a worker can be built, and the Hub's
+//! environment variables, which other programs read too.
 
 use std::env::VarError;
 use std::path::PathBuf;
@@ -26,19 +26,19 @@ pub(super) fn downloads(models: &[Settings]) -> Result<Option<Downloads>, Config
     Ok(Some(Downloads { models, options }))
 }
 
-/// Parts of a server or a worker that can be built when the models are downloaded.
+/// Parts of a server or a worker that can be built once the models are downloaded.
 pub struct AfterDownload<T> {
-    /// The models to download first. `None` if all files are on this machine.
+    /// The models to download first. `None` if the settings name no model on the Hub.
     pub downloads: Option<Downloads>,
     build: Build<T>,
 }
 
-/// Builds the parts with the files of the downloaded models.
+/// A function that builds the parts with the files of the downloaded models.
 type Build<T> = Box<dyn FnOnce(&ModelFiles) -> Result<T, ConfigError> + Send>;
 
 impl<T: Send + 'static> AfterDownload<T> {
-    /// Keeps the parts if there is nothing to download. Otherwise, `build` builds other parts after the download;
-    /// `parts` only proves that the settings are valid.
+    /// Keeps `parts` if there are no downloads. Otherwise drops them, because building them has only checked the
+    /// settings. `build` then builds the parts again after the download.
     pub(super) fn new(
         parts: T,
         downloads: Option<Downloads>,
@@ -69,7 +69,9 @@ pub(super) fn list_models() -> Result<String, ConfigError> {
     let models = cached_models(&cache);
     let models = models.map_err(|error| {
         let cache = cache.display();
-        ConfigError::Invalid(format!("the cache {cache} cannot be read: {error}"))
+        ConfigError::Invalid(format!(
+            "the cache {cache} cannot be read: {error}; set HF_HUB_CACHE to a readable folder"
+        ))
     })?;
     Ok(render_models(&cache, &models))
 }
@@ -77,7 +79,7 @@ pub(super) fn list_models() -> Result<String, ConfigError> {
 /// Reads the environment variables of the Hub. They have the same meaning as for `huggingface_hub`.
 ///
 /// # Errors
-/// A variable is invalid, or the home folder is unknown. The error does not repeat a token.
+/// A variable is invalid, or no variable gives the folder of the cache. The error does not repeat a token.
 pub(super) fn hub_options(
     variable: impl Fn(&str) -> Result<String, VarError>,
 ) -> Result<HubOptions, ConfigError> {
@@ -113,7 +115,7 @@ pub(super) fn hub_options(
         let problem = "HF_HUB_CACHE or HOME must be set: there is no folder for downloaded models";
         ConfigError::Invalid(problem.to_owned())
     })?;
-    // The folder is created in the working folder otherwise, and another working folder has another cache.
+    // With the absolute path, messages show which folder a relative `HF_HUB_CACHE` means.
     let cache = std::path::absolute(&cache).unwrap_or(cache);
     let endpoint = set("HF_ENDPOINT")?.unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
     let endpoint = Endpoint::parse(&endpoint).map_err(invalid("HF_ENDPOINT"))?;

@@ -15,7 +15,7 @@ use super::cluster::ClusterFile;
 use super::error::{ConfigError, FileError, Position, first_error};
 use super::nested_tables::SourceFile;
 
-/// Key of the `[[model]]` tables. With a text as its value, it is the setting `model`.
+/// Key of the `[[model]]` tables. If its value is a string, it is the setting `model`.
 const MODEL_TABLES_KEY: &str = "model";
 
 /// Settings whose key in a `[[model]]` table differs from the key outside: (key outside the tables, key in a table).
@@ -160,7 +160,7 @@ impl Parser<'_> {
         }
         let is_text = values.get(MODEL_TABLES_KEY).is_some_and(Value::is_str);
         if !known.model.is_empty()
-            // As a text, the same key names the only model.
+            // As a string, the key is the setting `model`.
             && !is_text
             && let Some((spans, values)) = spans
                 .remove(MODEL_TABLES_KEY)
@@ -244,7 +244,7 @@ impl Parser<'_> {
     fn report_invalid_model_key(&mut self, span: Range<usize>) -> Vec<FileTable> {
         let location = self.location(span, MODEL_TABLES_KEY.to_owned());
         let problem =
-            "model: write the only model as a text, or each model as a table under [[model]]";
+            "model: write the only model as a string, or each model as a table under [[model]]";
         self.errors.push(location.error(problem.to_owned()));
         Vec::new()
     }

@@ -18,8 +18,8 @@ use crate::worker::child::Program;
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Model")]
 pub(super) struct ModelSettings {
-    /// Name by which requests select the model [default: llm_test, the model file's name without its
-    /// extension, or OWNER/REPO:QUANTIZATION of a model on the Hugging Face Hub]
+    /// Name by which requests select the model [default: llm_test; the model file's name without its
+    /// extension; or, of a model on the Hugging Face Hub, OWNER/REPO or OWNER/REPO:QUANTIZATION]
     #[arg(long, env = "TOKENWAY_MODEL_NAME", value_name = "NAME")]
     model_name: Option<String>,
     /// Additional names of the model. Separate several with commas, or repeat the flag. Each must differ from

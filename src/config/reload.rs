@@ -45,7 +45,7 @@ fn read_again<S: ServerCommand>(
         return Err(ConfigError::Invalid(problem.to_owned()));
     };
     let mut unapplied = settings.changed_keys(in_force);
-    // The cluster that is returned has these.
+    // The returned cluster contains the new values of these settings.
     unapplied.retain(|key| ![ENGINE_KEY, PREFIX_INDEX_BLOCKS_KEY].contains(&key.as_str()));
     Ok(ReloadedSettings { cluster, unapplied })
 }

@@ -92,7 +92,7 @@ pub(super) fn worker_values(kind: RunnerKind, settings: &Settings) -> Table {
     let mut keys = (kind.keys)();
     keys.extend(["runner", "slots"].map(str::to_owned));
     if settings.values.contains_key(MODEL_PATH_KEY) {
-        // The engine has downloaded the model, so its workers get the path alone.
+        // The engine has downloaded the model, so its workers get only the path of the file.
         keys.retain(|key| key != MODEL_KEY);
     }
     let values = settings.values.iter();

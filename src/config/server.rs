@@ -26,9 +26,9 @@ pub(super) struct ServerSettings {
         default_value = "600"
     )]
     request_timeout: PositiveSeconds,
-    /// Requests that may share computed prompt tokens: `all`, or only those of one `caller`, with the same
-    /// Authorization header and the same `user`. With `caller`, no client can learn from response times which
-    /// prompts others have sent
+    /// Requests that may share computed prompt tokens: `all`, or `caller` (only requests with the same Authorization
+    /// header and the same `user`). With `caller`, no client can learn from response times which prompts others have
+    /// sent
     #[arg(
         long,
         env = "TOKENWAY_PREFIX_SHARING",

@@ -241,7 +241,7 @@ impl AttachSettings {
             );
             return Err(settings.error("runner", problem));
         }
-        // The runner's default name of a model is not the engine's.
+        // `resolve` adds the runner's default name of the model. Without --model-name, it is the engine's only model.
         let model = settings.get::<Self>()?.model_name;
         let (_, loader) = resolve(&mut settings)?;
         let attach: Self = settings.get()?;

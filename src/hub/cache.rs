@@ -1,11 +1,11 @@
-//! The cache of the Hugging Face Hub, which other programs share: `huggingface_hub` for Python and llama.cpp use the
-//! same folders. The crate `hf-hub` owns the layout:
+//! The cache of files from the Hugging Face Hub. Other programs share it: `huggingface_hub` for Python and llama.cpp
+//! use the same folders. The crate `hf-hub` defines the names of the folders, the refs and the snapshots:
 //!
 //! ```text
 //! models--OWNER--REPO/blobs/SHA256                the contents of each file; SHA256.incomplete while it is downloaded
 //! models--OWNER--REPO/refs/main                   the commit of the last download
 //! models--OWNER--REPO/snapshots/COMMIT/FILE       links to the contents
-//! models--OWNER--REPO/tokenway-files.json         the files of the repository, for the choice without a network
+//! models--OWNER--REPO/tokenway-files.json         the repository's list of files, to choose a file without a network
 //! .locks/models--OWNER--REPO/SHA256.lock          held by the process that downloads the file
 //! ```
 
@@ -25,7 +25,7 @@ const FILES_NAME: &str = "tokenway-files.json";
 /// Name of the branch whose commit is downloaded.
 const BRANCH: &str = "main";
 
-/// Start of the names of the folders with models. `--` separates the owner and the repository.
+/// Prefix of the folders of repositories with models. `--` separates the owner and the repository.
 const MODEL_FOLDER_PREFIX: &str = "models--";
 
 /// Maximum depth of folders in a repository that are searched for models.
@@ -62,7 +62,7 @@ impl RepoCache {
         serde_json::from_slice(&stored).ok()
     }
 
-    /// Stores the list of the repository's files, and makes its commit that of the branch.
+    /// Stores the list of the repository's files, and writes its commit to `refs/main`.
     ///
     /// # Errors
     /// The cache cannot be written.
@@ -70,7 +70,7 @@ impl RepoCache {
         let mut text = serde_json::to_string_pretty(files)?;
         text.push('\n');
         let path = self.folder.join(FILES_NAME);
-        // Other users may share the cache.
+        // Other users may share the cache. By default, only the owner could read a temporary file.
         let mut new = tempfile::Builder::new()
             .permissions(fs::Permissions::from_mode(0o666))
             .tempfile_in(&self.folder)?;
@@ -79,7 +79,7 @@ impl RepoCache {
         self.layout.create_ref(&files.commit)
     }
 
-    /// Returns the GGUF files that are cached for the commit of the branch. Their hashes are unknown.
+    /// Returns the cached GGUF files of the commit that was last downloaded. Their hashes are unknown.
     pub(super) fn cached_files(&self) -> Option<RepoFiles> {
         let stored = self.stored_files().map(|stored| stored.commit);
         let branch = || fs::read_to_string(self.folder.join("refs").join(BRANCH)).ok();
@@ -98,7 +98,7 @@ impl RepoCache {
         Some(RepoFiles { commit, files })
     }
 
-    /// Returns the path of a file that is cached whole.
+    /// Returns the path of a file if the cache has it in its full size.
     pub(super) fn cached_path(&self, commit: &str, file: &RepoFile) -> Option<PathBuf> {
         let path = self.snapshot_path(commit, &file.path);
         let is_whole = fs::metadata(&path).is_ok_and(|it| it.is_file() && it.len() == file.size);
@@ -139,7 +139,7 @@ impl RepoCache {
         let link = self.snapshot_path(commit, file);
         let folder = link.parent().unwrap_or(&self.folder);
         fs::create_dir_all(folder)?;
-        // `snapshots`, the commit, and the folders of the file within the repository.
+        // The link lies in `snapshots`, in the commit's folder, and in the file's own folders within the repository.
         let depth = 1 + file.split('/').count();
         let target = format!("{}blobs/{sha256}", "../".repeat(depth));
         match fs::remove_file(&link) {
@@ -158,7 +158,7 @@ fn add_model_files(folder: &Path, prefix: &str, depth: usize, files: &mut Vec<Re
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
-        // The metadata of the contents, not of the link to them.
+        // `fs::metadata` follows the link to the contents.
         let Ok(metadata) = fs::metadata(entry.path()) else {
             continue;
         };

@@ -2,8 +2,8 @@
 //!
 //! The token is sent to the Hub's own address only. The Hub redirects downloads to other hosts with signed addresses.
 //!
-//! Each request has a connection of its own, without a task: the connection advances while somebody waits for the
-//! response.
+//! Each request has a connection of its own, and no task drives the connection: it makes progress only while the caller
+//! waits for the response or reads the body.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -28,10 +28,10 @@ use super::proxy::ProxyConnector;
 use super::url;
 use crate::https;
 
-/// Maximum time until a connection can take a request: with the resolution of the name, TCP and TLS.
+/// Timeout for opening a connection, including name resolution, TCP and TLS.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Maximum time for the head of a response, and between two chunks of its body.
+/// Timeout for the headers of a response, and for each chunk of its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Maximum number of redirects of one request.
@@ -39,10 +39,10 @@ const MAX_REDIRECTS: usize = 10;
 
 const AGENT: &str = concat!("tokenway/", env!("CARGO_PKG_VERSION"));
 
-/// Reason why a request has no response, or a response no end.
+/// Reason why a response did not arrive, or not completely.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    /// No connection to a host.
+    /// The connection could not be opened.
     #[error("cannot connect to {host}: {reason}")]
     Connect { host: String, reason: String },
     /// The connection broke, or nothing arrived in time.
@@ -92,10 +92,10 @@ impl HubClient {
         }
     }
 
-    /// Sends `GET`, and follows redirects. With `from`, asks for the contents from this byte on.
+    /// Sends a `GET` request and follows redirects. With `from`, requests the contents from this byte on.
     ///
     /// # Errors
-    /// There is no response. A response with any status but a redirect is no error.
+    /// There is no response, or a redirect cannot be followed. All other HTTP statuses are returned as responses.
     pub(super) async fn get(
         &self,
         path: &str,
@@ -201,7 +201,7 @@ impl ResponseBody {
                 driver.poll(cx);
                 match Pin::new(&mut *body).poll_frame(cx) {
                     Poll::Ready(Some(Ok(frame))) => {
-                        // A frame without data has trailers.
+                        // A frame without data holds trailers, which are ignored.
                         if let Ok(chunk) = frame.into_data() {
                             return Poll::Ready(Ok(Some(chunk)));
                         }
@@ -249,8 +249,8 @@ fn is_redirect(status: StatusCode) -> bool {
     )
 }
 
-/// Parses the address of a request. Returns its host too. The error does not repeat the address, whose query may be a
-/// signature.
+/// Parses the address of a request. Also returns its host. The error does not repeat the address, whose query may
+/// contain a signature.
 fn parse_address(address: &str) -> Result<(Uri, String), ClientError> {
     let uri: Option<Uri> = address.parse().ok();
     let host = uri
@@ -263,7 +263,7 @@ fn parse_address(address: &str) -> Result<(Uri, String), ClientError> {
     })
 }
 
-/// Returns the messages of an error and of its causes.
+/// Returns the messages of an error and of its causes. Leaves out messages that an earlier one contains.
 fn reason(error: &(dyn Error + 'static)) -> String {
     let mut messages = vec![error.to_string()];
     let mut cause = error.source();

@@ -1,5 +1,5 @@
-//! What all steps of fetching one model share: the model, the access to the Hub, the receiver of the progress, and the
-//! errors that name them.
+//! The context that all steps of fetching one model share: the model, the access to the Hub and the progress callback.
+//! It also builds the errors that name them.
 
 use std::io;
 
@@ -34,7 +34,7 @@ impl FetchContext<'_> {
         self.options.endpoint.as_str().to_owned()
     }
 
-    /// Returns the error for a status that is no success. `what` is what was requested.
+    /// Returns the error for an unsuccessful HTTP status. `what` names the requested repository or file.
     pub(super) fn status_error(&self, status: StatusCode, what: String) -> HubError {
         let (model, endpoint) = (self.model.to_string(), self.endpoint());
         match status {

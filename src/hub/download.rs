@@ -1,5 +1,5 @@
-//! Downloads one file into the cache: continues what an earlier attempt has left, and checks the size and the SHA-256
-//! before the file gets its name.
+//! Downloads one file into the cache. Continues an unfinished download. Checks the size and the SHA-256 before the file
+//! gets its final name.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -20,13 +20,13 @@ use super::repo_files::RepoFile;
 use super::url::encode_path;
 use crate::backoff::{Backoff, BackoffPolicy};
 
-/// Number of attempts in a row without a new byte after which a download fails.
+/// Number of failures in a row, with no new byte between them, after which a download fails.
 const MAX_ATTEMPTS: u32 = 5;
 
 /// Maximum delay between two attempts.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
 
-/// Interval at which a process asks whether another one has finished the same download.
+/// Interval at which a process tries to take the lock of a file that another process downloads.
 const LOCK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Number of bytes that are read from the disk at once.
@@ -38,7 +38,7 @@ const SPARE_BYTES: u64 = 16 * 1024 * 1024;
 /// Downloads a file of a commit unless its contents are in the cache. Returns its path.
 ///
 /// # Errors
-/// The file cannot be downloaded or is not the one that the Hub lists.
+/// The file cannot be downloaded, or its size or SHA-256 is not the one that the Hub lists.
 pub(super) async fn download(
     context: &FetchContext<'_>,
     cache: &RepoCache,
@@ -79,7 +79,7 @@ pub(super) async fn download(
     link.map_err(|error| context.cache_error(error))
 }
 
-/// Waits until no other process downloads the same contents.
+/// Takes the lock of a file's contents. Waits while another process downloads them.
 async fn wait_for_lock(lock: &File, path: &str) -> io::Result<()> {
     let mut is_reported = false;
     loop {
@@ -113,7 +113,7 @@ impl Download<'_> {
     fn check_space(&self, cache: &RepoCache) -> Result<(), HubError> {
         let needed = self.file.size - self.partial.length;
         let folder = cache.folder();
-        // A file system that does not report its free space is written until it is full.
+        // If the free space is unknown, the download starts, and fails if the disk becomes full.
         let Ok(disk) = rustix::fs::statvfs(folder) else {
             return Ok(());
         };
@@ -134,7 +134,7 @@ impl Download<'_> {
         }
     }
 
-    /// Receives the rest of the file. Continues after each failure that may be temporary.
+    /// Receives the rest of the file. Sends another request after each failure that may be temporary.
     async fn receive(&mut self) -> Result<(), HubError> {
         let mut backoff = Backoff::new(BackoffPolicy {
             first: self.context.options.retry_delay,
@@ -164,7 +164,11 @@ impl Download<'_> {
                     reason,
                 });
             }
-            tracing::warn!(file = self.file.path, reason, "a download is continued");
+            tracing::warn!(
+                file = self.file.path,
+                reason,
+                "a download broke and will be continued"
+            );
             sleep(backoff.next_delay()).await;
         }
         Ok(())
@@ -205,7 +209,7 @@ impl Download<'_> {
         self.append(response.into_body()).await
     }
 
-    /// Checks that a partial response continues the file where it ends.
+    /// Checks that a partial response has exactly the bytes that the partial file lacks.
     fn check_range(&self, response: &Response<ResponseBody>) -> Result<(), HubError> {
         let range = response.headers().get(CONTENT_RANGE);
         let range = range.and_then(|it| it.to_str().ok()).unwrap_or_default();
@@ -268,7 +272,8 @@ impl Download<'_> {
         } = &self.partial;
         let found = hexadecimal(hash.clone().finish().as_ref());
         if found != self.sha256 {
-            // If the file cannot be removed, the next start finds the same damage and reports it again.
+            // If the file cannot be removed, the next start finds the same damage and reports it again, so this
+            // error is ignored.
             let _ = fs::remove_file(path);
             return Err(HubError::WrongHash {
                 model: self.context.model.to_string(),
@@ -293,7 +298,8 @@ struct PartialFile {
 }
 
 impl PartialFile {
-    /// Opens what an earlier download has left of a file of this size, or creates an empty file.
+    /// Opens and hashes the unfinished file of an earlier download, or creates an empty file. Empties a file that is
+    /// longer than `size`, the size of the whole file.
     async fn open(path: PathBuf, size: u64) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)

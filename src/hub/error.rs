@@ -1,4 +1,4 @@
-//! The errors with which a model on the Hub is not available.
+//! Errors of fetching a model from the Hub.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use super::select::SelectError;
 /// Reason why the files of a model are not available. `model` is its name without `hf:`.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// The Hub gives no response, and the cache does not have the model.
+    /// The Hub is not available, and the cache does not have the model.
     #[error(
-        "hf:{model} is not in the cache ({}), and {reason}; check the network, HF_ENDPOINT and HTTPS_PROXY, or \
-         download the file elsewhere and set --model FILE", cache.display()
+        "hf:{model} is not in the cache ({}), and the Hub is not available: {reason}; check the network, HF_ENDPOINT \
+         and HTTPS_PROXY, or download the file elsewhere and set --model FILE", cache.display()
     )]
     Unreachable {
         /// Name of the model.
@@ -34,7 +34,7 @@ pub enum HubError {
         model: String,
         /// Folder of the cache.
         cache: PathBuf,
-        /// The reason why no cached model was chosen, or nothing.
+        /// End of the message: the cached models of the repository. Empty if there are none.
         hint: String,
     },
     /// The repository does not have the model, or has several that match.
@@ -45,7 +45,7 @@ pub enum HubError {
         /// Reason.
         reason: SelectError,
     },
-    /// The Hub rejects the user.
+    /// The Hub denies access to the repository.
     #[error(
         "hf:{model}: {endpoint} denies access ({status}). Either there is no such repository, or it is private or gated: \
          check the name, ask for access at {endpoint}/{repo}, and set HF_TOKEN to a token that may read it{token_hint}"
@@ -59,10 +59,10 @@ pub enum HubError {
         endpoint: String,
         /// HTTP status.
         status: u16,
-        /// Whether a token was sent.
+        /// End of the message: it says whether a token was sent.
         token_hint: &'static str,
     },
-    /// The Hub does not have the repository.
+    /// The Hub does not have the repository or the file.
     #[error("hf:{model}: {endpoint} has no {what}; check the name")]
     NotFound {
         /// Name of the model.
@@ -72,7 +72,7 @@ pub enum HubError {
         /// The repository or file.
         what: String,
     },
-    /// Another status.
+    /// The Hub answers with another unsuccessful status.
     #[error("hf:{model}: {endpoint} answers with the HTTP status {status}; try again later")]
     Status {
         /// Name of the model.
@@ -82,7 +82,7 @@ pub enum HubError {
         /// HTTP status.
         status: u16,
     },
-    /// The response is not that of a Hub.
+    /// The response is not one that the Hub's API returns.
     #[error("hf:{model}: the response of {endpoint} is not valid: {problem}; check HF_ENDPOINT")]
     InvalidResponse {
         /// Name of the model.
@@ -103,7 +103,7 @@ pub enum HubError {
         /// The file.
         file: String,
     },
-    /// The download broke several times without progress.
+    /// The download broke several times in a row without progress.
     #[error(
         "hf:{model}: the download of {file} stopped at {} of {}: {reason}; start again to continue it",
         DecimalBytes(*.received), DecimalBytes(*.size)
@@ -169,7 +169,7 @@ pub enum HubError {
     },
     /// The cache cannot be written.
     #[error(
-        "hf:{model}: the cache {} cannot be written: {source}; set HF_HUB_CACHE to a folder that can", cache.display()
+        "hf:{model}: the cache {} cannot be written: {source}; set HF_HUB_CACHE to a writable folder", cache.display()
     )]
     Cache {
         /// Name of the model.
@@ -181,13 +181,13 @@ pub enum HubError {
     },
 }
 
-/// A failure of one request, which may be worth another attempt.
+/// A failure of one request. It says whether another attempt may succeed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// Another attempt may succeed.
     #[error("{0}")]
     Temporary(String),
-    /// Another attempt fails in the same way.
+    /// Another attempt would fail in the same way.
     #[error(transparent)]
     Final(#[from] HubError),
 }

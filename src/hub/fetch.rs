@@ -1,7 +1,7 @@
-//! Finds the files of a model: in the cache, or on the Hub.
+//! Finds the files of a model in the cache, or downloads them from the Hub.
 //!
-//! A model that is in the cache is used without any request, so a server starts without a network, and serves the same
-//! file after each start.
+//! A model in the cache is used without any request. So a server can start without a network, and serves the same file
+//! after each start.
 
 use std::path::PathBuf;
 
@@ -20,8 +20,8 @@ use super::select::{SelectError, models, select};
 /// Maximum length of the Hub's list of a repository's files, in bytes.
 const MAX_LIST_BYTES: usize = 32 * 1024 * 1024;
 
-/// Returns the path of the model's file in the cache; of the first one if the model is split into several files.
-/// Downloads the files that are not in the cache, and calls `progress` for each piece that arrives.
+/// Returns the path of the model's file in the cache. For a split model, this is the first file. Downloads the files
+/// that are not in the cache, and calls `progress` for each chunk that arrives.
 ///
 /// # Errors
 /// The model is not available. The error says why and what to do.
@@ -71,7 +71,7 @@ pub async fn fetch(
     context.download_all(&cache, &files).await
 }
 
-/// Returns the path of a model whose files are all in the cache.
+/// Returns the path of a model's first file if all its files are in the cache.
 fn cached(
     cache: &RepoCache,
     model: &HubModel,
@@ -86,9 +86,9 @@ fn cached(
 }
 
 impl FetchContext<'_> {
-    /// Chooses among the cached files, without the list of the repository's files: another program has downloaded them.
-    /// A default is not chosen, because the repository may have a better one. The error is a hint for the user, or
-    /// empty.
+    /// Chooses a model among the cached files if the list of the repository's files is missing, because another program
+    /// has downloaded them. Chooses no default, because the repository may have a file that is preferred. The error is
+    /// the end of an error message: it lists the cached models, or is empty.
     fn choose_cached(&self, cache: &RepoCache) -> Result<PathBuf, String> {
         let Some(files) = cache.cached_files().filter(|it| !it.files.is_empty()) else {
             return Err(String::new());
@@ -97,7 +97,7 @@ impl FetchContext<'_> {
             *self.model.choice() != FileChoice::Default && cache.stored_files().is_none();
         if is_decided && let Ok(Some(path)) = cached(cache, self.model, &files) {
             let file = path.display();
-            tracing::info!(%file, "the list of the repository's files is unknown; a cached file was chosen");
+            tracing::info!(%file, "chose a cached file without the list of the repository's files");
             return Ok(path);
         }
         let names = models(self.model.repo(), &files.files);

@@ -9,10 +9,10 @@ use super::url::{encode_path, has_same_origin, join};
 
 const ENDPOINT: &str = "https://hub.example/mirror";
 
-/// A line with the target of a redirect, and a list of files.
+/// The input is a line with the target of a redirect, then a list of files.
 ///
-/// Only addresses of the Hub get the token. Each model of an accepted list is selected by its own name, and the paths
-/// of its files stay in the cache.
+/// Checks that each address that counts as the Hub's, and therefore gets the token, has the Hub's scheme and host.
+/// Checks that the name of each listed model selects that model, and that the paths of its files stay in the cache.
 pub(crate) fn hub_responses(data: &[u8]) {
     let end = data.iter().position(|byte| *byte == b'\n');
     let (location, list) = data.split_at(end.unwrap_or(data.len()));

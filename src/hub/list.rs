@@ -20,7 +20,7 @@ pub struct CachedModel {
     pub name: HubModel,
     /// Quantization, such as `Q4_K_M`, if the name of the file ends with one.
     pub quantization: Option<String>,
-    /// Number of files, which is above 1 for a split model.
+    /// Number of files: more than 1 for a split model.
     pub files: usize,
     /// Size of all files in bytes.
     pub size: u64,

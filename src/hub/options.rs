@@ -8,7 +8,7 @@ use http::Uri;
 use http::header::HeaderValue;
 use http::uri::Scheme;
 
-/// Address of the Hub itself.
+/// Address of the Hugging Face Hub.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
 /// Access to the Hub, or to another server with the same API.
@@ -22,7 +22,8 @@ pub struct HubOptions {
     pub cache: PathBuf,
     /// True if only the cache may be used.
     pub is_offline: bool,
-    /// Delay before a download that made no progress is continued. Each further failure in a row doubles the delay.
+    /// Delay after the first failure of a download, shortened by a random jitter. It doubles with each further failure
+    /// until new bytes arrive.
     pub retry_delay: Duration,
 }
 
@@ -74,10 +75,10 @@ impl Endpoint {
 pub struct HubToken(HeaderValue);
 
 impl HubToken {
-    /// Parses a token. Returns `None` for an empty text.
+    /// Parses a token. Returns `None` if the text is blank.
     ///
     /// # Errors
-    /// The token contains characters that no header can contain.
+    /// The token contains characters that a header cannot contain.
     pub fn parse(text: &str) -> Result<Option<Self>, &'static str> {
         let text = text.trim();
         if text.is_empty() {

@@ -1,8 +1,8 @@
 //! Connections for downloads: direct, or through the proxy that the environment names.
 //!
-//! `HTTPS_PROXY` or `ALL_PROXY` applies to `https` addresses, except for the hosts in `NO_PROXY`. Other programs read
-//! the same variables in upper and lower case. `http` addresses are those of mirrors in the own network, and are always
-//! reached directly.
+//! `HTTPS_PROXY` or `ALL_PROXY` applies to `https` addresses, except for the hosts in `NO_PROXY`. As in other programs,
+//! the names may also be in lower case. `http` addresses are always reached directly: they are those of mirrors in the
+//! local network.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tower::{Service, ServiceExt};
 
-/// Opens connections.
+/// Opens TCP connections to hosts, directly or as tunnels through a proxy.
 #[derive(Clone)]
 pub(super) struct ProxyConnector {
     direct: HttpConnector,
@@ -63,7 +63,9 @@ impl Service<Uri> for ProxyConnector {
                 return Ok(direct.oneshot(address).await?);
             };
             if proxy.uri().scheme() != Some(&Scheme::HTTP) {
-                return Err("HTTPS_PROXY must be the address of an http:// proxy".into());
+                return Err(
+                    "the proxy in HTTPS_PROXY or ALL_PROXY must have an http:// address".into(),
+                );
             }
             let mut tunnel = Tunnel::new(proxy.uri().clone(), direct);
             if let Some(authorization) = proxy.basic_auth() {

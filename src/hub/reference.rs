@@ -21,7 +21,8 @@ const MAX_QUANTIZATION_BYTES: usize = 32;
 /// Maximum length of a file's path in bytes.
 const MAX_FILE_BYTES: usize = 512;
 
-/// A model in a repository of the Hugging Face Hub. Its text is what a user types, without the prefix `hf:`.
+/// A model in a repository of the Hugging Face Hub. `Display` writes its name as users type it, without the prefix
+/// `hf:`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HubModel {
     repo: String,
@@ -61,8 +62,8 @@ impl HubModel {
         &self.choice
     }
 
-    /// Returns the name under which requests select the model by default: `OWNER/REPO:QUANTIZATION`, or the name of the
-    /// file that was selected, without `.gguf`.
+    /// Returns the name by which requests select the model by default: `OWNER/REPO`, `OWNER/REPO:QUANTIZATION`, or the
+    /// name of the selected file without `.gguf` and without the number of a part.
     #[must_use]
     pub fn default_name(&self) -> String {
         match &self.choice {
@@ -104,14 +105,14 @@ impl FromStr for HubModel {
             .ok_or_else(|| invalid("the repository's owner is missing"))?;
         if !(is_repo_name(owner) && is_repo_name(repo_name)) {
             return Err(invalid(
-                "the owner and the repository are names of letters, digits, '-', '_' and '.'",
+                "the owner and the repository must consist of letters, digits, '-', '_' and '.', without '--' or '..'",
             ));
         }
         let choice = match choice {
             None => FileChoice::Default,
             Some(path) if without_extension(path).is_some() => {
                 if !is_relative_path(path) {
-                    return Err(invalid("the file is a path within the repository"));
+                    return Err(invalid("the file must be a path within the repository"));
                 }
                 FileChoice::File(path.to_owned())
             }
@@ -120,7 +121,7 @@ impl FromStr for HubModel {
             }
             Some(_) => {
                 return Err(invalid(
-                    "after the repository comes a quantization, such as Q4_K_M, or a file that ends in .gguf",
+                    "after the repository, write a quantization, such as Q4_K_M, or a file that ends in .gguf",
                 ));
             }
         };
@@ -131,8 +132,8 @@ impl FromStr for HubModel {
     }
 }
 
-/// Returns true for a valid owner or repository. The Hub allows neither `--`, which separates the names in the cache,
-/// nor `..`.
+/// Returns true for a valid name of an owner or a repository. The Hub allows neither `..` nor `--`. The cache separates
+/// the two names by `--`.
 fn is_repo_name(name: &str) -> bool {
     let is_bounded = (1..=MAX_NAME_BYTES).contains(&name.len());
     is_bounded && is_name(name) && !name.contains("--") && !name.contains("..") && name != "."

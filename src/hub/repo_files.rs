@@ -55,7 +55,7 @@ impl RepoFiles {
     /// Parses the response of the Hub's API. Drops files of other kinds, and those whose paths would leave the cache.
     ///
     /// # Errors
-    /// The response is not what the API returns.
+    /// The response is not valid JSON, or a commit, size or SHA-256 is missing or invalid.
     pub(super) fn parse(response: &[u8]) -> Result<Self, String> {
         let info: ModelInfo =
             serde_json::from_slice(response).map_err(|error| error.to_string())?;

@@ -1,7 +1,8 @@
-//! Chooses the files of a model among the files of its repository. This module must not know where the list comes from.
+//! Chooses the files of a model from the list of its repository's files. This module must not know where the list comes
+//! from.
 //!
-//! The default is that of llama.cpp's `-hf`: `Q4_K_M`, then `Q8_0`. llama.cpp then takes the first file; here, a choice
-//! between several models is an error that lists them.
+//! The default is that of llama.cpp's `-hf`: `Q4_K_M`, then `Q8_0`. If the repository has neither, llama.cpp takes the
+//! first file. Here, several possible models are an error that lists them.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +10,11 @@ use super::reference::{FileChoice, HUB_PREFIX, HubModel};
 use super::repo_files::RepoFile;
 use crate::gguf_name::{SplitPart, model_stem, quantization, without_extension};
 
-/// Quantizations that are chosen by default, the first that the repository has.
+/// Default quantizations in order of preference.
 const DEFAULT_QUANTIZATIONS: [&str; 2] = ["Q4_K_M", "Q8_0"];
 
-/// Parts of the names of GGUF files that are no language models: projectors of images, matrices for quantization, and
-/// small models that speed up a large one. llama.cpp ignores the same files.
+/// Markers in the names of GGUF files that are no language models: image projectors, importance matrices, and draft
+/// models for speculative decoding. llama.cpp ignores the same files.
 const OTHER_FILES: [&str; 6] = ["mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
 
 /// Maximum number of models that an error lists.
@@ -59,7 +60,7 @@ fn list(models: &[String]) -> String {
     shown
 }
 
-/// Chooses the files of the model: one, or all parts of a split model in their order.
+/// Chooses the files of the model: one file, or all parts of a split model in order.
 ///
 /// # Errors
 /// No model matches, or several do. The error lists them as the user can type them.
@@ -120,11 +121,11 @@ pub(super) struct ListedModel<'a> {
     pub(super) name: HubModel,
     /// Its quantization, such as `Q4_K_M`, if the name of the file ends with one.
     pub(super) quantization: Option<String>,
-    /// Its files: one, or all parts of a split model.
+    /// Its files: one file, or all parts of a split model.
     pub(super) files: Vec<&'a RepoFile>,
 }
 
-/// Returns all language models that have all of their files.
+/// Returns the language models of which no file is missing.
 pub(super) fn models<'a>(repo: &str, files: &'a [RepoFile]) -> Vec<ListedModel<'a>> {
     let models = Candidate::all(files).into_values();
     let models = models.filter(Candidate::is_language_model);
@@ -147,11 +148,11 @@ fn with_quantization<'a, 'b>(models: &[&'b Candidate<'a>], wanted: &str) -> Vec<
 struct Candidate<'a> {
     /// Path of the file, or of the first part.
     path: String,
-    /// Files by their numbers.
+    /// Files by part number. The file of a model that is not split has the number 1.
     files: BTreeMap<u32, &'a RepoFile>,
 }
 
-/// Returns the path of a model's first file, which identifies the model.
+/// Returns the path of the first file of the model that a file belongs to. It identifies the model.
 fn candidate_key(path: &str) -> String {
     let split = SplitPart::parse(path);
     let first = split.and_then(|part| part.all().next());
@@ -159,7 +160,7 @@ fn candidate_key(path: &str) -> String {
 }
 
 impl<'a> Candidate<'a> {
-    /// Returns all GGUF files of a repository by the paths of their first parts.
+    /// Groups the GGUF files of a repository into models, by the path of each model's first file.
     fn all(files: &'a [RepoFile]) -> BTreeMap<String, Self> {
         let mut models: BTreeMap<String, Self> = BTreeMap::new();
         for file in files {
@@ -193,7 +194,7 @@ impl<'a> Candidate<'a> {
         })
     }
 
-    /// Returns the name with which a user selects this model.
+    /// Returns the name that selects this model, followed by its quantization in parentheses.
     fn name(&self, repo: &str) -> String {
         let quantization = quantization(&self.path);
         let quantization = quantization.map_or_else(String::new, |it| format!(" ({it})"));

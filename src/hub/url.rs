@@ -2,7 +2,7 @@
 
 use http::Uri;
 
-/// Encodes a path for an address. Slashes stay.
+/// Percent-encodes a path for an address. Keeps slashes.
 pub(super) fn encode_path(path: &str) -> String {
     let mut encoded = String::new();
     for byte in path.bytes() {
@@ -16,7 +16,7 @@ pub(super) fn encode_path(path: &str) -> String {
     encoded
 }
 
-/// Returns the address to which `location`, the target of a redirect of `address`, leads.
+/// Resolves `location`, the target of a redirect, against `address`, which was redirected.
 pub(super) fn join(address: &str, location: &str) -> String {
     let location = location.split('#').next().unwrap_or_default();
     let (scheme, rest) = address.split_once("://").unwrap_or(("https", address));

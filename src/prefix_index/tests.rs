@@ -1,4 +1,4 @@
-//! Tests of the memory of prompts.
+//! Tests of the prefix index.
 
 use super::*;
 

@@ -2,9 +2,10 @@
 //!
 //! [`Plan`] is a synchronous struct without I/O or a clock. A job `J` is one choice of a request.
 //!
-//! A job goes to the worker on which it costs the least: the tokens that the worker's jobs may still produce, plus the
-//! tokens of the job's prompt that the worker has not computed for an earlier job. So a job goes where the longest part
-//! of its prompt is warm, unless that worker is ahead of another by more tokens than the reuse saves.
+//! A job goes to the worker on which it costs the fewest tokens. The cost is the number of tokens that the worker's
+//! jobs may produce, plus the number of tokens of the job's prompt that the worker has not computed for an earlier job.
+//! So a job goes to the worker that has the longest prefix of its prompt, unless the load of that worker exceeds the
+//! load of another one by more tokens than the reuse saves.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -13,8 +14,8 @@ use crate::models::{ModelId, ModelMap};
 use crate::prefix_index::{PrefixIndex, PromptBlocks};
 use crate::worker::{Generation, WorkerId};
 
-/// Number of tokens that a job counts at most among those that a worker may still produce. Most completions end before
-/// `max_tokens`, which for a chat is the rest of the context by default.
+/// Maximum number of tokens that one job adds to the load of its worker. Most completions end before `max_tokens`,
+/// which for a chat is the rest of the context by default.
 const MAX_EXPECTED_TOKENS: u32 = 256;
 
 /// Maximum number of prompt blocks that the plan remembers. Each takes about 40 bytes.
@@ -36,7 +37,7 @@ pub struct Plan<J> {
     /// One queue per model, so that a full queue of one model does not affect the others.
     queues: ModelMap<ModelQueue<J>>,
     workers: BTreeMap<WorkerId, WorkerLoad>,
-    /// The prompts that each worker has computed since it loaded its model.
+    /// The prompts of the jobs that each worker got since it loaded its model.
     warm: PrefixIndex<(WorkerId, Generation)>,
     /// Arrival number that the next request gets.
     next_arrival: u64,
@@ -330,7 +331,7 @@ impl<J: QueuedChoice> Plan<J> {
         placements
     }
 
-    /// Returns the worker with a free slot on which the job costs the fewest tokens.
+    /// Returns the worker with a free slot on which the job costs the fewest tokens. Of several, the first.
     fn cheapest_worker(&self, model: ModelId, job: &J) -> Option<(WorkerId, Generation)> {
         let is_suspect = job.is_suspect();
         let prompt = job.prompt_blocks();

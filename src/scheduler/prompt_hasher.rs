@@ -5,7 +5,7 @@ use std::hash::RandomState;
 use crate::prefix_index::{BlockHasher, PromptBlocks};
 use crate::request::{CacheSalt, TokenId};
 
-/// Number of tokens in a block. A worker counts as warm for whole blocks only.
+/// Number of tokens in a block. Only whole blocks count as warm.
 const BLOCK_TOKENS: usize = 32;
 
 /// Hashes prompts with a key that is random in each process.

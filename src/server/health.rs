@@ -38,7 +38,7 @@ enum HealthSource {
     Cluster(Cluster),
 }
 
-/// What the health of an engine is read from.
+/// Sources of an engine's health.
 #[derive(Clone)]
 struct EngineHealth {
     readiness: watch::Receiver<Readiness>,

@@ -13,14 +13,14 @@ const PLACEMENTS: &str = "tokenway_engine_placements_total";
 const WARM_PROMPT_TOKENS: &str = "tokenway_engine_warm_prompt_tokens_total";
 const STREAM_RESUMPTIONS: &str = "tokenway_stream_resumptions_total";
 
-/// Place of a request's prompt prefix when the request was sent, as the label `prefix` shows it.
+/// Value of the label `prefix`: whether the engine that got a request was known to have a prefix of its prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PrefixPlacement {
-    /// No engine was known to have a part of the prompt.
+    /// No engine was known to have a prefix of the prompt.
     Cold,
-    /// No other engine was known to have more of the prompt than the one that got the request.
+    /// The engine that got the request was known to have a prefix, and no other engine a longer one.
     Warm,
-    /// Another engine had more of the prompt, but was not preferred.
+    /// Another engine was known to have a longer prefix, but was not preferred.
     WarmerElsewhere,
 }
 
@@ -104,14 +104,14 @@ pub(super) fn describe(recorder: &PrometheusRecorder) {
         ),
         (
             PLACEMENTS,
-            "Requests that were sent to one of several equal engines, by engine and prefix: 'warm' (the engine was known \
-             to have the longest part of the prompt), 'warmer_elsewhere' (another engine had more, but more load too) or \
-             'cold'.",
+            "Requests that were sent to one of several equal engines, by engine and prefix: 'warm' (no other engine is \
+             known to have a longer prefix of the prompt), 'warmer_elsewhere' (another one has a longer prefix, but \
+             was not preferred, mostly because of its load) or 'cold' (no engine has a prefix).",
         ),
         (
             WARM_PROMPT_TOKENS,
-            "Prompt tokens that the gateway expected an engine to reuse, estimated from the length of the text, by \
-             engine.",
+            "Prompt tokens that the gateway expected an engine to reuse, by engine. Estimated from the length of the \
+             text.",
         ),
         (
             STREAM_RESUMPTIONS,

@@ -41,7 +41,7 @@ impl PrefixCacheMetrics {
         }
     }
 
-    /// Starts to meter the prefix cache of one worker whose model has just been loaded.
+    /// Creates the meter of one worker's prefix cache, for a worker that has just loaded its model.
     pub(crate) fn meter(&self) -> PrefixCacheMeter {
         PrefixCacheMeter {
             evictions: self.evictions.clone(),
@@ -78,7 +78,7 @@ impl Drop for PrefixCacheMeter {
     }
 }
 
-/// Converts a number of bytes to a gauge's value, exactly up to 2^53.
+/// Converts a number of bytes to a gauge's value. Exact up to 2^53.
 fn as_gauge(bytes: u64) -> f64 {
     let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).map_or(0.0, f64::from);
     half(bytes >> 32) * 2_f64.powi(32) + half(bytes)

@@ -294,7 +294,7 @@ fn check_supported(message: &v1::CompletionRequest, flavor: Flavor) -> Result<()
     let includes_stop = message.include_stop_str_in_output && !flavor.includes_stop_string();
     // The prompt's text is needed to tell it from the text of the completion.
     let is_text = matches!(message.input, Some(Input::Prompt(_)));
-    // llama.cpp shares the computed tokens of all prompts.
+    // llama.cpp's server cannot isolate prompts: all requests share its computed tokens.
     let salts_unsupported =
         !message.cache_salt.is_empty() && matches!(flavor, Flavor::LlamaCpp | Flavor::LlamaCppV1);
     let echoes = message.echo && !(flavor.echoes_prompts() && is_text);

@@ -48,8 +48,8 @@ struct TargetTries {
     is_excluded: bool,
     /// True if the target was silent for too long. It is not tried again, even after progress.
     was_silent: bool,
-    /// True if the target's engine failed this request. What it has of the prompt no longer counts, so that the request
-    /// is not drawn back to it.
+    /// True if the target's engine failed this request. Its warm tokens no longer count, so that they do not draw the
+    /// request back to it.
     had_fault: bool,
 }
 
@@ -69,7 +69,7 @@ pub(in crate::cluster) struct TargetView {
     /// True if its engine failed a moment ago.
     pub(in crate::cluster) has_recent_fault: bool,
     pub(in crate::cluster) load: WeightedLoad,
-    /// Expected number of prompt tokens whose work its engine can reuse. 0 if it is not known.
+    /// Expected number of prompt tokens that its engine can reuse. 0 if the number is not known.
     pub(in crate::cluster) warm_tokens: u64,
 }
 
@@ -265,8 +265,8 @@ impl TryPlan {
     }
 }
 
-/// Returns the preference for a target, the lowest first: busy ones come last, then the order is by tier and by free
-/// capacity. A fallback is not preferred to a queue.
+/// Returns the sort key of a target: the lowest key is preferred. Busy targets come last. The tier comes before free
+/// capacity, so a request waits for a saturated target rather than going to a fallback.
 fn rank(view: &TargetView) -> (bool, usize, bool, bool) {
     (
         view.is_busy,

@@ -107,7 +107,7 @@ fn messages_with_other_roles_or_other_boundaries_are_different() {
     }
     let other_answer = chat(&[SYSTEM, ("assistant", QUESTION.1)]);
     assert_eq!(warm(&first, &other_answer), 7);
-    // A text of a whole block is not the beginning of a longer one.
+    // The second message differs from the second block of a longer message, so only the first block is common.
     let block = "x".repeat(BLOCK_BYTES);
     let two = chat(&[("user", &block), ("user", &block)]);
     let one = chat(&[("user", &block.repeat(2))]);

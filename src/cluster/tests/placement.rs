@@ -1,4 +1,4 @@
-//! Tests of what a cluster remembers of the prompts that it has sent, and when it forgets.
+//! Tests of a cluster's memory of the prompts that it has sent: what it remembers, and when it forgets.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -42,7 +42,7 @@ async fn engine_of(cluster: &Cluster, request: v1::CompletionRequest) -> String 
     engine
 }
 
-/// Makes a prompt warm on the second engine, because another request runs on the first.
+/// Makes the prompt about stars warm on the second engine: a request that runs on the first engine keeps it busier.
 async fn warm_second_engine(cluster: &Cluster) {
     let (_running, engine) = send(cluster, request("m", "whales")).await;
     assert_eq!(engine, "a");
@@ -69,7 +69,7 @@ async fn an_engine_that_rejects_a_request_is_not_remembered_for_its_prompt() {
     let cluster = cluster([rejecting, quick_engine("b")]);
     for _ in 0..3 {
         assert_eq!(engine_of(&cluster, request("m", "stars")).await, "b");
-        // The first engine is no longer taken for busy.
+        // After this time, the first engine no longer counts as busy.
         tokio::time::advance(Duration::from_secs(30)).await;
     }
     assert_eq!(requests.load(Ordering::Relaxed), 1);

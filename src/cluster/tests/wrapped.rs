@@ -20,7 +20,7 @@ impl WrappedUpstream {
         }
     }
 
-    /// Declares that the engine does not support this parameter, but all others.
+    /// Declares that the engine supports all parameters except this one.
     pub(super) fn without(mut self, parameter: Parameter) -> Self {
         self.unsupported = vec![parameter];
         self

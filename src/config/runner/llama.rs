@@ -17,10 +17,10 @@ use crate::hub::{HUB_PREFIX, HubModel};
 use crate::runner::Loader;
 use crate::server::run::ModelFiles;
 
-/// Key of the setting that names a file or a model on the Hub.
+/// Key of the setting that names a GGUF file or a model on the Hub.
 pub(super) const MODEL_KEY: &str = "model";
 
-/// Key of the setting that names a file.
+/// Key of the setting that names a GGUF file.
 pub(super) const MODEL_PATH_KEY: &str = "model_path";
 
 #[derive(Args, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ pub(super) struct LlamaSettings {
     /// [default: all layers, if there is a GPU]
     #[arg(long, env = "TOKENWAY_GPU_LAYERS", value_name = "N")]
     gpu_layers: Option<u32>,
-    /// Use of flash attention: `on`, `off`, or `auto`, which means where the device supports it (llama only)
+    /// Use of flash attention: `on`, `off`, or `auto` (on if the device supports it) (llama only)
     #[arg(
         long,
         env = "TOKENWAY_FLASH_ATTENTION",
@@ -80,7 +80,7 @@ pub(super) struct LlamaSettings {
     #[arg(long, env = "TOKENWAY_PREFIX_CACHING", num_args = 0..=1, default_missing_value = "true",
         default_value = "true", action = ArgAction::Set)]
     prefix_caching: bool,
-    /// Memory of each worker for the computed tokens of sequences that had to leave their slot, in MiB. 0 keeps
+    /// Memory of each worker for the computed tokens of sequences whose slot another sequence took, in MiB. 0 keeps
     /// computed tokens only in slots (llama only)
     #[arg(
         long,
@@ -89,8 +89,9 @@ pub(super) struct LlamaSettings {
         default_value = "1024"
     )]
     prefix_cache_mib: u32,
-    /// Time that a step with prompt tokens should take at most, in milliseconds. Running streams wait for the
-    /// step; shorter steps compute a prompt more slowly. A step has at least 64 prompt tokens (llama only)
+    /// Maximum time that a step with prompt tokens should take, in milliseconds. Running streams wait for the
+    /// step; shorter steps compute a prompt more slowly. Long prompts are computed in steps of at least 64 tokens,
+    /// even if these take longer (llama only)
     #[arg(
         long,
         env = "TOKENWAY_MAX_STEP_MS",
@@ -160,7 +161,7 @@ impl KindSettings for LlamaSettings {
     }
 }
 
-/// Parses the value of a setting whose type only builds with llama.cpp have.
+/// Parses the value of a setting whose type exists only in builds with llama.cpp.
 #[cfg(feature = "llama-cpp")]
 fn parse<T: FromStr<Err = String>>(
     key: &str,
@@ -181,7 +182,7 @@ impl LlamaSettings {
         names.map(str::to_owned).collect()
     }
 
-    /// Returns the model to load. A file is checked, so that a wrong path is reported before anything starts.
+    /// Returns the model to load. Checks a file, so that a wrong path is reported before anything starts.
     #[cfg(feature = "llama-cpp")]
     fn model_file(&self, settings: &Settings) -> Result<ModelSource, ConfigError> {
         use crate::runner::llama::check_file;
@@ -195,7 +196,7 @@ impl LlamaSettings {
             return error(format!("{name} and {model} are both set; remove {name}"));
         }
         let source = match (&self.model, &self.model_path) {
-            // A path beside a model is that of the downloaded file.
+            // If both are there, `use_downloaded` has added the path of the downloaded file.
             (_, Some(path)) => ModelSource::File(path.value.clone()),
             (Some(model), None) => model.value.clone(),
             (None, None) => {
@@ -253,13 +254,13 @@ impl FromStr for ModelSource {
     }
 }
 
-/// Returns the model on the Hub that these settings name.
+/// Returns the model on the Hub that these settings name. `None` if they name none.
 pub(in crate::config) fn hub_model(settings: &Settings) -> Option<HubModel> {
     let model = settings.values.get(MODEL_KEY)?.as_str()?;
     model.parse().ok()
 }
 
-/// Adds the path of a downloaded model to the settings of the model.
+/// Adds the path of the downloaded file to the settings of a model on the Hub.
 pub(in crate::config) fn use_downloaded(settings: &mut Settings, files: &ModelFiles) {
     let Some(model) = hub_model(settings) else {
         return;
@@ -272,8 +273,8 @@ pub(in crate::config) fn use_downloaded(settings: &mut Settings, files: &ModelFi
     }
 }
 
-/// The loader of a model that is not downloaded yet. It checks the other settings before the download, and is never
-/// asked to load the model.
+/// The loader of a model that is not downloaded yet. It exists only so that the other settings can be checked before
+/// the download. It never loads a model.
 #[cfg(feature = "llama-cpp")]
 struct NotDownloaded;
 

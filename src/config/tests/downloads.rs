@@ -5,7 +5,7 @@ use super::*;
 use crate::config::downloads::hub_options;
 use crate::hub::HubOptions;
 
-/// Reads the Hub's variables from these alone.
+/// Returns the Hub's options for an environment that has only these variables.
 fn options(variables: &[(&str, &str)]) -> Result<HubOptions, ConfigError> {
     let variables: BTreeMap<_, _> = variables.iter().copied().collect();
     hub_options(|name| {
@@ -108,7 +108,7 @@ fn the_key_model_is_a_text_or_tables() {
     let (_folder, path) = settings_file("model = 5");
     let error = error_of(&["--config", &path]);
     let expected =
-        "model: write the only model as a text, or each model as a table under [[model]]";
+        "model: write the only model as a string, or each model as a table under [[model]]";
     assert!(error.contains(expected), "{error}");
     for text in ["model = \"hf:a\"", "[[model]]\nmodel = \"hf:a\""] {
         let (_folder, path) = settings_file(text);

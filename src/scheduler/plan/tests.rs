@@ -313,7 +313,7 @@ fn a_chat_returns_to_the_worker_that_has_computed_its_turns() {
 #[test]
 fn a_warm_worker_that_is_ahead_by_more_work_than_reuse_saves_is_left_alone() {
     let (prompts, mut plan) = (Prompts::default(), plan(&[20, 20], 0));
-    // Reuse saves 100 tokens: as many as six jobs of 16 tokens and a bit more.
+    // Reuse saves 100 tokens: more than six jobs of 16 tokens, and less than seven.
     let workers: Vec<_> = (0..9)
         .map(|_| place(&mut plan, prompts.job(&[1])))
         .collect();

@@ -1,5 +1,5 @@
-//! Downloads the models that a program needs before it starts, with a progress bar. A signal ends the program; the next
-//! start continues the download.
+//! Downloads the models of a server or worker before it starts, and shows the progress. A signal ends the program. The
+//! next start continues the download.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::hub::{HubModel, HubOptions};
 use crate::output::Output;
 
-/// The files of downloaded models.
+/// The file of each downloaded model; the first one of a split model.
 pub type ModelFiles = BTreeMap<HubModel, PathBuf>;
 
 /// Models to download, and access to the Hub.
@@ -144,7 +144,7 @@ mod display {
                 self.bar.set_length(size);
                 self.bar.set_message(file.to_owned());
                 self.bar.set_position(received);
-                // The bytes of an earlier download do not count for the speed.
+                // The bytes of an earlier download must not count for the speed and the remaining time.
                 self.bar.reset_eta();
             }
             self.bar.set_position(received);

@@ -50,7 +50,7 @@ fn without_a_difference_in_warm_tokens_the_load_decides_and_the_first_of_equals_
 
 #[test]
 fn a_prefix_moves_the_balance_of_weighted_targets_by_as_much_in_both_directions() {
-    // Each unit of weight of the large target has 100 tokens, so the small one has its share with 100.
+    // The large target has 100 tokens per unit of weight, so the loads are balanced if the small one has 100.
     let has_large_prefix = |load| best(&[(900, 450, 9), (load, 0, 1)]);
     let has_small_prefix = |load| best(&[(900, 0, 9), (load, 450, 1)]);
     assert_eq!((has_large_prefix(49), has_large_prefix(51)), (1, 0));
@@ -71,7 +71,7 @@ struct Running {
 struct Engine {
     weight: u32,
     requests: VecDeque<Running>,
-    /// Number of requests that it got.
+    /// Number of requests that were sent to it.
     received: usize,
     /// Prompt tokens that it did not have to process.
     reused: u64,
@@ -103,7 +103,7 @@ impl Engine {
     }
 }
 
-/// Engines, and the gateway's memory of what they have.
+/// Engines, and the gateway's memory of the prompts that it sent to them.
 struct Simulation {
     engines: Vec<Engine>,
     index: PrefixIndex<usize>,
@@ -128,7 +128,7 @@ impl Simulation {
         }
     }
 
-    /// Returns a prompt: a shared part, and a part of its own.
+    /// Returns a prompt that consists of a shared part and a part of its own.
     fn prompt(&self, shared: &[u64], own: &[u64]) -> PromptBlocks {
         let mut hasher = BlockHasher::new(&self.key, &"");
         let blocks = shared.iter().chain(own);
@@ -180,7 +180,8 @@ impl Simulation {
     }
 }
 
-/// Sends 1,000 requests with the same first 2,000 tokens to four engines, one every `interval` tokens.
+/// Sends 1,000 requests with the same first 2,000 tokens to four engines. The time between two requests is that of
+/// `interval` tokens.
 fn one_popular_prefix(interval: usize, completion: u64, by_prefix: bool) -> Simulation {
     let mut simulation = Simulation::new(&[1; 4], by_prefix);
     let shared: Vec<u64> = (0..20).collect();
@@ -215,7 +216,7 @@ fn conversations_stay_on_their_targets_while_the_loads_are_equal() {
     let mut simulation = Simulation::new(&[1; 4], true);
     let mut engines = [None; 16];
     for turn in 0..5 {
-        // The order changes, so that the load alone would place them elsewhere.
+        // The order is reversed in every other turn, so that load alone would choose other targets.
         for number in 0..16 {
             let conversation = if turn % 2 == 0 { number } else { 15 - number };
             let own: Vec<_> = (0..=turn).map(|it| conversation * 100 + it).collect();
@@ -229,8 +230,8 @@ fn conversations_stay_on_their_targets_while_the_loads_are_equal() {
     assert_eq!(simulation.received(), [20; 4]);
 }
 
-/// Simulates conversations of growing prompts with a common beginning, many at a time, on a large and a small target.
-/// Returns the share of the requests that the small one got, and the share of prompt tokens that were reused.
+/// Simulates many growing conversations at a time, all with the same prefix, on a large and a small target. Returns the
+/// share of the requests that the small target got, and the share of the prompt tokens that were reused.
 fn canary(by_prefix: bool) -> (f64, f64) {
     let mut simulation = Simulation::new(&[9, 1], by_prefix);
     let shared: Vec<u64> = (0..10).collect();

@@ -231,7 +231,7 @@ fn among_equals_the_request_goes_where_its_prefix_is_warm() {
     };
     assert_eq!(Case::new(&[UP, warm(11)]).next(), NextTry::Send(1));
     assert_eq!(Case::new(&[UP, warm(9)]).next(), NextTry::Send(0));
-    // A warm prefix outweighs no preference.
+    // A less preferred target does not get the request, however warm it is.
     for unpreferred in [
         TargetView {
             is_busy: true,
