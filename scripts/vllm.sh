@@ -5,7 +5,7 @@
 #   scripts/vllm.sh serve ARGS…     serves the model; it is ready after about a minute. ARGS, for example:
 #       --port 9300                        OpenAI's HTTP API
 #       --port 9300 --grpc-port 9301       OpenAI's HTTP API and vLLM's own gRPC API
-#   scripts/vllm.sh version         prints its version
+#   scripts/vllm.sh version         prints the version of vLLM
 set -euo pipefail
 
 version=0.32.0

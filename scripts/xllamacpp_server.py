@@ -1,4 +1,4 @@
-"""llama.cpp's server from the package xllamacpp, with the flags of its own program that `tokenway-perf model` uses."""
+"""Runs llama.cpp's server from the package xllamacpp, with the flags that `tokenway-perf model` passes to it."""
 
 import argparse
 import importlib.metadata
@@ -7,7 +7,7 @@ import signal
 import xllamacpp
 
 parser = argparse.ArgumentParser()
-package = f"xllamacpp {importlib.metadata.version('xllamacpp')}, which is for any processor"
+package = f"xllamacpp {importlib.metadata.version('xllamacpp')}, not compiled for this processor"
 parser.add_argument("--version", action="version", version=package)
 parser.add_argument("--model", required=True)
 parser.add_argument("--host", required=True)
@@ -24,6 +24,6 @@ params.n_ctx = options.ctx_size
 params.kv_unified = False
 params.cpuparams.n_threads = options.threads
 params.cpuparams_batch.n_threads = options.threads_batch
-# The server runs while this variable exists.
+# The server stops when this object is deleted.
 server = xllamacpp.Server(params)
 signal.pause()

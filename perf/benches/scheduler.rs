@@ -24,7 +24,7 @@ const MAX_TOKENS: u32 = 256;
 /// A choice of a request whose client is still connected.
 struct Choice;
 
-/// The model reuses no prefixes.
+/// Prompt blocks of a model whose runner reuses no prefixes: none.
 static NO_PROMPT: LazyLock<PromptBlocks> = LazyLock::new(PromptBlocks::default);
 
 impl QueuedChoice for Choice {

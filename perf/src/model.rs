@@ -1,5 +1,7 @@
-//! The subcommand `model`: puts Tokenway beside llama.cpp's own server and vLLM, with the same real model. The servers take turns
-//! in every scenario of every round, and only ratios within a round are judged.
+//! The subcommand `model`: compares Tokenway with llama.cpp's own server, and with vLLM, on the same real model.
+//!
+//! In every round, each scenario runs on one server after the other. A target is judged by ratios of figures of the
+//! same round, so that a slower phase of the machine affects both figures.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -35,24 +37,25 @@ use crate::{CommandResult, Verdict};
 
 /// Compare Tokenway with llama.cpp's own server, with the same real model and the same number of threads.
 ///
-/// Each scenario of each round gets a fresh process of each server. Compile both programs for this processor:
-/// `scripts/model_perf.sh` does, and runs this command.
+/// Each server is started again for each scenario of each round. Compile both programs for this processor, as
+/// `scripts/model_perf.sh` does, which then runs this command.
 ///
-/// Exit codes: 0 if every reply was complete, and with --check every target was reached; 1 if not; 2 if the arguments
-/// are wrong.
+/// Exit codes: 0 if every reply was complete, the servers counted the same prompt tokens (to within 1 %), and with
+/// --check every target was reached; 1 if not; 2 if the arguments are wrong.
 #[derive(Args)]
 pub(crate) struct Options {
     /// GGUF file of the model
     #[arg(long, value_name = "FILE", env = "TOKENWAY_MODEL_PATH")]
     model_path: PathBuf,
-    /// Program of llama.cpp's server, which `scripts/llama_server.sh` builds
+    /// Program of llama.cpp's server, such as the one that `scripts/llama_server.sh` builds
     #[arg(long, value_name = "FILE")]
     llama_server: PathBuf,
     /// Program of Tokenway, built with llama.cpp [default: `tokenway` in the directory of this program]
     #[arg(long, value_name = "FILE")]
     tokenway: Option<PathBuf>,
-    /// Script that serves vLLM, such as scripts/vllm.sh after `scripts/vllm.sh install`. vLLM takes a minute to start,
-    /// in each scenario of each round, and gets the weights of the model as float32
+    /// Script that starts vLLM, such as scripts/vllm.sh after `scripts/vllm.sh install`. The script chooses the model:
+    /// scripts/vllm.sh serves the one of scripts/model.sh, with float32 weights. vLLM takes about a minute to start, in
+    /// each scenario of each round
     #[arg(long, value_name = "FILE")]
     vllm: Option<PathBuf>,
     /// Number of rounds
@@ -66,7 +69,7 @@ pub(crate) struct Options {
     threads: u16,
     #[command(flatten)]
     files: ReportFiles,
-    /// Write the chart of the figures that have a target to this file, as SVG
+    /// Write a chart of the figures that have a target to this file, as SVG
     #[arg(long, value_name = "FILE")]
     picture: Option<PathBuf>,
     /// Exit with 1 if a target is missed
@@ -123,7 +126,7 @@ impl Options {
     }
 }
 
-/// Measures all rounds. Returns the results and the faults.
+/// Measures all rounds. Returns the results, and a description of each fault.
 async fn measure(
     options: &Options,
     plans: &[ServerPlan],
@@ -153,7 +156,8 @@ async fn measure(
     Ok((results, faults))
 }
 
-/// Runs a scenario on a fresh process of a server.
+/// Starts a server, runs a scenario on it and stops it. The inner error is a fault of the scenario; the other turns are
+/// still measured.
 async fn run_turn(
     plan: &ServerPlan,
     scenario: Scenario,
@@ -166,6 +170,6 @@ async fn run_turn(
     if let Ok(turn) = &mut turn {
         turn.rss_bytes = server.rss_bytes();
     }
-    server.stop().await.context("cannot end a server")?;
+    server.stop().await.context("cannot stop a server")?;
     Ok(turn)
 }

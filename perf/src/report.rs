@@ -1,5 +1,5 @@
-//! Parts that the reports of `overhead`, `model`, `soak` and `compare` share: the HTML page, its charts, the tables and the
-//! JSON file.
+//! Parts that the reports of `overhead`, `model`, `soak` and `compare` share: the HTML page, its charts, the tables and
+//! the JSON file.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -66,7 +66,7 @@ impl ServerProcess {
     }
 }
 
-/// Returns a port of the loopback interface that no process uses now.
+/// Returns a TCP port of the loopback interface that is free now. Another process may take it before the caller does.
 pub(crate) fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

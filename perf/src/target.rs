@@ -62,7 +62,8 @@ impl TargetResult {
     }
 }
 
-/// A line of a table: the verdict, the name, and the median with the range of the rounds.
+/// Formats the target as a line of a table: the verdict, the name, the median with the range of the rounds, and the
+/// limit.
 impl fmt::Display for TargetResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = if self.pass { "pass" } else { "FAIL" };

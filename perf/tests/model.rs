@@ -1,5 +1,5 @@
-//! `tokenway-perf model` with the test runner in place of real models. Each program under test is a script that starts
-//! the executable `tokenway`, which `cargo nextest run` builds for the whole workspace.
+//! `tokenway-perf model` with the test runner instead of a real model. Each compared server is a script that starts the
+//! executable `tokenway`, which `cargo nextest run` builds for the whole workspace.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 mod support;
 
-/// Programs of servers, and files of a report.
+/// A temporary folder for the programs of servers and the files of a report.
 struct Folder(TempDir);
 
 impl Folder {
@@ -23,7 +23,8 @@ impl Folder {
         path_text(&self.0.path().join(name)).to_owned()
     }
 
-    /// Writes a program that serves the test runner at the port of its arguments, with this time between tokens.
+    /// Writes a script that serves the test runner, with this time between tokens. It listens on the port that its
+    /// arguments name.
     fn add_server(&self, name: &str, interval_ms: u32) -> String {
         let tokenway = Path::new(env!("CARGO_BIN_EXE_tokenway-perf")).with_file_name("tokenway");
         let tokenway = path_text(&tokenway);
@@ -48,7 +49,7 @@ exec {tokenway} serve --runner llm_test --test-runner-frequency-ms {interval_ms}
     fn add_program(&self, name: &str, script: &str) -> String {
         let path = self.path(name);
         fs::write(&path, format!("#!/bin/sh\n{script}")).expect("a file");
-        fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("its owner");
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("the test owns the file");
         path
     }
 }
@@ -82,10 +83,14 @@ fn every_scenario_is_measured_on_every_server() {
     for server in 0..3 {
         let counts = |scenario: usize| &json["cells"][3 * scenario + server]["rounds"][0]["counts"];
         assert_eq!(counts(1)["completion_tokens"], 8 * 128, "{ran}");
-        // 32 conversations of two turns, and five further turns of the last.
+        // 32 conversations of two turns, and five further turns of the last one.
         assert_eq!(counts(4)["requests"], 69, "{ran}");
     }
-    for text in ["theirs 1.0", "32 conversations in turn", "vLLM"] {
+    for text in [
+        "theirs 1.0",
+        "32 conversations, one after the other",
+        "vLLM",
+    ] {
         assert!(ran.out.contains(text), "{ran}");
     }
     let page = fs::read_to_string(&html).expect("a page");

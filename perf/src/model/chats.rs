@@ -1,5 +1,5 @@
-//! The scenarios with chats: one that grows, and many in turn. Each turn sends the whole conversation again, with the
-//! server's own replies, as clients of chats do.
+//! The scenarios with chats: one growing chat, and many conversations one after the other. Each turn sends the whole
+//! conversation again, including the server's own replies, as chat clients do.
 
 use super::client::{Client, Reply};
 use super::completions::ttft_ms;
@@ -8,32 +8,34 @@ use super::turn::{Counts, Figure, Turn, median};
 use crate::fault::Fault;
 use crate::statistics::count_to_f64;
 
-/// Number of turns of the chat that grows.
+/// Number of turns of the growing chat.
 pub(super) const TURNS: usize = 6;
-/// Number of conversations in turn: four for each slot.
+/// Number of conversations, four for each slot.
 pub(super) const CONVERSATIONS: usize = 32;
-/// Number of further turns of the last conversation, each directly after the other.
+/// Number of further turns of the last conversation. Each directly follows the turn before, so its tokens are still in
+/// the slot.
 const HOT_TURNS: usize = 5;
-/// Numbers of words in the first message of the chat that grows, and of each of many conversations.
+/// Number of words in the user's first message: of the growing chat, and of each of the many conversations.
 const LONG_MESSAGE_WORDS: usize = 1_000;
 const MESSAGE_WORDS: usize = 200;
-/// Number of words in each later message of a user.
+/// Number of words in each later message of the user.
 const LATER_MESSAGE_WORDS: usize = 24;
 const SYSTEM_WORDS: usize = 8;
-/// Numbers of tokens of a reply, in the chat that grows and in many conversations.
+/// Number of tokens in a reply: in the growing chat, and in each of the many conversations.
 const LONG_REPLY_TOKENS: u32 = 32;
 const REPLY_TOKENS: u32 = 8;
 
 /// A conversation, and the replies of its turns so far.
 struct Conversation {
-    /// Contents of the system's message, and then of the user's and the model's messages in turn.
+    /// Contents of the system message, and then alternately of a user message and an assistant message.
     messages: Vec<String>,
     reply_tokens: u32,
     replies: Vec<Reply>,
 }
 
 impl Conversation {
-    /// Creates a conversation. The system's message comes first in the prompt, so it is different in each.
+    /// Creates a conversation. Each has another system message, which comes first in the prompt, so that conversations
+    /// share no prefix but the chat template's.
     fn new(prose: &mut Prose, reply_tokens: u32) -> Self {
         Self {
             messages: vec![prose.text(SYSTEM_WORDS)],
@@ -51,7 +53,7 @@ impl Conversation {
     }
 }
 
-/// Measures the time until the first token of each turn of a chat that grows.
+/// Measures the TTFT of each turn of a growing chat.
 pub(super) async fn growing_chat(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
     let mut chat = Conversation::new(prose, LONG_REPLY_TOKENS);
     for turn in 0..TURNS {
@@ -73,8 +75,8 @@ pub(super) async fn growing_chat(client: &Client, prose: &mut Prose) -> Result<T
     Ok(Turn::new(figures, Counts::of_replies(&chat.replies)))
 }
 
-/// Measures the time until the first token of conversations that outnumber the slots. Each second turn follows the
-/// first turns of all other conversations.
+/// Measures the TTFT of conversations that outnumber the slots. Each conversation's second turn comes after the first
+/// turns of all others, which have used its slot in the meantime.
 pub(super) async fn conversations(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
     let new = |_| Conversation::new(prose, REPLY_TOKENS);
     let mut all: Vec<_> = (0..CONVERSATIONS).map(new).collect();

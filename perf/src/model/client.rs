@@ -1,5 +1,5 @@
-//! Sends requests to one server over OpenAI's HTTP API and reads their streams. Every server is asked in the same way:
-//! greedy, and past the end of the text, so that all replies have the same length.
+//! Sends requests to one server over OpenAI's HTTP API and reads their streams. All servers get the same requests, with
+//! temperature 0 and `ignore_eos`, so that all replies have the same length.
 
 use std::iter::once;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::stream::{
     Usage,
 };
 
-/// Time within which a reply must be complete.
+/// Maximum time from the request to the end of its reply.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Client of one server.
@@ -29,19 +29,19 @@ pub(super) struct Reply {
     pub(super) usage: Usage,
     /// Time just before the request was sent, in nanoseconds of CLOCK_MONOTONIC.
     pub(super) sent_ns: u64,
-    /// Times of the reads that returned the tokens with text.
+    /// Time of the read that returned each text. A token without text has no entry.
     pub(super) token_ns: Vec<u64>,
 }
 
 impl Client {
-    /// Requests a completion of a text.
+    /// Requests a completion of a prompt.
     pub(super) async fn complete(&self, prompt: &str, tokens: u32) -> Result<Reply, Fault> {
         self.watch(RequestInput::Text { prompt }, tokens, |_| ())
             .await
     }
 
-    /// Requests the next message of a chat. `messages` are the contents of the system's message, and then of the user's
-    /// and the model's messages in turn.
+    /// Requests the next message of a chat. `messages` are the contents of the system message, and then alternately of
+    /// a user message and an assistant message.
     pub(super) async fn chat(&self, messages: &[String], tokens: u32) -> Result<Reply, Fault> {
         let turns = ["user", "assistant"].into_iter().cycle();
         let roles = once("system").chain(turns);
@@ -55,7 +55,8 @@ impl Client {
         self.watch(input, tokens, |_| ()).await
     }
 
-    /// Requests a completion or a chat's message, and calls `on_token` with the number of tokens after each token.
+    /// Requests a completion or the next message of a chat. Calls `on_token` after each text, with the number of texts
+    /// so far.
     pub(super) async fn watch(
         &self,
         input: RequestInput<'_>,
@@ -89,7 +90,7 @@ impl Client {
         let mut stream = Stream::open(&mut connection, Format::Sse, completion).await?;
         let outcome = stream.read_to_end(|event, received_ns| {
             match event {
-                // Some servers begin a chat with an empty text, before they have computed a token.
+                // Some servers start a chat with an empty text before the first token is computed.
                 Event::Token(token) if !token.text.is_empty() => {
                     reply.text.push_str(&token.text);
                     reply.token_ns.push(received_ns);
@@ -107,14 +108,14 @@ impl Client {
             Ok(())
         });
         outcome.await?.complete(stream.token_count())?;
-        reply.usage = usage.ok_or_else(|| Fault::Malformed("a stream without usage".to_owned()))?;
+        reply.usage = usage.ok_or_else(|| Fault::Malformed("no usage in the stream".to_owned()))?;
         reply.check(completion.max_tokens)?;
         Ok(reply)
     }
 }
 
 impl Reply {
-    /// Checks that no token is lost or made up.
+    /// Checks that the reply has the requested number of tokens.
     fn check(&self, requested: u32) -> Result<(), Fault> {
         let expected = format!("{requested} tokens");
         let counted = self.usage.completion_tokens;
@@ -134,12 +135,12 @@ impl Reply {
         }
     }
 
-    /// Returns the time until the first token.
+    /// Returns the time from the request to the first text.
     pub(super) fn ttft(&self) -> Duration {
         Duration::from_nanos(self.first_ns().saturating_sub(self.sent_ns))
     }
 
-    /// Returns the number of tokens per second after the first token.
+    /// Returns the number of tokens per second, from the first text to the last.
     pub(super) fn decode_rate(&self) -> f64 {
         let last = self.token_ns.last().copied().unwrap_or(self.sent_ns);
         let time = Duration::from_nanos(last.saturating_sub(self.first_ns()));
@@ -147,11 +148,12 @@ impl Reply {
         f64::from(later) / time.as_secs_f64()
     }
 
-    /// Returns the number of prompt tokens per second until the first token.
+    /// Returns the number of prompt tokens per second until the first text.
     pub(super) fn prompt_rate(&self) -> f64 {
         f64::from(self.usage.prompt_tokens) / self.ttft().as_secs_f64()
     }
 
+    /// Returns the time at which the first text arrived.
     pub(super) fn first_ns(&self) -> u64 {
         self.token_ns.first().copied().unwrap_or(self.sent_ns)
     }

@@ -1,5 +1,5 @@
-//! The scenarios with completions of texts: decoding alone and together, a long prompt, and a long prompt among running
-//! streams.
+//! The scenarios with text completions: one stream, eight streams at once, a long prompt, and a long prompt that
+//! arrives among running streams.
 
 use futures_util::future::{try_join, try_join_all};
 use tokio::sync::Semaphore;
@@ -11,9 +11,9 @@ use super::turn::{Counts, Figure, Turn, median};
 use crate::fault::Fault;
 use crate::stream::RequestInput;
 
-/// Number of streams that decode at the same time, which is the number of slots.
+/// Number of streams that decode at the same time. It is also the number of slots of each server.
 pub(super) const STREAMS: u32 = 8;
-/// Number of streams among which a long prompt arrives. The prompt gets the last slot.
+/// Number of streams that run when a long prompt arrives. The prompt gets the last free slot.
 pub(super) const RUNNING_STREAMS: u32 = 7;
 /// Number of streams that decode alone, one after the other.
 const LONE_STREAMS: u32 = 3;
@@ -21,16 +21,17 @@ const LONE_STREAMS: u32 = 3;
 const SHORT_PROMPT_WORDS: usize = 16;
 /// Number of words in a long prompt, which has about 1,350 tokens.
 const LONG_PROMPT_WORDS: usize = 1_245;
-/// Number of tokens of a stream that decodes alone, of each of eight, and of each that runs while a prompt arrives.
+/// Number of tokens of a stream: of one that decodes alone, of each of the eight, and of each among which a long prompt
+/// arrives.
 const LONE_TOKENS: u32 = 256;
 const SHARED_TOKENS: u32 = 128;
 const RUNNING_TOKENS: u32 = 256;
-/// Number of tokens of each running stream after which the long prompt is sent.
+/// Number of tokens that each running stream has received when the long prompt is sent.
 const TOKENS_BEFORE_PROMPT: usize = 8;
 /// Number of tokens that follow a long prompt.
 const TOKENS_AFTER_PROMPT: u32 = 8;
 
-/// Measures the rate at which a stream decodes alone.
+/// Measures the decode rate of a stream that runs alone.
 pub(super) async fn decode_alone(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
     let mut replies = Vec::new();
     for _ in 0..LONE_STREAMS {
@@ -42,7 +43,7 @@ pub(super) async fn decode_alone(client: &Client, prose: &mut Prose) -> Result<T
     Ok(Turn::new(figures, Counts::of_replies(&replies)))
 }
 
-/// Measures the rate at which streams decode together.
+/// Measures the decode rate of all streams together.
 pub(super) async fn decode_together(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
     let prompts: Vec<_> = (0..STREAMS)
         .map(|_| prose.text(SHORT_PROMPT_WORDS))
@@ -56,7 +57,7 @@ pub(super) async fn decode_together(client: &Client, prose: &mut Prose) -> Resul
     Ok(Turn::new(figures, Counts::of_replies(&replies)))
 }
 
-/// Measures the time until the first token of a long prompt.
+/// Measures the TTFT of a long prompt.
 pub(super) async fn long_prompt(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
     let reply = client
         .complete(&prose.text(LONG_PROMPT_WORDS), TOKENS_AFTER_PROMPT)
@@ -87,7 +88,8 @@ pub(super) async fn prompt_among_streams(
         client.watch(RequestInput::Text { prompt }, RUNNING_TOKENS, on_token)
     });
     let among = async {
-        // The semaphore is never closed. If a stream fails before it has these tokens, `try_join` stops waiting.
+        // The result is ignored, because the semaphore is never closed. If a stream fails before it has these tokens,
+        // `try_join` stops waiting.
         drop(running.acquire_many(RUNNING_STREAMS).await);
         client.complete(&long_prompt, TOKENS_AFTER_PROMPT).await
     };

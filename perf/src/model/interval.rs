@@ -1,4 +1,4 @@
-//! Tokens of running streams within an interval of time.
+//! Inter-token latency and rate of running streams within an interval of time.
 
 use crate::statistics::count_to_f64;
 
@@ -10,8 +10,9 @@ pub(super) struct Interval {
 }
 
 impl Interval {
-    /// Returns the 99th percentile of the times between two tokens of a stream that overlap the interval, in
-    /// milliseconds. It is the value at rank ⌈99·n/100⌉ of n in ascending order, and 0 if there are none.
+    /// Returns the 99th percentile, in milliseconds, of the inter-token latencies that overlap the interval. A latency
+    /// that only partly overlaps it counts in full. The percentile is the value at rank ⌈99·n/100⌉ of n values in
+    /// ascending order, or 0 if there are none.
     pub(super) fn gap_p99_ms<'a>(self, streams: impl Iterator<Item = &'a [u64]>) -> f64 {
         let gaps = streams.flat_map(|token_ns| token_ns.windows(2));
         let gaps = gaps.map(|gap| (gap[0], gap[1]));
@@ -47,7 +48,7 @@ mod tests {
         assert_eq!(p99(&[1_000_000, 12_000_000, 13_000_000]), 11.0);
         assert_eq!(p99(&[19_000_000, 39_000_000]), 20.0);
         assert_eq!(p99(&[1_000_000, 99_000_000]), 98.0);
-        // Pauses that only touch the interval, or lie outside of it.
+        // A pause that ends where the interval starts, and one that starts where it ends.
         assert_eq!(p99(&[1_000_000, 10_000_000]), 0.0);
         assert_eq!(p99(&[20_000_000, 90_000_000]), 0.0);
     }

@@ -1,4 +1,4 @@
-//! The picture of a run, and the values that its HTML template shows.
+//! The chart of a run, and the values that its HTML template shows.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +30,7 @@ pub(super) fn page_values(report: &Report) -> Value {
     })
 }
 
-/// Draws the figures that have a target, with a bar for each server.
+/// Draws a panel for each figure that has a target, with a bar for each server.
 pub(super) fn draw_picture(results: &Results) -> String {
     let figures: Vec<_> = targets::figures()
         .map(|(scenario, figure)| {
@@ -66,7 +66,7 @@ fn bars(results: &Results, scenario: Scenario, figure: Figure) -> Vec<Bar<'stati
             spread: cell.spread(figure)?,
         })
     });
-    // The first bar is drawn at the bottom.
+    // The chart draws the first bar at the bottom. The first server should be at the top.
     let mut bars: Vec<_> = bars.collect();
     bars.reverse();
     bars

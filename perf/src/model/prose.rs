@@ -1,12 +1,13 @@
-//! Texts of prompts: sentences of common words, which are drawn by chance but are the same for every server.
+//! Texts of prompts: sentences of random common words. The same seed gives the same texts, so all servers get the same
+//! prompts.
 //!
-//! Texts of one drawing begin with different words, so that no server can reuse a computed prompt by accident.
+//! The first 64 texts of a seed begin with different words, so that no server reuses a computed prompt by accident.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 
-/// Words that most vocabularies have as one token.
+/// Words that are one token in most vocabularies.
 const WORDS: [&str; 64] = [
     "river", "stone", "winter", "garden", "letter", "window", "market", "island", "summer",
     "bridge", "forest", "music", "paper", "silver", "engine", "village", "doctor", "captain",
@@ -19,7 +20,7 @@ const WORDS: [&str; 64] = [
 /// Number of words in a sentence.
 const SENTENCE_WORDS: usize = 12;
 
-/// Source of the texts of one scenario in one round.
+/// Generator of the texts of one scenario in one round.
 pub(super) struct Prose {
     random: StdRng,
     /// Words with which no text has begun yet.
@@ -34,7 +35,7 @@ impl Prose {
         Self { random, openings }
     }
 
-    /// Returns a text of this many words. At most 64 texts begin with different words.
+    /// Returns a text of this many words.
     pub(super) fn text(&mut self, words: usize) -> String {
         let mut text = String::new();
         for at in 0..words {

@@ -21,9 +21,9 @@ pub(super) struct Report {
     pub(super) results: Results,
     /// Targets whose figures the run has measured.
     pub(super) targets: Vec<TargetResult>,
-    /// Small differences between the servers' counts of prompt tokens.
+    /// Differences between the servers' counts of prompt tokens that are small enough to compare the servers.
     pub(super) notes: Vec<String>,
-    /// Requests that failed, lost tokens, and prompts that cannot be compared.
+    /// Failed requests, replies with a wrong number of tokens, and prompts whose token counts differ too much.
     pub(super) faults: Vec<String>,
 }
 
@@ -47,7 +47,7 @@ struct ServerVersion {
 }
 
 impl Settings {
-    /// Asks the programs of the servers for their versions.
+    /// Collects the settings. Runs each server's program to get its version.
     pub(super) async fn of_servers(plans: &[ServerPlan], rounds: u32) -> anyhow::Result<Self> {
         let mut servers = Vec::new();
         for plan in plans {
@@ -69,7 +69,7 @@ impl Settings {
         })
     }
 
-    /// Returns the lines that describe the run above its tables.
+    /// Returns the lines above the tables that describe the run.
     pub(super) fn describe(&self) -> Vec<String> {
         let Self {
             model,
@@ -81,7 +81,7 @@ impl Settings {
         } = self;
         let rounds = match rounds {
             1 => "1 round".to_owned(),
-            rounds => format!("{rounds} rounds, in which the servers took turns"),
+            rounds => format!("{rounds} rounds on each server"),
         };
         let first =
             format!("{model}; threads: {threads}; slots: {slots} of {context} tokens; {rounds}");

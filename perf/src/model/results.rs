@@ -24,19 +24,20 @@ pub(super) struct Results {
     pub(super) cells: Vec<Cell>,
 }
 
-/// Maximum relative difference between the servers' counts of prompt tokens. A chat contains the server's own replies,
-/// and the servers may round differently, so a reply may differ.
+/// Maximum relative difference between the servers' counts of prompt tokens. The counts may differ a little, because
+/// the prompt of a chat contains the server's own replies, and servers that round differently may choose different
+/// tokens.
 const MAX_PROMPT_DIFFERENCE: f64 = 0.01;
 
-/// A difference between two servers' counts of the prompt tokens of a scenario.
+/// A difference between two servers' counts of prompt tokens, in one round of a scenario.
 pub(super) struct PromptDifference {
     pub(super) text: String,
-    /// True if it is so large that the servers cannot be compared.
+    /// True if the difference is so large that the servers cannot be compared.
     pub(super) is_large: bool,
 }
 
 impl Cell {
-    /// Returns the values of a figure by round.
+    /// Returns the value of a figure in each round. `None` for a round that failed.
     fn values(&self, figure: Figure) -> Vec<Option<f64>> {
         let value = |turn: &Option<Turn>| turn.as_ref()?.figures.get(&figure).copied();
         self.rounds.iter().map(value).collect()
@@ -57,7 +58,7 @@ impl Cell {
         Spread::from_values(values?)
     }
 
-    /// Returns the sums over all rounds.
+    /// Returns the sums of the counts over all rounds.
     pub(super) fn counts(&self) -> Counts {
         self.rounds.iter().flatten().map(|turn| turn.counts).sum()
     }
@@ -91,7 +92,7 @@ impl Results {
             .filter(move |cell| cell.scenario == scenario)
     }
 
-    /// Returns the spread of the ratio of two figures within each round. `None` if a round failed.
+    /// Divides a figure by another one, round by round, and returns the spread of the ratios. `None` if a round failed.
     pub(super) fn ratio(
         &self,
         scenario: Scenario,
@@ -110,7 +111,8 @@ impl Results {
         all.into_iter()
     }
 
-    /// Compares the servers' counts of prompt tokens with those of the first server, round by round.
+    /// Compares the prompt tokens that each server counted with those that the first server counted, round by round.
+    /// Returns the differences.
     pub(super) fn prompt_differences(&self) -> Vec<PromptDifference> {
         let mut differences = Vec::new();
         for scenario in self.scenarios() {
@@ -126,7 +128,7 @@ impl Results {
                     };
                     let (own, theirs) = (own.counts.prompt_tokens, theirs.counts.prompt_tokens);
                     let text = format!(
-                        "{}, round {round}: the prompts had {own} tokens for {}, and {theirs} for {}",
+                        "{}, round {round}: {} counted {own} prompt tokens, but {} counted {theirs}",
                         scenario.title(), first.server.title(), other.server.title()
                     );
                     let difference = count_to_f64(own.abs_diff(theirs)) / count_to_f64(own);
@@ -144,7 +146,7 @@ impl Results {
 mod tests {
     use super::*;
 
-    /// Adds a turn of the long prompt with this rate and number of prompt tokens.
+    /// Adds a turn of the scenario `LongPrompt`.
     fn add(results: &mut Results, server: ServerKind, rate: f64, prompt_tokens: u64) {
         let counts = Counts {
             prompt_tokens,
@@ -197,7 +199,7 @@ mod tests {
             found.map(|it| (it.text, it.is_large)).collect::<Vec<_>>()
         };
         assert_eq!(differences(1_350, 1_350), []);
-        let text = "a long prompt, round 1: the prompts had 1350 tokens for Tokenway, and 1351 for llama.cpp's server";
+        let text = "a long prompt, round 1: Tokenway counted 1350 prompt tokens, but llama.cpp's server counted 1351";
         assert_eq!(differences(1_350, 1_351), [(text.to_owned(), false)]);
         assert!(differences(1_350, 1_300)[0].1);
     }

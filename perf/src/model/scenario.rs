@@ -1,4 +1,4 @@
-//! The scenarios: loads that clients of a real model make, and the figures that each of them measures.
+//! The scenarios: typical loads on a server with a real model, and the figures that each of them measures.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -20,9 +20,9 @@ pub(super) enum Scenario {
     DecodeEight,
     /// One long prompt
     LongPrompt,
-    /// One chat of six turns, whose first message is long
+    /// One growing chat of six turns, whose first message is long
     GrowingChat,
-    /// 32 conversations, asked one after the other, twice
+    /// 32 conversations: the first turn of each, one after the other, then the second turn of each
     Conversations,
     /// A long prompt that arrives while seven streams run
     PromptAmongStreams,
@@ -34,8 +34,11 @@ impl Scenario {
             Self::DecodeOne => "decoding, 1 stream".to_owned(),
             Self::DecodeEight => format!("decoding, {} streams", completions::STREAMS),
             Self::LongPrompt => "a long prompt".to_owned(),
-            Self::GrowingChat => format!("a chat that grows, {} turns", chats::TURNS),
-            Self::Conversations => format!("{} conversations in turn", chats::CONVERSATIONS),
+            Self::GrowingChat => format!("a growing chat, {} turns", chats::TURNS),
+            Self::Conversations => format!(
+                "{} conversations, one after the other",
+                chats::CONVERSATIONS
+            ),
             Self::PromptAmongStreams => {
                 format!(
                     "a long prompt among {} running streams",
@@ -63,14 +66,14 @@ impl Scenario {
         }
     }
 
-    /// Returns the texts of the scenario's prompts in a round, which are the same for every server.
+    /// Returns the generator of the scenario's prompts in a round. Every server gets the same prompts.
     fn prose(self, round: u32) -> Prose {
         let position = Self::value_variants().iter().position(|one| *one == self);
         let position = u64::try_from(position.unwrap_or(0)).unwrap_or(0);
         Prose::from_seed(u64::from(round) << 32 | position)
     }
 
-    /// Puts the load on a server.
+    /// Puts the load on a server and measures it.
     pub(super) async fn run(self, client: &Client, round: u32) -> Result<Turn, Fault> {
         let prose = &mut self.prose(round);
         match self {

@@ -1,5 +1,5 @@
-//! The compared servers: how each program is started, with the same model, slots, context and threads. Each scenario
-//! of each round gets a fresh process, so that nothing is reused between scenarios.
+//! The compared servers, each in a process with the same model, slots, context and threads. Each scenario of each round
+//! starts a new process, so that a server reuses nothing between scenarios.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -22,16 +22,16 @@ use crate::fault::Fault;
 use crate::process::{ResourceUsage, child_ids};
 use crate::server::free_port;
 
-/// Maximum number of tokens of one sequence. It is Tokenway's default for the model.
+/// Maximum number of tokens in one slot. It is Tokenway's default for the model.
 pub(super) const CONTEXT: u32 = 2_048;
-/// Time within which a server must answer its first request, and time between two tries.
+/// Maximum time from the start of a server to its first reply, and the time between two tries.
 const START_TIMEOUT: Duration = Duration::from_secs(300);
 const START_POLL: Duration = Duration::from_millis(100);
-/// Request that warms a server up. Its prompt is the start of no other.
+/// Request that warms a server up. No other prompt begins like this one, so a scenario cannot reuse it.
 const WARM_UP_PROMPT: &str =
     "0123456789. The server is warm after these words, and its model is in memory.";
 const WARM_UP_TOKENS: u32 = 16;
-/// Number of lines of a server's log that an error shows.
+/// Number of lines from the end of a server's log that an error shows.
 const LOG_LINES: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -42,7 +42,7 @@ pub(super) enum ServerKind {
     Vllm,
 }
 
-/// Program of a server, and the settings that all servers share.
+/// Program of a server, and the settings with which it is started.
 #[derive(Clone, Debug)]
 pub(super) struct ServerPlan {
     pub(super) kind: ServerKind,
@@ -51,7 +51,7 @@ pub(super) struct ServerPlan {
     pub(super) threads: u16,
 }
 
-/// A server in its own process, which ends when this is dropped.
+/// A server in its own process. Dropping this kills the process and its children.
 pub(super) struct RunningServer {
     pub(super) client: Client,
     child: Child,
@@ -68,7 +68,7 @@ impl ServerKind {
 }
 
 impl ServerPlan {
-    /// Starts the server, and waits until it has answered a request.
+    /// Starts the server and waits until it has completed a request.
     pub(super) async fn start(&self) -> anyhow::Result<RunningServer> {
         let port = free_port()?;
         let mut log = tempfile()?;
@@ -94,7 +94,7 @@ impl ServerPlan {
             }
             ensure!(
                 is_of_start(&fault) && Instant::now() < end,
-                "{} does not answer its first request: {fault}\n{}",
+                "{} did not complete its first request: {fault}\n{}",
                 program.display(),
                 lines()?
             );
@@ -102,7 +102,7 @@ impl ServerPlan {
         }
     }
 
-    /// Returns the first line that the program prints about its version.
+    /// Runs the program to get its version. Returns the first line of its output that contains a digit.
     pub(super) async fn version(&self) -> anyhow::Result<String> {
         let program = &self.program;
         let argument = match self.kind {
@@ -123,13 +123,13 @@ impl ServerPlan {
 
     fn command(&self, port: u16, log: &File) -> anyhow::Result<Command> {
         let mut command = Command::new(&self.program);
-        // The environment must not change a server's settings.
+        // Variables of this process must not change a server's settings.
         for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
             command.env_remove(name);
         }
         command
             .args(self.arguments(port))
-            // The number of threads of vLLM, which has no flag for it.
+            // vLLM has no flag for the number of threads.
             .env("OMP_NUM_THREADS", self.threads.to_string())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -153,8 +153,8 @@ impl ServerPlan {
                 ),
                 Some(model_path),
             ),
-            // The whole context is divided evenly among the slots. Its other settings are its defaults: prompts are
-            // cached, also those of slots that were given to another conversation.
+            // llama.cpp's server divides `--ctx-size` evenly among the slots. All other settings are its defaults. So
+            // it caches prompts, also those that had to leave their slot.
             ServerKind::LlamaCpp => (
                 format!(
                     "--host 127.0.0.1 --port {port} --parallel {STREAMS} --ctx-size {} --threads {threads} \
@@ -163,7 +163,8 @@ impl ServerPlan {
                 ),
                 Some(model_path),
             ),
-            // The script knows the model, which it has converted, and the context. The number of threads is a variable.
+            // The script chooses the model, which it has converted, and the context length. The number of threads is in
+            // the environment.
             ServerKind::Vllm => (
                 format!(
                     "serve --port {port} --max-num-seqs {STREAMS} --enable-prompt-tokens-details"
@@ -179,23 +180,23 @@ impl ServerPlan {
 }
 
 impl RunningServer {
-    /// Returns the resident memory of the server's processes.
+    /// Returns the resident memory of the server's process and its children. `None` if the process has ended.
     pub(super) fn rss_bytes(&self) -> Option<u64> {
         let usage = ResourceUsage::of_process(self.child.id()?);
         Some(usage.ok()?.rss_bytes)
     }
 
-    /// Ends the server's processes, so that they take no processor time from the next server.
+    /// Kills the server's processes and waits for their end, so that they take no CPU time from the next server.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         self.kill_children();
         Ok(self.child.kill().await?)
     }
 
-    /// Ends the processes that the server has started. vLLM computes in one.
+    /// Kills the processes that the server has started. vLLM computes in a child process.
     fn kill_children(&self) {
         let children = self.child.id().map(descendants).unwrap_or_default();
         for id in children {
-            // A child may have ended by now.
+            // The signal fails if the child has ended in the meantime, which is fine.
             if let Some(id) = i32::try_from(id).ok().and_then(Pid::from_raw) {
                 let _ = kill_process(id, Signal::KILL);
             }
@@ -209,7 +210,7 @@ impl Drop for RunningServer {
     }
 }
 
-/// Returns the ids of the children of a process, and of their children.
+/// Returns the ids of all descendants of a process.
 fn descendants(id: u32) -> Vec<u32> {
     let children = child_ids(id).unwrap_or_default();
     let later: Vec<_> = children.iter().copied().flat_map(descendants).collect();
@@ -224,7 +225,7 @@ fn is_setting(name: &OsStr) -> bool {
         .any(|prefix| name.starts_with(prefix))
 }
 
-/// Returns true for the fault of a server that is still loading its model.
+/// Returns true if a server that is still loading its model causes this fault.
 fn is_of_start(fault: &Fault) -> bool {
     matches!(fault, Fault::Connect { .. })
         || matches!(fault, Fault::Refused(why) if why.starts_with("503"))
@@ -239,7 +240,7 @@ fn last_lines(log: &mut File) -> anyhow::Result<String> {
     Ok(lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
 }
 
-/// Returns the path of Tokenway in the directory of this program.
+/// Returns the path of the program `tokenway` in the directory of this program.
 pub(super) fn own_tokenway() -> anyhow::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name("tokenway"))
 }

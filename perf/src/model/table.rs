@@ -1,4 +1,5 @@
-//! Prints a run: one table for each scenario with a row for each figure and a column for each server, and the targets.
+//! Prints the results of a run: one table for each scenario, with a row for each figure and a column for each server,
+//! and then the targets.
 
 use std::io::{self, Write};
 
@@ -8,7 +9,7 @@ use super::scenario::Scenario;
 use crate::report::format_row;
 use crate::statistics::{Spread, count_to_f64};
 
-/// Width of the column of a server, in characters.
+/// Width of each server's column, in characters.
 const COLUMN_WIDTH: usize = 26;
 
 pub(super) fn write_report(report: &Report, out: &mut dyn Write) -> io::Result<()> {
@@ -61,7 +62,7 @@ fn scenario_table(results: &Results, scenario: Scenario) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Formats the median and the range of the rounds.
+/// Formats the median, and the range if the rounds differ. An unknown value is a dash.
 fn format_spread(spread: Option<Spread>) -> String {
     let Some(Spread {
         median,

@@ -1,4 +1,5 @@
-//! The targets of Tokenway, most of them in units of llama.cpp's server, and a verdict on each.
+//! The targets of a run: limits on figures of Tokenway relative to llama.cpp's server or to other figures of Tokenway,
+//! and a verdict on each.
 
 use super::results::Results;
 use super::scenario::Scenario;
@@ -6,7 +7,8 @@ use super::servers::ServerKind;
 use super::turn::Figure;
 use crate::target::{Bound, TargetResult};
 
-/// Maximum ratio of a time to that of llama.cpp's server if both must be equal: a tenth is noise.
+/// Maximum ratio of Tokenway's time to that of llama.cpp's server where Tokenway must be as fast. A difference of a
+/// tenth is noise.
 const AS_FAST: f64 = 1.1;
 
 /// Definition of a target: the ratio of a figure of Tokenway to another figure of the same scenario, and its limit.
@@ -61,7 +63,7 @@ fn target_specs() -> Vec<TargetSpec> {
             0.95,
         ),
         spec(
-            "chat that grows: TTFT of turns 2 to 6",
+            "growing chat: TTFT of turns 2 to 6",
             (GrowingChat, LaterTurnsTtft),
             LlamaCpp,
             AS_FAST,
@@ -72,7 +74,7 @@ fn target_specs() -> Vec<TargetSpec> {
             Own(HotTurnTtft),
             2.0,
         ),
-        // Without this, the target above would be reached by a server that reuses nothing.
+        // Without this target, a server that reuses nothing would reach the one above.
         spec(
             "32 conversations: TTFT of a hot turn",
             (Conversations, HotTurnTtft),
@@ -86,7 +88,7 @@ fn target_specs() -> Vec<TargetSpec> {
             0.15,
         ),
         spec(
-            "prompt among 7 streams: its TTFT",
+            "prompt among 7 streams: TTFT of the prompt",
             among(PromptTtft),
             LlamaCpp,
             AS_FAST,
@@ -135,7 +137,7 @@ mod tests {
         results.add(scenario, server, Some(turn));
     }
 
-    /// Returns the value and the verdict of each target.
+    /// Returns the value of each judged target, and true if the target is reached.
     fn judge(results: &Results) -> Vec<(f64, bool)> {
         let targets = judge_targets(results).into_iter();
         targets.map(|target| (target.value, target.pass)).collect()

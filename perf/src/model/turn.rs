@@ -1,4 +1,5 @@
-//! The result of a turn, which is one round of one scenario on one server: its figures, and the server's own counts.
+//! The result of a turn, which is one round of one scenario on one server: the figures, and the tokens that the server
+//! counted.
 
 use std::collections::BTreeMap;
 use std::iter::Sum;
@@ -8,7 +9,7 @@ use serde::Serialize;
 use super::client::Reply;
 use crate::statistics::Spread;
 
-/// A value that a scenario measures.
+/// A quantity that a scenario measures. In the names, the turns are those of a chat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Figure {
@@ -32,15 +33,15 @@ pub(super) struct Turn {
     pub(super) rss_bytes: Option<u64>,
 }
 
-/// Sums over the requests of a turn, from the server's own counts.
+/// Sums over the requests of a turn. The numbers of tokens are the server's own counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Counts {
     pub(super) requests: u64,
     pub(super) prompt_tokens: u64,
-    /// Prompt tokens that the server did not compute again. `None` if it does not report them.
+    /// Number of prompt tokens that the server reused from earlier requests. `None` if it does not report them.
     pub(super) cached_tokens: Option<u64>,
     pub(super) completion_tokens: u64,
-    /// Number of texts that arrived. A token that ends within a character has no text of its own.
+    /// Number of texts that arrived. A token that ends in the middle of a character has no text of its own.
     pub(super) texts: u64,
 }
 
@@ -63,32 +64,34 @@ impl Figure {
         if self.is_rate() { "tokens/s" } else { "ms" }
     }
 
-    /// Returns what the figure is, exactly.
+    /// Returns the exact definition, for the HTML page.
     pub(super) fn definition(self) -> &'static str {
         match self {
             Self::DecodeRate => {
-                "(tokens − 1) / (last token − first token); of eight streams the sum, of streams one after the other the median"
+                "(tokens − 1) / (time of the last token − time of the first token); the sum over streams that run at \
+                 the same time, the median over streams that run one after the other"
             }
-            Self::PromptRate => "tokens of the prompt / TTFT",
-            Self::PromptTtft => "from the request with the long prompt to its first token",
+            Self::PromptRate => "prompt tokens / TTFT",
+            Self::PromptTtft => "time from the request with the long prompt to its first token",
             Self::FirstTurnTtft => {
                 "TTFT of a conversation's first turn; the median over the conversations"
             }
             Self::SecondTurnTtft => {
-                "TTFT of a conversation's second turn, which follows the first turns of all others; the median over the \
-                 conversations"
+                "TTFT of a conversation's second turn, which comes after the first turns of all others; the median \
+                 over the conversations"
             }
-            Self::LaterTurnsTtft => "mean TTFT of all turns but the first",
+            Self::LaterTurnsTtft => "mean TTFT of all turns after the first",
             Self::HotTurnTtft => {
-                "TTFT of the third to the seventh turn of the conversation that was asked last, one directly after the \
-                 other; the median"
+                "TTFT of turns 3 to 7 of the last conversation, each of which directly follows the turn before; the \
+                 median"
             }
             Self::RunningGapP99 => {
-                "99th percentile of the inter-token latencies of the running streams that overlap the time from the \
-                 request with the long prompt to its first token"
+                "99th percentile of the running streams' inter-token latencies that overlap the time from the request \
+                 with the long prompt to its first token"
             }
             Self::RunningRate => {
-                "tokens per second of the running streams together, from the request with the long prompt to its first token"
+                "tokens per second of all running streams together, from the request with the long prompt to its \
+                 first token"
             }
         }
     }
@@ -149,7 +152,7 @@ impl Sum for Counts {
     }
 }
 
-/// Returns the median of some values. It is not a number if there are none.
+/// Returns the median of the values, or NaN if there are none.
 pub(super) fn median(values: Vec<f64>) -> f64 {
     Spread::from_values(values).map_or(f64::NAN, |spread| spread.median)
 }

@@ -8,7 +8,7 @@ use crate::statistics::{Spread, percentile_us};
 
 /// Width and height of a chart, in pixels.
 const CHART_SIZE: (u32, u32) = (860, 420);
-/// Number of panels side by side, and the height of each in pixels.
+/// Number of panels in a row, and the height of each panel in pixels.
 const PANEL_COLUMNS: usize = 2;
 const PANEL_HEIGHT: u32 = 170;
 /// Colors that most people with a color vision deficiency can distinguish.
@@ -42,10 +42,10 @@ pub(crate) struct Bar<'a> {
     pub(crate) spread: Spread,
 }
 
-/// A small chart of bars, beside others.
+/// A small bar chart. Several are drawn side by side.
 pub(crate) struct Panel<'a> {
     pub(crate) title: &'a str,
-    /// Unit of the bars.
+    /// Unit of the values, which labels the horizontal axis.
     pub(crate) unit: &'a str,
     pub(crate) bars: Vec<Bar<'a>>,
 }
@@ -134,7 +134,7 @@ impl Bar<'_> {
 }
 
 impl Panel<'_> {
-    /// Draws panels side by side, in rows of two. Returns an empty string if there are no panels.
+    /// Draws panels in rows of two. Returns an empty string if there are no panels.
     pub(crate) fn draw_svg(panels: &[Panel<'_>]) -> String {
         let rows = panels.len().div_ceil(PANEL_COLUMNS);
         if rows == 0 {
@@ -157,6 +157,7 @@ impl Panel<'_> {
     }
 }
 
+/// Draws bars, one below the other. `name` labels the horizontal axis.
 fn draw_bars(
     chart: &mut ChartBuilder<'_, '_, SVGBackend<'_>>,
     bars: &[Bar<'_>],

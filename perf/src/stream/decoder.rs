@@ -25,9 +25,9 @@ pub(crate) enum Event<'a> {
     /// The end of the stream itself: `[DONE]`, or the summary.
     EndOfStream,
     Error(Failure),
-    /// The counts of tokens at the end of a stream.
+    /// The numbers of tokens, as the server counted them, at the end of a stream.
     Usage(Usage),
-    /// A record that is not a token, such as the role of a chat's message.
+    /// Any other record, such as the role of a chat message.
     Other,
 }
 
@@ -176,7 +176,7 @@ impl CompletionState {
         // A chat ends with a delta that has no content. Some servers also leave out the empty text at the end.
         let no_text = || finish_reason.as_ref().map(|_| Cow::default());
         let text = match choice.delta {
-            // llama.cpp's server sends the role before the first text.
+            // llama.cpp's server starts a chat with a delta that has only the role.
             Some(delta) if delta.is_role_only() && finish_reason.is_none() => {
                 return take(Event::Other);
             }
@@ -200,7 +200,7 @@ impl CompletionState {
         if finish_reason.is_some() {
             self.emit_event(Event::FinishReason, take)?;
         }
-        // llama.cpp's server counts the tokens of a text in the record with the finish reason.
+        // In a text completion, llama.cpp's server sends the usage in the record with the finish reason.
         parsed
             .usage
             .map_or(Ok(()), |usage| take(Event::Usage(usage)))

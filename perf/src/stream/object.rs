@@ -1,4 +1,4 @@
-//! JSON objects of a completion's stream: only the fields that a client needs.
+//! The JSON objects in a completion's stream, with only the fields that this program reads.
 
 use std::borrow::Cow;
 
@@ -26,7 +26,7 @@ pub(super) struct Choice<'a> {
     pub(super) finish_reason: Option<IgnoredAny>,
 }
 
-/// New part of a chat's message.
+/// The new part of a chat message.
 #[derive(Deserialize)]
 pub(super) struct Delta<'a> {
     role: Option<IgnoredAny>,
@@ -34,8 +34,8 @@ pub(super) struct Delta<'a> {
     pub(super) content: Option<Cow<'a, str>>,
 }
 
-/// Resumptions of a completion by a gateway, from the timings at the end of its stream. llama.cpp's server sends
-/// timings of another kind, which have none of these fields.
+/// Timings at the end of a stream, from which only a gateway's resumptions are read. llama.cpp's server also sends an
+/// object `timings`, but with none of these fields, so each has a default.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Timings {
     #[serde(default)]
@@ -44,7 +44,7 @@ pub(crate) struct Timings {
     pub(crate) resumption_method: Option<String>,
 }
 
-/// Numbers of tokens of a request, as the server counts them.
+/// The numbers of tokens that the server counted for a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub(crate) struct Usage {
     pub(crate) prompt_tokens: u32,
@@ -65,8 +65,8 @@ impl Delta<'_> {
 }
 
 impl Usage {
-    /// Returns the number of prompt tokens that the server did not compute, because it had computed them for an earlier
-    /// request. `None` if the server does not report it.
+    /// Returns the number of prompt tokens that the server reused from earlier requests. `None` if the server does not
+    /// report it.
     pub(crate) fn cached_tokens(&self) -> Option<u32> {
         self.prompt_tokens_details?.cached_tokens
     }
@@ -77,7 +77,7 @@ mod tests {
     use super::super::{Decoder, Event};
     use super::*;
 
-    /// Decodes server-sent events. Returns the texts, and the counts of tokens.
+    /// Decodes server-sent events. Returns the texts and the usage.
     fn decode(objects: &[&str]) -> (Vec<String>, Option<Usage>) {
         let (mut decoder, mut texts, mut usage) = (Decoder::of_http(), Vec::new(), None);
         let body: String = objects

@@ -23,7 +23,7 @@ pub(crate) struct CompletionRequest<'a> {
     pub(crate) seed: Option<i64>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) ignore_eos: bool,
-    /// Sampling temperature. At 0 the most probable token is chosen.
+    /// Sampling temperature. 0 always chooses the most probable token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) temperature: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,12 +45,12 @@ pub(crate) struct ChatMessage<'a> {
     pub(crate) content: &'a str,
 }
 
-/// Asks for timestamps of the tokens, or for timings or the counts of tokens at the end of the stream.
+/// Requests the timestamps of tokens, or the timings or the usage at the end of the stream.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(
     clippy::enum_variant_names,
-    reason = "the API's own names, which have this prefix"
+    reason = "the names of the API's fields have this prefix"
 )]
 pub(crate) enum StreamOptions {
     IncludeStamps(bool),
