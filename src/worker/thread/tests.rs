@@ -7,10 +7,11 @@ use std::sync::{Mutex, mpsc as std_mpsc};
 use super::*;
 use crate::request::{ChatMessage, TokenId};
 use crate::runner::{
-    BosPolicy, LoadError, Model, ModelError, ModelFacts, Resumption, Sequence, SequenceStart, Slot,
-    SlotCredit, TokenBytes,
+    BosPolicy, LoadError, Model, ModelError, ModelFacts, NextStep, Resumption, Runner, Sequence,
+    SequenceStart, Slot, SlotCredit, Step, StepError, TokenBytes,
 };
-use crate::worker::token_channel::Output;
+use crate::worker::token_channel::{Failure, Output};
+use crate::worker::{Assignment, WorkerId};
 
 /// `max_tokens` of each sequence.
 const MAX_TOKENS: u32 = 7;
@@ -238,6 +239,74 @@ impl Runner for CountedLoader {
 
     fn step(&mut self, _step: &mut Step<'_>) -> Result<(), StepError> {
         Ok(())
+    }
+}
+
+/// A runner that chooses a slot that is not free, or panics if it has none to choose.
+#[derive(Clone)]
+struct BadChoice(Option<Slot>);
+
+impl Loader for BadChoice {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
+        let (recorder, _) = mpsc::channel(1);
+        let loaded = RecordingDevice(recorder).load(slots, progress)?;
+        let runner = Box::new(self.clone());
+        Ok(LoadedModel { runner, ..loaded })
+    }
+
+    fn name(&self) -> &'static str {
+        "bad choice"
+    }
+}
+
+impl Runner for BadChoice {
+    fn choose_slot(&self, _sequence: &Sequence, _free: &[Slot]) -> Slot {
+        self.0.expect("a bug")
+    }
+
+    fn admit(&mut self, slot: Slot, _sequence: Sequence) -> Result<SequenceStart, ModelError> {
+        panic!("slot {} is not free", slot.0)
+    }
+
+    fn release(&mut self, _slot: Slot) {}
+
+    fn next_step(&mut self, _credit: &dyn SlotCredit) -> NextStep {
+        NextStep::Idle
+    }
+
+    fn step(&mut self, _step: &mut Step<'_>) -> Result<(), StepError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_sequence_for_which_a_runner_fails_to_choose_a_slot_is_a_crash_suspect() {
+    for (choice, reason) in [
+        (None, "the runner panicked: a bug"),
+        (
+            Some(Slot(7)),
+            "the runner panicked: the runner chose slot 7, which is not free",
+        ),
+    ] {
+        let (sender, mut events) = mpsc::channel(16);
+        let SpawnedWorker { handle, thread } =
+            spawn(settings(BadChoice(choice), sender)).expect("a thread");
+        let Some(WorkerEvent::Ready { generation, .. }) = events.recv().await else {
+            panic!("expected Ready");
+        };
+        let in_an_hour = Instant::now() + Duration::from_secs(3_600);
+        let (assignment, mut receiver) = Assignment::for_test(MAX_TOKENS, in_an_hour);
+        assert!(handle.submit(generation, assignment).is_ok());
+        let Some(WorkerEvent::Lost { reason: lost, .. }) = events.recv().await else {
+            panic!("expected Lost");
+        };
+        assert_eq!(lost, reason);
+        let mut outputs = Vec::new();
+        let received = poll_fn(|cx| receiver.poll_recv_many(cx, &mut outputs, 16)).await;
+        assert_eq!(received, 0, "{outputs:?}");
+        assert!(receiver.has_crashed());
+        handle.stop();
+        drop(thread);
     }
 }
 
