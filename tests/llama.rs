@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::http::{BodyEnd, completion, post, texts};
+use support::http::{BodyEnd, completion, get, post, texts};
 use support::{Setup, SharedServer, TestServer, grpc, model_path};
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_request::Input;
@@ -405,4 +405,19 @@ async fn a_load_failure_is_reported_with_its_path_and_reason() {
         assert!(error.contains(reason) && error.contains(&path), "{error}");
         server.drain().await;
     }
+}
+
+#[tokio::test]
+async fn readyz_says_what_computes_the_model_and_how_many_bytes_a_slot_takes() {
+    let short = LlamaOptions {
+        context_length: Some(64),
+        ..options(model_path())
+    };
+    let server = setup_with(short, 2).start().await;
+    let (response, body) = get("/readyz").fetch(&server).await;
+    assert_eq!(response.status, 200, "{}", body.text);
+    // 30 layers with three heads of 64 keys and 64 values, two bytes each, for 64 tokens.
+    let slot_bytes = 30 * 3 * (64 + 64) * 2 * 64;
+    let device = json!({"name": "CPU, 1 thread", "slot_bytes": slot_bytes});
+    assert_eq!(body.json()["devices"]["smollm2"], device);
 }

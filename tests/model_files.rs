@@ -40,6 +40,11 @@ async fn load_error(model: &Gguf) -> String {
 }
 
 async fn load_error_of(bytes: &[u8]) -> String {
+    serve_error(bytes, [], 1).await
+}
+
+/// Returns the error with which `tokenway serve` ends with these arguments. Checks the exit code.
+async fn serve_error<const N: usize>(bytes: &[u8], arguments: [&str; N], code: i32) -> String {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = write_file(folder.path(), "model.gguf", bytes);
     let outcome = program::tokenway()
@@ -50,12 +55,30 @@ async fn load_error_of(bytes: &[u8]) -> String {
             "--grpc-listen",
             "127.0.0.1:0",
         ])
+        .args(arguments)
         .arg("--model-path")
         .arg(path)
         .run()
         .await;
-    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert_eq!(outcome.code, Some(code), "{outcome:?}");
     outcome.stderr
+}
+
+#[tokio::test]
+async fn contradicting_device_settings_are_rejected_before_the_server_starts() {
+    for (arguments, problem) in [
+        (
+            ["--cache-type-v", "q8_0", "--flash-attention", "off"],
+            "--cache-type-v q8_0 needs flash attention, but --flash-attention is off",
+        ),
+        (
+            ["--devices", "CUDA0,", "--gpu-layers", "1"],
+            "--devices has an empty name",
+        ),
+    ] {
+        let error = serve_error(&Gguf::tiny().bytes(), arguments, 2).await;
+        assert!(error.contains(problem), "{error}");
+    }
 }
 
 #[tokio::test]

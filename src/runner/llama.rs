@@ -75,8 +75,8 @@ impl LlamaLoader {
             name: devices.describe(&self.options),
             slot_bytes: self.slot_bytes(&llama, context_length),
         };
-        let model =
-            GgufModel::new(llama, name.into_owned(), context_length, guarantees)?.on(device);
+        let model = GgufModel::new(llama, name.into_owned(), context_length, guarantees)?
+            .with_device(device);
         let model = Arc::new(model);
         let context = Context::try_new(Arc::clone(&model), |model| {
             model.llama().new_context(backend, params)

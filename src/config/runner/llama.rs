@@ -124,21 +124,21 @@ impl KindSettings for LlamaSettings {
 
     #[cfg(feature = "llama-cpp")]
     fn loader(self, settings: &Settings) -> Result<Arc<dyn Loader>, ConfigError> {
-        use crate::runner::llama::{LlamaLoader, LlamaOptions};
+        use crate::runner::llama::{FlashAttention, LlamaLoader, LlamaOptions};
 
         check_slots(settings)?;
         let model_path = match self.model_file(settings)? {
             ModelSource::File(path) => path,
             ModelSource::Hub(_) => return Ok(Arc::new(NotDownloaded)),
         };
-        Ok(Arc::new(LlamaLoader::new(LlamaOptions {
+        let options = LlamaOptions {
             model_path,
             threads: self
                 .threads
                 .map_or_else(|| default_threads().into(), usize::from),
             threads_batch: self.threads_batch.map(usize::from),
             context_length: self.context_length.map(u32::from),
-            devices: self.device_names(),
+            devices: self.device_names(settings)?,
             gpu_layers: self.gpu_layers,
             flash_attention: parse("flash_attention", &self.flash_attention, settings)?,
             cache_type_k: parse("cache_type_k", &self.cache_type_k, settings)?,
@@ -148,7 +148,16 @@ impl KindSettings for LlamaSettings {
                 .unwrap_or(usize::MAX)
                 .saturating_mul(1024 * 1024),
             max_step: self.max_step_ms.into(),
-        })))
+        };
+        if options.flash_attention == FlashAttention::Off && options.cache_type_v.is_quantized() {
+            let [key, flash_attention] =
+                ["cache_type_v", "flash_attention"].map(|key| settings.name(key));
+            let value = &self.cache_type_v;
+            let problem =
+                format!("{key} {value} needs flash attention, but {flash_attention} is off");
+            return Err(settings.error("cache_type_v", problem));
+        }
+        Ok(Arc::new(LlamaLoader::new(options)))
     }
 
     #[cfg(not(feature = "llama-cpp"))]
@@ -176,10 +185,14 @@ fn parse<T: FromStr<Err = String>>(
 
 impl LlamaSettings {
     #[cfg(feature = "llama-cpp")]
-    fn device_names(&self) -> Vec<String> {
+    fn device_names(&self, settings: &Settings) -> Result<Vec<String>, ConfigError> {
         let names = self.devices.iter().flat_map(|names| names.split(','));
-        let names = names.map(str::trim).filter(|name| !name.is_empty());
-        names.map(str::to_owned).collect()
+        let names: Vec<_> = names.map(|name| name.trim().to_owned()).collect();
+        if names.iter().any(String::is_empty) {
+            let problem = format!("{} has an empty name", settings.name("devices"));
+            return Err(settings.error("devices", problem));
+        }
+        Ok(names)
     }
 
     /// Returns the model to load. Checks a file, so that a wrong path is reported before anything starts.

@@ -212,13 +212,16 @@ impl LlamaRunner {
         self.parts.sort_unstable_by_key(|part| part.slot);
     }
 
-    /// Emits the tokens that sequences computed earlier but had no credit for.
-    fn send_unsent(&mut self, step: &mut Step<'_>) {
+    /// Emits the tokens that sequences computed earlier but had no credit for. Returns true if there were any.
+    fn send_unsent(&mut self, step: &mut Step<'_>) -> bool {
+        let mut any = false;
         for (slot, sequence) in self.slots.active_mut() {
             if sequence.has_unsent(step.credit(slot)) {
                 sequence.send(slot, step);
+                any = true;
             }
         }
+        any
     }
 
     /// Adjusts the budget of this kind of call, if the call had prompt rows.
@@ -269,7 +272,10 @@ impl Runner for LlamaRunner {
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
-        self.send_unsent(step);
+        if self.send_unsent(step) {
+            // The credit does not go down within a step, so a call must not emit more tokens of the same sequences.
+            return Ok(());
+        }
         self.copy_from_leaders();
         let kind = self.plan_call(step);
         if self.parts.is_empty() {

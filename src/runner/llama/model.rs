@@ -144,7 +144,7 @@ impl GgufModel {
     }
 
     /// Adds the facts about the device that runs the model.
-    pub(super) fn on(mut self, device: DeviceFacts) -> Self {
+    pub(super) fn with_device(mut self, device: DeviceFacts) -> Self {
         self.facts.device = Some(device);
         self
     }

@@ -132,6 +132,14 @@ impl CacheType {
         ("q4_0", Self::Q4_0),
     ];
 
+    /// Returns true for the types with blocks of numbers that share a scale.
+    pub(crate) fn is_quantized(self) -> bool {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => false,
+            Self::Q8_0 | Self::Q5_1 | Self::Q5_0 | Self::Q4_1 | Self::Q4_0 => true,
+        }
+    }
+
     pub(super) fn llama_type(self) -> KvCacheType {
         match self {
             Self::F32 => KvCacheType::F32,

@@ -9,6 +9,9 @@ use std::collections::HashMap;
 
 use crate::request::{Sampling, TokenId};
 
+/// Number of lanes in which [`largest`] compares.
+const LANES: usize = 32;
+
 /// Error: a logit is NaN, or the largest logit is infinite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("The model computed invalid logits (NaN or infinity).")]
@@ -130,7 +133,8 @@ impl Sampler {
         adjustments: LogitAdjustments<'_>,
         draw_key: DrawKey,
     ) -> Result<TokenId, InvalidLogits> {
-        if logits.iter().any(|logit| logit.is_nan()) {
+        // Without a branch for each logit, the compiler uses vector instructions.
+        if logits.iter().fold(false, |any, logit| any | logit.is_nan()) {
             return Err(InvalidLogits);
         }
         let logits = if history.counts.is_none() && adjustments.is_empty() {
@@ -210,13 +214,27 @@ fn logit_of(logits: &mut [f32], id: TokenId) -> Option<&mut f32> {
 
 /// Returns the token with the largest logit, and the lowest id among equals. Returns `None` if the logit is infinite.
 fn most_likely(logits: &[f32]) -> Option<(TokenId, f32)> {
-    let mut best: Option<(TokenId, f32)> = None;
-    for (id, &logit) in (0..).zip(logits) {
-        if best.is_none_or(|(_, largest)| logit > largest) {
-            best = Some((id, logit));
+    let max = largest(logits);
+    if !max.is_finite() {
+        return None;
+    }
+    let mut ids = (0..).zip(logits);
+    ids.find_map(|(id, &logit)| (logit == max).then_some((id, max)))
+}
+
+/// Returns the largest number. The comparisons run in independent lanes, which the compiler turns into vector instructions:
+/// with one running maximum it cannot.
+fn largest(numbers: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = numbers.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for (lane, number) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *number);
         }
     }
-    best.filter(|(_, logit)| logit.is_finite())
+    let all = lanes.iter().chain(rest).copied();
+    all.fold(f32::NEG_INFINITY, larger)
 }
 
 /// Keeps the `top_k` most likely candidates, sorted. 0 keeps all candidates, unsorted.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::prefill::{Chunk, PrefillPlan};
+use super::prefill::{Chunk, PrefillPlan, TILED_ROWS};
 use super::prefix_cache::{ComputedTokens, PrefixQuery, reusable};
 use super::sampling::{DrawKey, LogitAdjustments, PenaltyHistory};
 use crate::request::{CacheSalt, Sampling, StopTokens, TokenId};
@@ -146,6 +146,11 @@ impl ActiveSequence {
         self.tokens.len() - self.computed
     }
 
+    /// Returns true if so few tokens are left to compute that the sequence needs no call of the tiled kernel.
+    pub(super) fn is_short(&self) -> bool {
+        self.pending() < TILED_ROWS
+    }
+
     /// Returns the next call for this sequence, or `None` if it must wait or has nothing left to compute. `credit` is
     /// the number of tokens that the sequence may emit. For `tiled_budget`, see [`PrefillPlan::next_chunk`].
     pub(super) fn next_chunk(&self, credit: usize, tiled_budget: usize) -> Option<Chunk> {
@@ -178,7 +183,7 @@ impl ActiveSequence {
     }
 
     /// Adds an unsent emission. [`ActiveSequence::send`] emits it.
-    pub(super) fn emit(&mut self, emission: Emission) {
+    pub(super) fn queue_emission(&mut self, emission: Emission) {
         self.unsent.push_back(emission);
     }
 

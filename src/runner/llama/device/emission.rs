@@ -58,7 +58,7 @@ fn emit_prompt(
             ..Logprobs::default()
         };
         let token = token_with_logprobs(model, id, Some(logprobs))?;
-        sequence.emit(Emission::Prompt(part.slot, token));
+        sequence.queue_emission(Emission::Prompt(part.slot, token));
     }
     for offset in 0..part.rows {
         let Some(id) = sequence.prompt_token(sequence.computed() + offset + 1) else {
@@ -66,7 +66,7 @@ fn emit_prompt(
         };
         let logprobs = logprobs(model, part.logits(context, offset), id, sequence)?;
         let token = token_with_logprobs(model, id, logprobs)?;
-        sequence.emit(Emission::Prompt(part.slot, token));
+        sequence.queue_emission(Emission::Prompt(part.slot, token));
     }
     Ok(())
 }
@@ -100,7 +100,7 @@ fn emit_next(slot: Slot, sequence: &mut ActiveSequence, model: &GgufModel, token
     } else {
         Emission::Token(slot, token)
     };
-    sequence.emit(emission);
+    sequence.queue_emission(emission);
 }
 
 /// Computes the log probabilities of this token, if the sequence asks for them.

@@ -13,8 +13,13 @@ use crate::runner::llama::sequence::{ActiveSequence, Leader};
 enum Source {
     /// Tokens in a slot. The slot may run a sequence.
     Slot(SlotSource),
-    /// An entry of the store, and the number of tokens to reuse.
-    Stored(usize, usize),
+    /// Tokens in an entry of the store.
+    Stored {
+        /// Index of the entry.
+        index: usize,
+        /// Number of tokens to reuse.
+        tokens: usize,
+    },
     /// Tokens that a running sequence is going to compute.
     Leader(Leader),
 }
@@ -23,7 +28,7 @@ impl Source {
     fn tokens(&self) -> usize {
         match self {
             Self::Slot(source) => source.tokens,
-            Self::Stored(_, tokens) => *tokens,
+            Self::Stored { tokens, .. } => *tokens,
             Self::Leader(leader) => leader.tokens,
         }
     }
@@ -63,7 +68,7 @@ impl LlamaRunner {
                 self.vacate(slot, kept);
                 self.copy_from_slot(other, slot)
             }
-            Some(Source::Stored(index, tokens)) => {
+            Some(Source::Stored { index, tokens }) => {
                 let stored = self.store.take(index);
                 self.vacate(slot, kept);
                 self.restore(stored, tokens, slot)
@@ -101,7 +106,7 @@ impl LlamaRunner {
             let query = sequence.query();
             let reused = match query.and_then(|query| self.find_computed(&query)) {
                 Some(Source::Slot(source)) => self.copy_from_slot(source, slot),
-                Some(Source::Stored(index, tokens)) => {
+                Some(Source::Stored { index, tokens }) => {
                     let stored = self.store.take(index);
                     self.restore(stored, tokens, slot)
                 }
@@ -127,8 +132,7 @@ impl LlamaRunner {
         let query = sequence.query().filter(|_| self.reuses_prefixes)?;
         let computed = self.find_computed(&query);
         let count = computed.as_ref().map_or(0, Source::tokens);
-        let leader = self.slots.find_leader(&query);
-        match leader.filter(|leader| leader.tokens > count) {
+        match self.slots.find_leader(&query, count) {
             Some(leader) => Some(Source::Leader(leader)),
             None => computed,
         }
@@ -141,7 +145,7 @@ impl LlamaRunner {
         let count = slot.map_or(0, |source| source.tokens);
         let stored = self.store.find(query);
         match stored.filter(|(_, tokens)| *tokens > count) {
-            Some((index, tokens)) => Some(Source::Stored(index, tokens)),
+            Some((index, tokens)) => Some(Source::Stored { index, tokens }),
             None => slot.map(Source::Slot),
         }
     }

@@ -3,6 +3,7 @@
 //! This module must not know llama.cpp.
 
 use crate::runner::Slot;
+use crate::runner::llama::prefill::TILED_ROWS;
 use crate::runner::llama::prefix_cache::{ComputedTokens, PrefixQuery};
 use crate::runner::llama::sequence::{ActiveSequence, Leader};
 
@@ -148,16 +149,23 @@ impl SlotStates {
             .max_by_key(|source| source.tokens)
     }
 
-    /// Returns the running sequence that will have computed the most tokens that `query` can reuse.
-    pub(super) fn find_leader(&self, query: &PrefixQuery<'_>) -> Option<Leader> {
-        let leaders = self.active().map(|(slot, sequence)| Leader {
-            slot,
-            admission: sequence.admission,
-            tokens: sequence.reusable_later(query),
+    /// Returns the running sequence that will have computed the most tokens that `query` can reuse, if that is worth the
+    /// wait. `computed` is the number of tokens that `query` can reuse now.
+    ///
+    /// A leader with a long prompt may wait for its turn behind other long prompts. A sequence waits with it only to save a
+    /// call of the tiled kernel, for which the sequence would have to wait as long.
+    pub(super) fn find_leader(&self, query: &PrefixQuery<'_>, computed: usize) -> Option<Leader> {
+        let leaders = self.active().filter_map(|(slot, sequence)| {
+            let tokens = sequence.reusable_later(query);
+            let saved = tokens.saturating_sub(computed);
+            let is_worth_it = saved >= TILED_ROWS || sequence.is_short();
+            (saved > 0 && is_worth_it).then_some(Leader {
+                slot,
+                admission: sequence.admission,
+                tokens,
+            })
         });
-        leaders
-            .filter(|leader| leader.tokens > 0)
-            .max_by_key(|leader| leader.tokens)
+        leaders.max_by_key(|leader| leader.tokens)
     }
 
     /// Returns true if the leader has computed the common tokens, or no longer runs.

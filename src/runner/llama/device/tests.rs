@@ -270,6 +270,35 @@ fn a_sequence_without_credit_is_skipped_and_loses_no_token() {
 }
 
 #[test]
+fn a_scored_prompt_never_emits_more_tokens_than_its_credit() {
+    struct Credit(usize);
+    impl SlotCredit for Credit {
+        fn credit(&self, _slot: Slot) -> usize {
+            self.0
+        }
+    }
+    let mut runner = runner(1);
+    let mut scored = greedy(&text(300), 1);
+    scored.scores_prompt = true;
+    scored.options.logprobs = Some(0);
+    runner.admit(Slot(0), scored).unwrap();
+    // In turn less and more than the rows of a call.
+    let credits = [50, 7, 90].into_iter().cycle().take(60);
+    let mut emitted = Vec::new();
+    for credit in credits {
+        let mut emissions = Vec::new();
+        let limit = Credit(credit);
+        runner.step(&mut Step::new(&limit, &mut emissions)).unwrap();
+        assert!(emissions.len() <= credit, "{}", emissions.len());
+        emitted.append(&mut emissions);
+    }
+    let prompt_tokens = emitted
+        .iter()
+        .filter(|emission| matches!(emission, Emission::Prompt(..)));
+    assert_eq!((prompt_tokens.count(), emitted.len()), (300, 301));
+}
+
+#[test]
 fn sequences_that_would_abort_llama_cpp_are_rejected() {
     let mut runner = runner(1);
     let rejection = |runner: &mut LlamaRunner, slot, sequence| {

@@ -76,6 +76,20 @@ fn greedy_takes_the_largest_logit_and_breaks_ties_by_id() {
 }
 
 #[test]
+fn greedy_finds_the_largest_logit_at_any_position_of_a_large_vocabulary() {
+    let greedy = greedy();
+    let history = PenaltyHistory::new(&greedy, &[], &[]);
+    for position in 0..100_u8 {
+        let mut logits = vec![-2.0; 100];
+        // A later equal logit loses the tie.
+        for at in position..100 {
+            logits[usize::from(at)] = -1.0;
+        }
+        assert_eq!(choose(&logits, &greedy, &history), u32::from(position));
+    }
+}
+
+#[test]
 fn draws_follow_the_distribution() {
     assert_near(
         &frequencies(&logits(&FOUR), &temperature_one()),

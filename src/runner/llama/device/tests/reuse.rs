@@ -165,6 +165,30 @@ fn a_sequence_whose_leader_is_cancelled_computes_the_prompt_itself() {
 }
 
 #[test]
+fn a_short_prompt_does_not_wait_for_a_long_one_with_the_same_beginning() {
+    for threads in [1, 2] {
+        let loaded = loader(threads).load_parts(3, &|_| ());
+        let mut runner = loaded.expect("the model loads").1;
+        // The second prompt waits for the first one. The third prompt begins like the second one.
+        runner.admit(Slot(0), greedy(&unrelated(1_200), 1)).unwrap();
+        runner.admit(Slot(1), greedy(&text(400), 1)).unwrap();
+        let start = runner.admit(Slot(2), greedy(&text(50), 1)).unwrap();
+        assert_eq!(start.cached_tokens, 0, "{threads} threads");
+        run(&mut runner, Slot(2), 1);
+        let long = runner.slots.sequence(Slot(1)).expect("it runs");
+        assert_eq!(long.computed(), 0, "{threads} threads");
+    }
+}
+
+#[test]
+fn short_prompts_with_the_same_beginning_compute_it_once() {
+    let mut runner = runner(2);
+    runner.admit(Slot(0), greedy(&text(50), 1)).unwrap();
+    let start = runner.admit(Slot(1), greedy(&text(50), 1)).unwrap();
+    assert_eq!(start.cached_tokens, 49);
+}
+
+#[test]
 fn prompts_with_different_salts_share_nothing() {
     let mut runner = runner(2);
     let salted = |salt: &str| {
