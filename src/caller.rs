@@ -3,7 +3,7 @@
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use ring::digest::{Context, Digest, SHA256, digest};
+use ring::digest::{Context, Digest, SHA256};
 
 /// Scope in which requests may share computed prompt tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub enum PrefixSharing {
     Caller,
 }
 
-/// Identifies the sender of a request, by its `Authorization` header. It holds a hash instead of the key.
+/// Identifies the sender of a request, by its `Authorization` headers. It holds a hash instead of the key.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller(Digest);
 
@@ -23,8 +23,13 @@ impl Caller {
     /// Identifies the caller by the headers of a request. All requests without an `Authorization` header have the same
     /// caller.
     pub(crate) fn from_headers(headers: &HeaderMap) -> Self {
-        let key = headers.get(AUTHORIZATION);
-        Self(digest(&SHA256, key.map_or(b"", |key| key.as_bytes())))
+        let mut hash = Context::new(&SHA256);
+        // A proxy in front of the server may check any of several headers.
+        for key in headers.get_all(AUTHORIZATION) {
+            hash.update(&key.len().to_le_bytes());
+            hash.update(key.as_bytes());
+        }
+        Self(hash.finish())
     }
 
     /// Returns the salt for this caller's prompts with this `user` and `cache_salt`. If one of the three differs, the
@@ -46,11 +51,17 @@ impl Caller {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     fn caller(key: &'static str) -> Caller {
-        let mut headers = HeaderMap::new();
-        headers.insert(AUTHORIZATION, key.parse().expect("a valid header"));
+        caller_with_keys(&[key])
+    }
+
+    fn caller_with_keys(keys: &[&'static str]) -> Caller {
+        let keys = keys.iter().map(|key| HeaderValue::from_static(key));
+        let headers = keys.map(|key| (AUTHORIZATION, key)).collect();
         Caller::from_headers(&headers)
     }
 
@@ -60,6 +71,8 @@ mod tests {
         assert_eq!(salt, caller("Bearer a").cache_salt("bob", "x"));
         for other in [
             caller("Bearer b").cache_salt("bob", "x"),
+            caller_with_keys(&["Bearer a", "Bearer b"]).cache_salt("bob", "x"),
+            caller_with_keys(&["Bearer ", "a"]).cache_salt("bob", "x"),
             Caller::from_headers(&HeaderMap::new()).cache_salt("bob", "x"),
             caller("Bearer a").cache_salt("eve", "x"),
             caller("Bearer a").cache_salt("bob", "y"),

@@ -213,7 +213,7 @@ impl Attempts {
     fn views(&self) -> Vec<TargetView> {
         let mut views = self.route.views(Instant::now());
         if let Some(prefix) = &self.prefix {
-            prefix.add_warm_tokens(&self.route.targets, &mut views);
+            prefix.set_warm_tokens(&self.route.targets, &mut views);
         }
         views
     }

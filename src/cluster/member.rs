@@ -67,7 +67,7 @@ impl Member {
 
     /// Returns the number that identifies the engine's prefix cache. No other engine has the same number. An engine
     /// that is down may have lost its cache, so each call while it is down assigns a new number.
-    pub(super) fn cache(&self) -> u64 {
+    pub(super) fn current_cache(&self) -> u64 {
         match self.is_up() {
             true => self.cache.load(Ordering::Relaxed),
             false => self.forget_cache(),

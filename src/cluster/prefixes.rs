@@ -63,7 +63,7 @@ impl Prefixes {
     }
 
     fn cache_of(&self, target: &Target) -> TargetCache {
-        let cache = target.member.cache();
+        let cache = target.member.current_cache();
         TargetCache(self.0.key.hash_one((cache, &target.model)))
     }
 
@@ -75,7 +75,7 @@ impl Prefixes {
 
 impl PromptPrefix {
     /// Sets the number of prompt tokens that each target's engine is expected to reuse.
-    pub(super) fn add_warm_tokens(&self, targets: &[Target], views: &mut [TargetView]) {
+    pub(super) fn set_warm_tokens(&self, targets: &[Target], views: &mut [TargetView]) {
         let warm = self.warm_tokens(targets);
         for (view, warm_tokens) in views.iter_mut().zip(warm) {
             view.warm_tokens = warm_tokens;
@@ -94,7 +94,10 @@ impl PromptPrefix {
     /// Records that the engine of a target has accepted the request, and counts the placement.
     pub(super) fn record(&self, targets: &[Target], target: usize, telemetry: &Telemetry) {
         let warm = self.warm_tokens(targets);
-        let longest = warm.iter().copied().max().unwrap_or_default();
+        // The policy chooses among the targets of a tier.
+        let tier = targets[target].tier;
+        let in_tier = targets.iter().zip(&warm).filter(|(it, _)| it.tier == tier);
+        let longest = in_tier.map(|(_, warm)| *warm).max().unwrap_or_default();
         let placement = match warm[target] {
             0 if longest == 0 => PrefixPlacement::Cold,
             here if here == longest => PrefixPlacement::Warm,

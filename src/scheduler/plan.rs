@@ -6,6 +6,10 @@
 //! jobs may produce, plus the number of tokens of the job's prompt that the worker has not computed for an earlier job.
 //! So a job goes to the worker that has the longest prefix of its prompt, unless the load of that worker exceeds the
 //! load of another one by more tokens than the reuse saves.
+//!
+//! The prompts of running jobs do not count as load, because the plan does not learn when a prompt has been computed. If
+//! they counted until the jobs end, a worker that only generates tokens would look busy, and jobs would avoid the prefix
+//! that it has computed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;

@@ -104,7 +104,7 @@ pub(super) fn describe(recorder: &PrometheusRecorder) {
         ),
         (
             PLACEMENTS,
-            "Requests that were sent to one of several equal engines, by engine and prefix: 'warm' (no other engine is \
+            "Requests that were sent to one of several engines of the same tier, by engine and prefix: 'warm' (no other engine is \
              known to have a longer prefix of the prompt), 'warmer_elsewhere' (another one has a longer prefix, but \
              was not preferred, mostly because of its load) or 'cold' (no engine has a prefix).",
         ),

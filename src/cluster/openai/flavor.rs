@@ -94,6 +94,12 @@ impl Flavor {
         }
     }
 
+    /// Returns true if the server is known to keep the computed tokens of prompts with different salts apart. llama.cpp's
+    /// server shares computed tokens among all requests, and an unknown server may ignore the salt.
+    pub(super) fn isolates_prompts(self) -> bool {
+        self == Self::Vllm
+    }
+
     /// Returns true if the server can start the text of a completion with the prompt.
     pub(super) fn echoes_prompts(self) -> bool {
         self == Self::Vllm

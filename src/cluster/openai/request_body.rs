@@ -294,21 +294,23 @@ fn check_supported(message: &v1::CompletionRequest, flavor: Flavor) -> Result<()
     let includes_stop = message.include_stop_str_in_output && !flavor.includes_stop_string();
     // The prompt's text is needed to tell it from the text of the completion.
     let is_text = matches!(message.input, Some(Input::Prompt(_)));
-    // llama.cpp's server cannot isolate prompts: all requests share its computed tokens.
-    let salts_unsupported =
-        !message.cache_salt.is_empty() && matches!(flavor, Flavor::LlamaCpp | Flavor::LlamaCppV1);
     let echoes = message.echo && !(flavor.echoes_prompts() && is_text);
     for (param, is_used) in [
         ("echo", echoes),
         ("resume", !message.resume.is_empty()),
         ("include_stamps", message.include_stamps),
         ("include_stop_str_in_output", includes_stop),
-        ("cache_salt", salts_unsupported),
     ] {
         if is_used {
             let text = format!("The model's engine does not support {param}. Leave it out.");
             return Err(Error::new(ErrorKind::UnsupportedParameter, text).with_param(param));
         }
+    }
+    if !message.cache_salt.is_empty() && !flavor.isolates_prompts() {
+        // The gateway, and not the client, may have set the salt.
+        let text = "The model's engine cannot isolate prompts. It supports neither cache_salt nor a gateway with \
+                    --prefix-sharing caller.";
+        return Err(Error::new(ErrorKind::UnsupportedParameter, text).with_param("cache_salt"));
     }
     Ok(())
 }

@@ -76,7 +76,7 @@ async fn an_engine_that_rejects_a_request_is_not_remembered_for_its_prompt() {
 }
 
 #[tokio::test]
-async fn an_engine_that_was_down_is_taken_for_cold() {
+async fn an_engine_that_was_down_counts_as_cold() {
     let (availability, health) = watch::channel(Health::always_up());
     let second = remote_engine(quick_engine("b"), Health::always_up());
     let second = Arc::new(WrappedUpstream::new(second).with_health(health));
@@ -92,7 +92,7 @@ async fn an_engine_that_was_down_is_taken_for_cold() {
 }
 
 #[tokio::test]
-async fn an_engine_that_leaves_and_joins_again_is_taken_for_cold() {
+async fn an_engine_that_leaves_and_joins_again_counts_as_cold() {
     let connect = |engine: &EngineSpec| {
         let name = match engine.address.as_str() {
             "http://a:1" => "a",
@@ -128,13 +128,13 @@ async fn an_engine_that_leaves_and_joins_again_is_taken_for_cold() {
 }
 
 #[tokio::test]
-async fn an_engine_that_cannot_be_reached_is_taken_for_cold() {
+async fn an_engine_that_cannot_be_reached_counts_as_cold() {
     let upstream = remote_engine(quick_engine("a"), Health::always_up());
     let member = Arc::new(Member::new(&"a".into(), upstream, &Telemetry::new()));
-    let cache = member.cache();
+    let cache = member.current_cache();
     let fail = |failure: &Failure| member.pass().unwrap().record_failure(failure, false);
     fail(&Error::internal().into());
-    assert_eq!(member.cache(), cache);
+    assert_eq!(member.current_cache(), cache);
     fail(&Failure::unreachable());
-    assert_ne!(member.cache(), cache);
+    assert_ne!(member.current_cache(), cache);
 }

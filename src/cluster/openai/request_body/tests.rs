@@ -106,6 +106,26 @@ fn every_option_has_its_name_in_openais_api() {
 }
 
 #[test]
+fn a_salt_is_sent_only_to_a_server_that_is_known_to_honor_it() {
+    let message = v1::CompletionRequest {
+        cache_salt: "salt".to_owned(),
+        ..prompt("a")
+    };
+    assert_eq!(request(&message, Flavor::Vllm).1["cache_salt"], "salt");
+    for flavor in [Flavor::LlamaCpp, Flavor::LlamaCppV1, Flavor::Other] {
+        let error = EngineRequest::new(&message, &facts(flavor))
+            .err()
+            .expect("an error");
+        assert_eq!(error.kind, ErrorKind::UnsupportedParameter, "{flavor:?}");
+        assert_eq!(error.param.as_deref(), Some("cache_salt"), "{flavor:?}");
+        assert!(
+            error.message.contains("--prefix-sharing caller"),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
 fn token_ids_are_sent_as_ids() {
     let message = v1::CompletionRequest {
         input: Some(Input::PromptTokenIds(v1::TokenIds { ids: vec![1, 2] })),
