@@ -11,11 +11,11 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 
 mod chats;
-mod client;
+pub(crate) mod client;
 mod completions;
 mod interval;
 mod page;
-mod prose;
+pub(crate) mod prose;
 mod report;
 mod results;
 mod scenario;

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 mod bad;
 mod behavior;
+mod chats;
 mod checked;
 mod client;
 mod outcome;
@@ -29,6 +30,7 @@ mod table;
 mod tally;
 mod verdict;
 
+use behavior::Load;
 use client::{Crowd, Server, SharedState};
 use outcome::SoakOutcome;
 use sample::{Sample, Sampler};
@@ -65,7 +67,7 @@ const MIB: u64 = 1024 * 1024;
 ///
 /// The load consists of complete streams through both APIs, with a check of every token; unary requests; streams that
 /// clients leave with FIN, RST or RST_STREAM; readers that stop reading; stalled windows; bad requests, garbage and
-/// silence. A sixth of the time, at most a minute, is a warm-up; then all clients leave, and the server's resources
+/// silence. With `--load chats`, clients hold chats with a real model instead. A sixth of the time, at most a minute, is a warm-up; then all clients leave, and the server's resources
 /// are recorded; then the load continues for the rest of the time, and all leave again.
 ///
 /// Memory is judged under load: the median of the last quarter of the samples may exceed the median of the first
@@ -94,7 +96,16 @@ pub(crate) struct Options {
     /// Memory by which the server may grow under load, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 8)]
     rss_allowance_mib: u64,
-    /// URL of a running server with the test runner and without other clients [default: start a server]
+    /// Clients of the run. Chats need a server with a real model that computes with --threads 1, given by --http
+    #[arg(
+        long,
+        value_name = "LOAD",
+        default_value = "mixed",
+        requires_if("chats", "http")
+    )]
+    load: Load,
+    /// URL of a running server without other clients; it runs the test runner, or a model with --load chats [default: start a
+    /// server]
     #[arg(long, value_name = "URL", requires_all = ["grpc", "pid"])]
     http: Option<ServerUrl>,
     /// gRPC API of the server given by --http, as `host:port`
@@ -168,7 +179,7 @@ impl Options {
 
 impl<'a> Soak<'a> {
     fn new(options: &'a Options, server: Server, process: u32) -> Self {
-        let tally = Rc::new(RefCell::new(Tally::default()));
+        let tally = Rc::new(RefCell::new(Tally::new(options.load)));
         let template = "{bar:30} {elapsed} of {len} s, {msg}";
         Self {
             options,
@@ -200,14 +211,15 @@ impl<'a> Soak<'a> {
         )?;
         let mut random = StdRng::seed_from_u64(self.seed);
         let end = Instant::now() + self.options.minutes;
-        let crowd = Crowd::start_clients(&self.shared, clients, &mut random);
+        let load = self.options.load;
+        let crowd = Crowd::start_clients(&self.shared, load, clients, &mut random);
         self.bar.set_message("warm-up");
         sleep((self.options.minutes / WARM_UP_DIVISOR).min(LONGEST_WARM_UP)).await;
         crowd.stop_clients().await;
         let before = self.sample_idle().await?;
         self.write_row(&before, out)?;
 
-        let crowd = Crowd::start_clients(&self.shared, clients, &mut random);
+        let crowd = Crowd::start_clients(&self.shared, load, clients, &mut random);
         self.bar.set_message("load");
         let steady = self.sample_until(end, out).await?;
         crowd.stop_clients().await;
@@ -223,7 +235,7 @@ impl<'a> Soak<'a> {
         Ok(SoakOutcome {
             format: outcome::JSON_FORMAT_VERSION,
             seed: self.seed,
-            tally: self.shared.tally.take(),
+            tally: self.shared.tally.replace(Tally::new(load)),
             leaks: verdict::find_leaks(&before, &steady, &after, allowance),
             before,
             steady,

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
+use crate::statistics::count_to_f64;
 use crate::stream::{
     ChatMessage, CompletionRequest, Connection, Event, Format, RequestInput, Stream, StreamOptions,
     Usage,
@@ -18,14 +19,14 @@ use crate::stream::{
 const REPLY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Client of one server.
-pub(super) struct Client {
-    pub(super) url: ServerUrl,
+pub(crate) struct Client {
+    pub(crate) url: ServerUrl,
 }
 
 /// A complete reply, and the times at which its tokens arrived.
 #[derive(Debug, Default)]
-pub(super) struct Reply {
-    pub(super) text: String,
+pub(crate) struct Reply {
+    pub(crate) text: String,
     pub(super) usage: Usage,
     /// Time just before the request was sent, in nanoseconds of CLOCK_MONOTONIC.
     pub(super) sent_ns: u64,
@@ -42,7 +43,7 @@ impl Client {
 
     /// Requests the next message of a chat. `messages` are the contents of the system message, and then alternately of
     /// a user message and an assistant message.
-    pub(super) async fn chat(&self, messages: &[String], tokens: u32) -> Result<Reply, Fault> {
+    pub(crate) async fn chat(&self, messages: &[String], tokens: u32) -> Result<Reply, Fault> {
         let turns = ["user", "assistant"].into_iter().cycle();
         let roles = once("system").chain(turns);
         let messages = roles
@@ -142,10 +143,24 @@ impl Reply {
 
     /// Returns the number of tokens per second, from the first text to the last.
     pub(super) fn decode_rate(&self) -> f64 {
-        let last = self.token_ns.last().copied().unwrap_or(self.sent_ns);
-        let time = Duration::from_nanos(last.saturating_sub(self.first_ns()));
-        let later = self.usage.completion_tokens.saturating_sub(1);
-        f64::from(later) / time.as_secs_f64()
+        self.decode_rate_between(self.first_ns(), self.last_ns())
+    }
+
+    /// Returns the number of tokens per second from the first token to the last token that arrived between these times.
+    pub(super) fn decode_rate_between(&self, start_ns: u64, end_ns: u64) -> f64 {
+        let within = |ns: &&u64| (start_ns..=end_ns).contains(*ns);
+        let mut times = self.token_ns.iter().filter(within);
+        let first = times.next().copied().unwrap_or(start_ns);
+        let (texts, last) = times.fold((0_u32, first), |(texts, _), ns| (texts + 1, *ns));
+        let tokens = f64::from(texts) * self.tokens_per_text();
+        tokens / Duration::from_nanos(last - first).as_secs_f64()
+    }
+
+    /// Returns the number of tokens for each text after the first one: slightly more than 1 if some tokens have no text
+    /// of their own.
+    fn tokens_per_text(&self) -> f64 {
+        let texts = count_to_f64(u64::try_from(self.token_ns.len()).unwrap_or(u64::MAX));
+        f64::from(self.usage.completion_tokens.saturating_sub(1)) / (texts - 1.0)
     }
 
     /// Returns the number of prompt tokens per second until the first text.
@@ -156,6 +171,10 @@ impl Reply {
     /// Returns the time at which the first text arrived.
     pub(super) fn first_ns(&self) -> u64 {
         self.token_ns.first().copied().unwrap_or(self.sent_ns)
+    }
+
+    pub(super) fn last_ns(&self) -> u64 {
+        self.token_ns.last().copied().unwrap_or(self.sent_ns)
     }
 }
 
@@ -184,6 +203,19 @@ mod tests {
         assert_eq!(reply.ttft(), Duration::from_millis(500));
         assert_eq!(reply.prompt_rate(), 200.0);
         assert_eq!(reply.decode_rate(), 4.0);
+    }
+
+    #[test]
+    fn a_rate_between_two_times_counts_only_the_tokens_between_them() {
+        let reply = reply(&[100, 500, 600, 800, 2_000], 5);
+        let start_ns = reply.sent_ns + 450_000_000;
+        assert_eq!(
+            reply.decode_rate_between(start_ns, reply.last_ns() - 1),
+            2.0 / 0.3
+        );
+        // Two of nine tokens have no text of their own.
+        let reply = self::reply(&[0, 1_000, 2_000, 3_000, 4_000, 5_000, 6_000], 9);
+        assert_eq!(reply.decode_rate(), 8.0 / 6.0);
     }
 
     #[test]

@@ -43,7 +43,9 @@ pub(super) async fn decode_alone(client: &Client, prose: &mut Prose) -> Result<T
     Ok(Turn::new(figures, Counts::of_replies(&replies)))
 }
 
-/// Measures the decode rate of all streams together.
+/// Measures the decode rate of all streams together, from the first token of the last stream to the end of the stream that
+/// ends first. A server that sends the first token of some streams earlier would otherwise lose: their rates would include the
+/// time of the other prompts.
 pub(super) async fn decode_together(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
     let prompts: Vec<_> = (0..STREAMS)
         .map(|_| prose.text(SHORT_PROMPT_WORDS))
@@ -52,7 +54,16 @@ pub(super) async fn decode_together(client: &Client, prose: &mut Prose) -> Resul
         .iter()
         .map(|prompt| client.complete(prompt, SHARED_TOKENS));
     let replies = try_join_all(streams).await?;
-    let rate = replies.iter().map(Reply::decode_rate).sum();
+    let start_ns = replies.iter().map(Reply::first_ns).max().unwrap_or(0);
+    let end_ns = replies.iter().map(Reply::last_ns).min().unwrap_or(0);
+    if end_ns <= start_ns {
+        let found = "a stream that ended before the first token of another".to_owned();
+        return Err(Fault::unexpected("streams that decode together", found));
+    }
+    let rates = replies
+        .iter()
+        .map(|reply| reply.decode_rate_between(start_ns, end_ns));
+    let rate = rates.sum();
     let figures = [(Figure::DecodeRate, rate)];
     Ok(Turn::new(figures, Counts::of_replies(&replies)))
 }

@@ -21,14 +21,14 @@ const WORDS: [&str; 64] = [
 const SENTENCE_WORDS: usize = 12;
 
 /// Generator of the texts of one scenario in one round.
-pub(super) struct Prose {
+pub(crate) struct Prose {
     random: StdRng,
     /// Words with which no text has begun yet.
     openings: Vec<&'static str>,
 }
 
 impl Prose {
-    pub(super) fn from_seed(seed: u64) -> Self {
+    pub(crate) fn from_seed(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let mut openings = WORDS.to_vec();
         openings.shuffle(&mut random);
@@ -36,7 +36,7 @@ impl Prose {
     }
 
     /// Returns a text of this many words.
-    pub(super) fn text(&mut self, words: usize) -> String {
+    pub(crate) fn text(&mut self, words: usize) -> String {
         let mut text = String::new();
         for at in 0..words {
             let word = match at {

@@ -5,6 +5,16 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use serde::Serialize;
 
+/// The clients of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Load {
+    /// Good and bad clients of the test runner
+    Mixed,
+    /// Chats with a real model; some clients leave in the middle of a reply
+    Chats,
+}
+
 /// One action of a client, such as reading a stream or sending a bad request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -28,11 +38,40 @@ pub(super) enum Behavior {
     Garbage,
     HalfRequest,
     OpenClose,
+    WholeChat,
+    LeftChat,
+    RepeatedChat,
 }
 
 impl Behavior {
-    pub(super) fn all() -> &'static [Self] {
-        Self::value_variants()
+    /// Returns the behaviors of a load.
+    pub(super) fn of_load(load: Load) -> Vec<Self> {
+        let all = Self::value_variants().iter().copied();
+        all.filter(|behavior| behavior.load() == load).collect()
+    }
+
+    fn load(self) -> Load {
+        match self {
+            Self::WholeChat | Self::LeftChat | Self::RepeatedChat => Load::Chats,
+            Self::WholeNdjson
+            | Self::WholeSse
+            | Self::WholeHttp2
+            | Self::WholeGrpc
+            | Self::Unary
+            | Self::CloseHttp
+            | Self::ResetHttp
+            | Self::ResetHttp2
+            | Self::ResetGrpc
+            | Self::SlowHttp
+            | Self::StallHttp2
+            | Self::StallGrpc
+            | Self::BadRequest
+            | Self::BadMessage
+            | Self::LongHeaders
+            | Self::Garbage
+            | Self::HalfRequest
+            | Self::OpenClose => Load::Mixed,
+        }
     }
 
     pub(super) fn name(self) -> String {
@@ -51,18 +90,24 @@ impl Behavior {
             Self::BadMessage => 4,
             Self::LongHeaders | Self::Garbage => 2,
             Self::HalfRequest | Self::SlowHttp | Self::StallHttp2 | Self::StallGrpc => 1,
+            Self::WholeChat => 4,
+            Self::LeftChat | Self::RepeatedChat => 1,
         }
     }
 }
 
-/// Shuffled deck from which a client draws its behaviors. It contains each behavior as often as its weight.
+/// Shuffled deck from which a client draws the behaviors of a load. It contains each behavior as often as its weight.
 pub(super) struct BehaviorDeck {
+    load: Load,
     left: Vec<Behavior>,
 }
 
 impl BehaviorDeck {
     pub(super) fn starting_with(first: Behavior) -> Self {
-        Self { left: vec![first] }
+        Self {
+            load: first.load(),
+            left: vec![first],
+        }
     }
 
     pub(super) fn draw(&mut self, random: &mut impl Rng) -> Behavior {
@@ -70,8 +115,8 @@ impl BehaviorDeck {
             if let Some(behavior) = self.left.pop() {
                 return behavior;
             }
-            for behavior in Behavior::all() {
-                self.left.extend(vec![*behavior; behavior.weight()]);
+            for behavior in Behavior::of_load(self.load) {
+                self.left.extend(vec![behavior; behavior.weight()]);
             }
             self.left.shuffle(random);
         }
@@ -86,7 +131,11 @@ mod tests {
     use super::*;
 
     fn draws(seed: u64) -> Vec<Behavior> {
-        let mut deck = BehaviorDeck::starting_with(Behavior::Garbage);
+        draws_after(Behavior::Garbage, seed)
+    }
+
+    fn draws_after(first: Behavior, seed: u64) -> Vec<Behavior> {
+        let mut deck = BehaviorDeck::starting_with(first);
         let mut random = StdRng::seed_from_u64(seed);
         (0..101).map(|_| deck.draw(&mut random)).collect()
     }
@@ -99,10 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn every_behavior_is_drawn() {
-        let drawn = draws(3);
-        for behavior in Behavior::all() {
-            assert!(drawn.contains(behavior), "{behavior:?}");
+    fn every_behavior_of_the_load_is_drawn_and_no_other() {
+        for first in [Behavior::Garbage, Behavior::WholeChat] {
+            let drawn = draws_after(first, 3);
+            for behavior in Behavior::value_variants() {
+                let is_of_load = behavior.load() == first.load();
+                assert_eq!(drawn.contains(behavior), is_of_load, "{behavior:?}");
+            }
         }
     }
 }

@@ -9,9 +9,9 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::behavior::{Behavior, BehaviorDeck};
+use super::behavior::{Behavior, BehaviorDeck, Load};
 use super::tally::{End, Tally};
-use super::{bad, readers};
+use super::{bad, chats, readers};
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
 use crate::stream::{Format, Protocol};
@@ -63,11 +63,16 @@ impl Server {
 }
 
 impl Crowd {
-    /// Starts the clients, whose random numbers are drawn from `random`.
-    pub(super) fn start_clients(shared: &SharedState, clients: usize, random: &mut StdRng) -> Self {
+    /// Starts the clients of a load, whose random numbers are drawn from `random`.
+    pub(super) fn start_clients(
+        shared: &SharedState,
+        load: Load,
+        clients: usize,
+        random: &mut StdRng,
+    ) -> Self {
         let mut tasks = JoinSet::new();
         // The first clients start with different behaviors, so that even a short run has every behavior.
-        for first in Behavior::all().iter().cycle().take(clients) {
+        for first in Behavior::of_load(load).iter().cycle().take(clients) {
             let client = Client {
                 shared: shared.clone(),
                 random: StdRng::from_rng(random),
@@ -131,6 +136,9 @@ impl Client {
             Behavior::Garbage => bad::send_garbage(server, random).await,
             Behavior::HalfRequest => bad::send_half_request(server, random).await,
             Behavior::OpenClose => bad::send_nothing(server, random).await,
+            Behavior::WholeChat => chats::hold_chat(shared, random).await,
+            Behavior::LeftChat => chats::leave_chat(shared, random).await,
+            Behavior::RepeatedChat => chats::repeat_chat(shared, random).await,
         }
     }
 }

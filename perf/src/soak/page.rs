@@ -11,9 +11,10 @@ use crate::statistics::count_to_f64;
 /// A curve over time: its title, and the value that it shows of a sample.
 type SampleCurve = (&'static str, fn(&Sample) -> f64);
 
-const MEMORY_CURVES: [SampleCurve; 1] = [("RSS", |sample| {
-    count_to_f64(sample.rss_bytes) / (1024.0 * 1024.0)
-})];
+const MEMORY_CURVES: [SampleCurve; 2] = [
+    ("RSS", |sample| mib(sample.rss_bytes)),
+    ("prefix cache", |sample| mib(sample.prefix_cache_bytes)),
+];
 const RESOURCE_CURVES: [SampleCurve; 3] = [
     ("descriptors", |sample| count_to_f64(sample.descriptors)),
     ("connections", |sample| count_to_f64(sample.connections)),
@@ -42,6 +43,10 @@ pub(super) fn page_values(outcome: &SoakOutcome) -> Value {
         "totals": table::behavior_totals(&outcome.tally),
         "idle": rows.join("\n"),
     })
+}
+
+fn mib(bytes: u64) -> f64 {
+    count_to_f64(bytes) / (1024.0 * 1024.0)
 }
 
 fn chart_over_time(outcome: &SoakOutcome, y_name: &str, lines: &[SampleCurve]) -> String {

@@ -18,6 +18,7 @@ const SEQUENCES_METRIC: &str = "tokenway_sequences_running";
 const QUEUE_DEPTH_METRIC: &str = "tokenway_requests_queued";
 const CONNECTIONS_METRIC: &str = "tokenway_connections_open";
 const IN_FLIGHT_METRIC: &str = "tokenway_requests_in_flight";
+const PREFIX_CACHE_METRIC: &str = "tokenway_prefix_cache_bytes";
 /// Time limit for reading the gauges.
 const GAUGES_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between two samples while the run waits for a condition.
@@ -29,6 +30,8 @@ pub(super) struct Sample {
     /// Time since the start of the run, in seconds.
     pub(super) seconds: f64,
     pub(super) rss_bytes: u64,
+    /// Memory of the sequences that had to leave their slot.
+    pub(super) prefix_cache_bytes: u64,
     pub(super) descriptors: u64,
     pub(super) threads: u64,
     /// Number of occupied slots.
@@ -62,6 +65,7 @@ impl Sampler {
         Ok(Sample {
             seconds: self.start.elapsed().as_secs_f64(),
             rss_bytes: holdings.rss_bytes,
+            prefix_cache_bytes: gauge(PREFIX_CACHE_METRIC)?,
             descriptors: holdings.descriptors,
             threads: holdings.threads,
             sequences: gauge(SEQUENCES_METRIC)?,

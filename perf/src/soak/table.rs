@@ -8,9 +8,10 @@ use crate::report::format_cell;
 /// A column of the table of samples: its title, and the text of a sample.
 type Column = (&'static str, fn(&Sample) -> String);
 
-const COLUMNS: [Column; 9] = [
+const COLUMNS: [Column; 10] = [
     ("time s", |sample| format!("{:.1}", sample.seconds)),
     ("RSS MiB", |sample| format_mib(sample.rss_bytes)),
+    ("cache MiB", |sample| format_mib(sample.prefix_cache_bytes)),
     ("descriptors", |sample| sample.descriptors.to_string()),
     ("threads", |sample| sample.threads.to_string()),
     ("slots", |sample| sample.sequences.to_string()),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::behavior::Behavior;
+use super::behavior::{Behavior, Load};
 use crate::fault::Fault;
 
 /// Number of faults that are listed. Further faults are only counted.
@@ -17,7 +17,7 @@ pub(super) struct Tally {
     pub(super) fault_count: u64,
     /// The first [`LISTED_FAULTS`] faults.
     pub(super) faults: Vec<String>,
-    /// Number of streams that were read to their end, with every token in order.
+    /// Number of streams that were read to their end, and complete.
     #[serde(skip)]
     pub(super) streams: u64,
 }
@@ -36,13 +36,16 @@ pub(super) type End = &'static str;
 /// Description of a behavior that has not ended, or whose client was stopped.
 const UNFINISHED: End = "unfinished";
 
-impl Default for Tally {
-    fn default() -> Self {
-        let kinds = Behavior::all().iter().map(|&kind| BehaviorCounts {
-            kind,
-            started: 0,
-            ends: BTreeMap::new(),
-        });
+impl Tally {
+    /// Creates a tally of the behaviors of a load.
+    pub(super) fn new(load: Load) -> Self {
+        let kinds = Behavior::of_load(load)
+            .into_iter()
+            .map(|kind| BehaviorCounts {
+                kind,
+                started: 0,
+                ends: BTreeMap::new(),
+            });
         Self {
             kinds: kinds.collect(),
             fault_count: 0,
@@ -50,9 +53,7 @@ impl Default for Tally {
             streams: 0,
         }
     }
-}
 
-impl Tally {
     pub(super) fn record_start(&mut self, behavior: Behavior) {
         let kind = self.counts_of(behavior);
         kind.started += 1;
@@ -90,7 +91,7 @@ mod tests {
 
     #[test]
     fn every_start_has_an_end_or_is_unfinished() {
-        let mut tally = Tally::default();
+        let mut tally = Tally::new(Load::Mixed);
         for ended in [Some(Ok("whole")), Some(Err(Fault::TimedOut(1))), None] {
             tally.record_start(Behavior::Unary);
             if let Some(ended) = ended {
