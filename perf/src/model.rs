@@ -1,7 +1,8 @@
 //! The subcommand `model`: compares Tokenway with llama.cpp's own server, and with vLLM, on the same real model.
 //!
-//! In every round, each scenario runs on one server after the other. A target is judged by ratios of figures of the
-//! same round, so that a slower phase of the machine affects both figures.
+//! In every round, each scenario runs on one server after the other. Each server is the first of a round in turn, so
+//! that the order favours none. A target is judged by ratios of figures of the same round, so that a slower phase of the
+//! machine affects both figures.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -137,7 +138,7 @@ async fn measure(
     let bar = progress::create_bar(turns, "{bar:30} {pos}/{len} {elapsed} {msg}");
     for round in 0..options.rounds {
         for scenario in &scenarios {
-            for plan in plans {
+            for plan in turn_order(plans, round) {
                 let turn = run_turn(plan, *scenario, round, &bar).await?;
                 bar.inc(1);
                 let turn = turn.map_err(|fault| {
@@ -156,6 +157,13 @@ async fn measure(
     Ok((results, faults))
 }
 
+/// Returns the servers in the order in which they run in a round. The order is rotated from round to round.
+fn turn_order(plans: &[ServerPlan], round: u32) -> impl Iterator<Item = &ServerPlan> {
+    let round = usize::try_from(round).unwrap_or(0);
+    let (last, first) = plans.split_at(round % plans.len());
+    first.iter().chain(last)
+}
+
 /// Starts a server, runs a scenario on it and stops it. The inner error is a fault of the scenario; the other turns are
 /// still measured.
 async fn run_turn(
@@ -172,4 +180,25 @@ async fn run_turn(
     }
     server.stop().await.context("cannot stop a server")?;
     Ok(turn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_server_is_the_first_of_a_round_in_turn() {
+        use ServerKind::{LlamaCpp, Tokenway, Vllm};
+        let plans = [Tokenway, LlamaCpp, Vllm].map(|kind| ServerPlan {
+            kind,
+            program: PathBuf::new(),
+            model_path: PathBuf::new(),
+            threads: 1,
+        });
+        let order = |round| -> Vec<_> { turn_order(&plans, round).map(|plan| plan.kind).collect() };
+        assert_eq!(order(0), [Tokenway, LlamaCpp, Vllm]);
+        assert_eq!(order(1), [LlamaCpp, Vllm, Tokenway]);
+        assert_eq!(order(2), [Vllm, Tokenway, LlamaCpp]);
+        assert_eq!(order(3), order(0));
+    }
 }

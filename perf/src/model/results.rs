@@ -21,6 +21,7 @@ pub(super) struct Cell {
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(transparent)]
 pub(super) struct Results {
+    /// Cells in the order of [`Cell::key`], because the order in which the servers run changes from round to round.
     pub(super) cells: Vec<Cell>,
 }
 
@@ -37,6 +38,10 @@ pub(super) struct PromptDifference {
 }
 
 impl Cell {
+    fn key(&self) -> (Scenario, ServerKind) {
+        (self.scenario, self.server)
+    }
+
     /// Returns the value of a figure in each round. `None` for a round that failed.
     fn values(&self, figure: Figure) -> Vec<Option<f64>> {
         let value = |turn: &Option<Turn>| turn.as_ref()?.figures.get(&figure).copied();
@@ -66,24 +71,29 @@ impl Cell {
 
 impl Results {
     pub(super) fn add(&mut self, scenario: Scenario, server: ServerKind, turn: Option<Turn>) {
-        match self
-            .cells
-            .iter_mut()
-            .find(|cell| (cell.scenario, cell.server) == (scenario, server))
-        {
-            Some(cell) => cell.rounds.push(turn),
-            None => self.cells.push(Cell {
-                scenario,
-                server,
-                rounds: vec![turn],
-            }),
+        match self.position(scenario, server) {
+            Ok(at) => self.cells[at].rounds.push(turn),
+            Err(at) => {
+                let rounds = vec![turn];
+                let cell = Cell {
+                    scenario,
+                    server,
+                    rounds,
+                };
+                self.cells.insert(at, cell);
+            }
         }
     }
 
     pub(super) fn cell(&self, scenario: Scenario, server: ServerKind) -> Option<&Cell> {
+        let at = self.position(scenario, server).ok()?;
+        self.cells.get(at)
+    }
+
+    /// Returns the position of a cell. The error is the position at which to insert the cell.
+    fn position(&self, scenario: Scenario, server: ServerKind) -> Result<usize, usize> {
         self.cells
-            .iter()
-            .find(|cell| (cell.scenario, cell.server) == (scenario, server))
+            .binary_search_by_key(&(scenario, server), Cell::key)
     }
 
     pub(super) fn of_scenario(&self, scenario: Scenario) -> impl Iterator<Item = &Cell> {
@@ -187,6 +197,26 @@ mod tests {
         add(&mut results, ServerKind::Tokenway, 1.0, 0);
         results.add(Scenario::LongPrompt, ServerKind::LlamaCpp, None);
         assert_eq!(ratio(&results), None);
+    }
+
+    #[test]
+    fn the_order_of_the_servers_is_that_of_their_kinds_whichever_ran_first() {
+        let kinds = [ServerKind::Tokenway, ServerKind::LlamaCpp, ServerKind::Vllm];
+        let mut results = Results::default();
+        for server in [1, 2, 0].map(|at| kinds[at]) {
+            add(&mut results, server, 1.0, 100);
+        }
+        results.add(Scenario::DecodeOne, ServerKind::Vllm, None);
+        for (server, prompt_tokens) in kinds.into_iter().zip([200, 201, 200]) {
+            add(&mut results, server, 2.0, prompt_tokens);
+        }
+        let of = |scenario| results.of_scenario(scenario).map(|cell| cell.server);
+        assert!(of(Scenario::LongPrompt).eq(kinds));
+        assert!(of(Scenario::DecodeOne).eq([ServerKind::Vllm]));
+        let differences = results.prompt_differences();
+        let texts: Vec<_> = differences.iter().map(|it| it.text.as_str()).collect();
+        let text = "a long prompt, round 2: Tokenway counted 200 prompt tokens, but llama.cpp's server counted 201";
+        assert_eq!(texts, [text]);
     }
 
     #[test]
