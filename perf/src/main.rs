@@ -11,6 +11,7 @@ mod arguments;
 mod compare;
 mod device;
 mod fault;
+mod foreign_server;
 mod load;
 mod load_stats;
 mod metrics;

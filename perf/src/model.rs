@@ -176,9 +176,14 @@ async fn run_turn(
     let server = plan.start().await?;
     let mut turn = scenario.run(&server.client, round).await;
     if let Ok(turn) = &mut turn {
-        turn.rss_bytes = server.rss_bytes();
+        // `None` if the process has ended.
+        turn.rss_bytes = server.process.usage().ok().map(|usage| usage.rss_bytes);
     }
-    server.stop().await.context("cannot stop a server")?;
+    server
+        .process
+        .stop()
+        .await
+        .context("cannot stop a server")?;
     Ok(turn)
 }
 

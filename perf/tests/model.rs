@@ -1,12 +1,13 @@
 //! `tokenway-perf model` with the test runner instead of a real model. Each compared server is a script that starts the
 //! executable `tokenway`, which `cargo nextest run` builds for the whole workspace.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use support::{RunOutput, assert_self_contained, path_text, perf_command, read_json, run};
+use support::{
+    RunOutput, assert_self_contained, path_text, perf_command, read_json, run, write_program,
+};
 use tempfile::TempDir;
 
 mod support;
@@ -48,8 +49,7 @@ exec {tokenway} serve --runner llm_test --test-runner-frequency-ms {interval_ms}
 
     fn add_program(&self, name: &str, script: &str) -> String {
         let path = self.path(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}")).expect("a file");
-        fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("the test owns the file");
+        write_program(&path, script);
         path
     }
 }

@@ -1,17 +1,23 @@
-//! `tokenway-perf peers` without the other gateways, which are not installed for tests.
+//! `tokenway-perf peers`. The other gateways are not installed for tests.
 
-use support::{perf_command, run, split_words};
+use std::process::Command;
+
+use support::{path_text, perf_command, run, split_words, write_program};
 
 mod support;
 
+/// Returns the command `peers` with a short load and none of the other gateways.
+fn peers() -> Command {
+    let mut command = perf_command(split_words("peers --rounds 1 --seconds 1"));
+    for program in ["SMG", "LITELLM", "ENVOY"] {
+        command.env_remove(program);
+    }
+    command
+}
+
 #[test]
 fn the_gateway_is_compared_with_the_engine_alone() {
-    let mut command = perf_command(split_words("peers --rounds 1 --seconds 1"));
-    command
-        .env_remove("SMG")
-        .env_remove("LITELLM")
-        .env_remove("ENVOY");
-    let ran = run(command);
+    let ran = run(peers());
     assert_eq!(ran.code, Some(0), "{ran}");
     let rows = [
         "| engine alone |",
@@ -22,4 +28,15 @@ fn the_gateway_is_compared_with_the_engine_alone() {
         let line = ran.out.lines().find(|line| line.contains(row)).expect(row);
         assert!(!line.contains('–'), "a figure is missing: {line}");
     }
+}
+
+#[test]
+fn a_gateway_that_exits_at_once_is_named_with_its_last_words() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let smg = folder.path().join("smg");
+    let smg = path_text(&smg);
+    write_program(smg, "echo no such engine >&2\nexit 3\n");
+    let mut command = peers();
+    command.args(["--smg", smg]);
+    run(command).assert_failed(&format!("{smg} ended with exit status: 3:\nno such engine"));
 }

@@ -2,37 +2,28 @@
 //! starts a new process, so that a server reuses nothing between scenarios.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{Read, Seek};
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::Context;
 use serde::Serialize;
-use tempfile::tempfile;
-use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep};
+use tokio::process::Command;
 
 use super::client::Client;
 use super::completions::STREAMS;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
-use crate::process::{ResourceUsage, child_ids};
+use crate::foreign_server::ForeignServer;
 use crate::server::free_port;
 
 /// Maximum number of tokens in one slot. It is Tokenway's default for the model.
 pub(super) const CONTEXT: u32 = 2_048;
-/// Maximum time from the start of a server to its first reply, and the time between two tries.
+/// Maximum time from the start of a server to its first reply.
 const START_TIMEOUT: Duration = Duration::from_secs(300);
-const START_POLL: Duration = Duration::from_millis(100);
 /// Request that warms a server up. No other prompt begins like this one, so a scenario cannot reuse it.
 const WARM_UP_PROMPT: &str =
     "0123456789. The server is warm after these words, and its model is in memory.";
 const WARM_UP_TOKENS: u32 = 16;
-/// Number of lines from the end of a server's log that an error shows.
-const LOG_LINES: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -51,10 +42,9 @@ pub(super) struct ServerPlan {
     pub(super) threads: u16,
 }
 
-/// A server in its own process. Dropping this kills the process and its children.
 pub(super) struct RunningServer {
     pub(super) client: Client,
-    child: Child,
+    pub(super) process: ForeignServer,
 }
 
 impl ServerKind {
@@ -71,35 +61,16 @@ impl ServerPlan {
     /// Starts the server and waits until it has completed a request.
     pub(super) async fn start(&self) -> anyhow::Result<RunningServer> {
         let port = free_port()?;
-        let mut log = tempfile()?;
-        let program = &self.program;
-        let child = self
-            .command(port, &log)?
-            .spawn()
-            .with_context(|| format!("cannot run {}", program.display()))?;
-        let url = ServerUrl::from_authority(&format!("127.0.0.1:{port}"));
-        let mut server = RunningServer {
-            client: Client { url },
-            child,
+        let client = Client {
+            url: ServerUrl::from_authority(&format!("127.0.0.1:{port}")),
         };
-        let end = Instant::now() + START_TIMEOUT;
-        loop {
-            let fault = match server.client.complete(WARM_UP_PROMPT, WARM_UP_TOKENS).await {
-                Ok(_) => return Ok(server),
-                Err(fault) => fault,
-            };
-            let mut lines = || last_lines(&mut log);
-            if let Some(status) = server.child.try_wait()? {
-                bail!("{} ended with {status}:\n{}", program.display(), lines()?);
-            }
-            ensure!(
-                is_of_start(&fault) && Instant::now() < end,
-                "{} did not complete its first request: {fault}\n{}",
-                program.display(),
-                lines()?
-            );
-            sleep(START_POLL).await;
-        }
+        let answers = async || match client.complete(WARM_UP_PROMPT, WARM_UP_TOKENS).await {
+            Ok(_) => Ok(true),
+            Err(fault) if is_of_start(&fault) => Ok(false),
+            Err(fault) => Err(fault),
+        };
+        let process = ForeignServer::start(self.command(port), START_TIMEOUT, answers).await?;
+        Ok(RunningServer { client, process })
     }
 
     /// Runs the program to get its version. Returns the first line of its output that contains a digit.
@@ -121,7 +92,7 @@ impl ServerPlan {
         Ok(line.trim_start_matches("version: ").to_owned())
     }
 
-    fn command(&self, port: u16, log: &File) -> anyhow::Result<Command> {
+    fn command(&self, port: u16) -> Command {
         let mut command = Command::new(&self.program);
         // Variables of this process must not change a server's settings.
         for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
@@ -130,12 +101,8 @@ impl ServerPlan {
         command
             .args(self.arguments(port))
             // vLLM has no flag for the number of threads.
-            .env("OMP_NUM_THREADS", self.threads.to_string())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log.try_clone()?)
-            .kill_on_drop(true);
-        Ok(command)
+            .env("OMP_NUM_THREADS", self.threads.to_string());
+        command
     }
 
     fn arguments(&self, port: u16) -> Vec<OsString> {
@@ -179,44 +146,6 @@ impl ServerPlan {
     }
 }
 
-impl RunningServer {
-    /// Returns the resident memory of the server's process and its children. `None` if the process has ended.
-    pub(super) fn rss_bytes(&self) -> Option<u64> {
-        let usage = ResourceUsage::of_process(self.child.id()?);
-        Some(usage.ok()?.rss_bytes)
-    }
-
-    /// Kills the server's processes and waits for their end, so that they take no CPU time from the next server.
-    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
-        self.kill_children();
-        Ok(self.child.kill().await?)
-    }
-
-    /// Kills the processes that the server has started. vLLM computes in a child process.
-    fn kill_children(&self) {
-        let children = self.child.id().map(descendants).unwrap_or_default();
-        for id in children {
-            // The signal fails if the child has ended in the meantime, which is fine.
-            if let Some(id) = i32::try_from(id).ok().and_then(Pid::from_raw) {
-                let _ = kill_process(id, Signal::KILL);
-            }
-        }
-    }
-}
-
-impl Drop for RunningServer {
-    fn drop(&mut self) {
-        self.kill_children();
-    }
-}
-
-/// Returns the ids of all descendants of a process.
-fn descendants(id: u32) -> Vec<u32> {
-    let children = child_ids(id).unwrap_or_default();
-    let later: Vec<_> = children.iter().copied().flat_map(descendants).collect();
-    children.into_iter().chain(later).collect()
-}
-
 /// Returns true for an environment variable that Tokenway or llama.cpp's server reads as a setting.
 fn is_setting(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
@@ -229,15 +158,6 @@ fn is_setting(name: &OsStr) -> bool {
 fn is_of_start(fault: &Fault) -> bool {
     matches!(fault, Fault::Connect { .. })
         || matches!(fault, Fault::Refused(why) if why.starts_with("503"))
-}
-
-fn last_lines(log: &mut File) -> anyhow::Result<String> {
-    let mut bytes = Vec::new();
-    log.rewind()?;
-    log.read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<_> = text.lines().collect();
-    Ok(lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
 }
 
 /// Returns the path of the program `tokenway` in the directory of this program.

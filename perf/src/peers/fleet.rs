@@ -2,15 +2,14 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
-use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
 use tempfile::NamedTempFile;
-use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep};
+use tokio::process::Command;
 
 use super::Options;
+use crate::arguments::ServerUrl;
+use crate::foreign_server::ForeignServer;
 use crate::load::{ConnectionPlan, Load, LoadGenerator, Target};
 use crate::process::ResourceUsage;
 use crate::serve::openai::{MODEL, Script};
@@ -27,9 +26,8 @@ const SLOTS: usize = 256;
 /// Key that LiteLLM requires of its clients. It is no secret: the proxy runs only for the comparison.
 const LITELLM_KEY: &str = "sk-compared-with-tokenway-0123456789";
 const LITELLM_SLOWNESS: u32 = 50;
-/// Time within which a gateway must answer its first request, and time between two tries.
+/// Time within which a gateway must answer its first request.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
-const START_POLL: Duration = Duration::from_millis(100);
 
 /// A compared server. Its process ends when this is dropped.
 pub(super) struct Peer {
@@ -44,19 +42,14 @@ pub(super) struct Peer {
 
 enum Process {
     Own(ServerProcess),
-    Foreign(Child),
+    Foreign(ForeignServer),
 }
 
 impl Peer {
     pub(super) fn usage(&self) -> anyhow::Result<ResourceUsage> {
         match &self.process {
             Process::Own(process) => process.usage(),
-            Process::Foreign(child) => {
-                let id = child
-                    .id()
-                    .with_context(|| format!("{} has ended", self.name))?;
-                Ok(ResourceUsage::of_process(id)?)
-            }
+            Process::Foreign(process) => process.usage(),
         }
     }
 
@@ -97,29 +90,17 @@ impl Peer {
         command
             .args(arguments)
             // LiteLLM would fetch its list of prices, and use a proxy for the engine.
-            .envs([("LITELLM_LOCAL_MODEL_COST_MAP", "True"), ("NO_PROXY", "*")])
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let child = child.with_context(|| format!("cannot run {}", program.display()))?;
-        let url = format!("http://127.0.0.1:{port}")
-            .parse()
-            .map_err(anyhow::Error::msg)?;
+            .envs([("LITELLM_LOCAL_MODEL_COST_MAP", "True"), ("NO_PROXY", "*")]);
+        let url = ServerUrl::from_authority(&format!("127.0.0.1:{port}"));
         let target = Target::Server(url, Format::Sse);
-        let end = Instant::now() + START_TIMEOUT;
-        while !answers(&target, key).await {
-            ensure!(
-                Instant::now() < end,
-                "{name} does not answer within {START_TIMEOUT:?}"
-            );
-            sleep(START_POLL).await;
-        }
+        let answers = async || Ok(completes_request(&target, key).await);
+        let process = ForeignServer::start(command, START_TIMEOUT, answers).await?;
         Ok(Self {
             name,
             target,
             key,
             slowness: 1,
-            process: Process::Foreign(child),
+            process: Process::Foreign(process),
         })
     }
 }
@@ -195,7 +176,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<Vec<Peer>> {
 }
 
 /// Returns true if the server completes a request.
-async fn answers(target: &Target, key: Option<&'static str>) -> bool {
+async fn completes_request(target: &Target, key: Option<&'static str>) -> bool {
     let load = Load {
         key,
         model: Some(MODEL.to_owned()),

@@ -7,8 +7,9 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -95,6 +96,12 @@ pub(crate) fn path_text(path: &Path) -> &str {
 pub(crate) fn read_json(path: &Path) -> Value {
     let text = fs::read_to_string(path).expect("the file was written");
     serde_json::from_str(&text).expect("the file is JSON")
+}
+
+/// Writes a script for the shell, as a program.
+pub(crate) fn write_program(path: &str, script: &str) {
+    fs::write(path, format!("#!/bin/sh\n{script}")).expect("a file");
+    fs::set_permissions(path, Permissions::from_mode(0o755)).expect("the test owns the file");
 }
 
 /// Asserts that an HTML page loads no other file.
