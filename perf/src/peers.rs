@@ -212,8 +212,7 @@ fn write_figures(results: &[Results], out: &mut dyn Write) -> io::Result<()> {
     )?;
     for (peer, turns) in results {
         let cells = FIGURES.map(|(_, decimals, value)| {
-            let values: Option<Vec<_>> = turns.iter().map(value).collect();
-            format_spread(values.and_then(Spread::from_values), decimals)
+            format_spread(Spread::from_rounds(turns.iter().map(value)), decimals)
         });
         writeln!(out, "| {} | {} |", peer.name, cells.join(" | "))?;
     }
@@ -237,8 +236,7 @@ fn write_targets(results: &[Results], out: &mut dyn Write) -> io::Result<()> {
             let base = if figure == ADDED { value(alone)? } else { 0.0 };
             Some((value(own)? - base) / (value(other)? - base))
         };
-        let ratios: Option<Vec<_>> = alone.iter().zip(own).zip(others).map(ratio).collect();
-        let spread = ratios.and_then(Spread::from_values);
+        let spread = Spread::from_rounds(alone.iter().zip(own).zip(others).map(ratio));
         let is_reached = spread.is_some_and(|Spread { median, .. }| match limit {
             Limit::Least(least) => median >= least,
             Limit::Most(most) => median <= most,

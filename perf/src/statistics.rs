@@ -62,6 +62,12 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
+    /// Returns the spread of a value over the rounds of a run. `None` if the value of any round is unknown.
+    pub(crate) fn from_rounds(values: impl Iterator<Item = Option<f64>>) -> Option<Self> {
+        let values: Option<Vec<_>> = values.collect();
+        Self::from_values(values?)
+    }
+
     /// Returns the spread of these values. `None` if there are no values, or if a value is not finite.
     pub(crate) fn from_values(mut values: Vec<f64>) -> Option<Self> {
         if values.iter().any(|value| !value.is_finite()) {
@@ -120,6 +126,14 @@ mod tests {
         assert_eq!(of(&[9.0, 1.0, 2.0, 4.0]), Some(odd));
         assert_eq!(of(&[-1.0, -3.0]).map(Spread::width), Some(2.0));
         assert_eq!((of(&[]), of(&[1.0, f64::NAN])), (None, None));
+    }
+
+    #[test]
+    fn there_is_no_spread_over_rounds_if_one_value_is_unknown() {
+        let of = |rounds: &[Option<f64>]| Spread::from_rounds(rounds.iter().copied());
+        let widths = of(&[Some(1.0), Some(3.0)]).map(Spread::width);
+        assert_eq!(widths, Some(2.0));
+        assert_eq!((of(&[Some(1.0), None]), of(&[])), (None, None));
     }
 
     #[test]

@@ -43,15 +43,14 @@ impl Cell {
     }
 
     /// Returns the value of a figure in each round. `None` for a round that failed.
-    fn values(&self, figure: Figure) -> Vec<Option<f64>> {
-        let value = |turn: &Option<Turn>| turn.as_ref()?.figures.get(&figure).copied();
-        self.rounds.iter().map(value).collect()
+    fn values(&self, figure: Figure) -> impl Iterator<Item = Option<f64>> {
+        let value = move |turn: &Option<Turn>| turn.as_ref()?.figures.get(&figure).copied();
+        self.rounds.iter().map(value)
     }
 
     /// Returns the spread of a figure over the rounds. `None` if a round failed.
     pub(super) fn spread(&self, figure: Figure) -> Option<Spread> {
-        let values: Option<Vec<_>> = self.values(figure).into_iter().collect();
-        Spread::from_values(values?)
+        Spread::from_rounds(self.values(figure))
     }
 }
 
@@ -59,8 +58,7 @@ impl Cell {
     /// Returns the spread of the server's resident memory over the rounds, in MiB.
     pub(super) fn rss_mib(&self) -> Option<Spread> {
         let rss = |turn: &Option<Turn>| Some(count_to_f64(turn.as_ref()?.rss_bytes?) / 1_048_576.0);
-        let values: Option<Vec<_>> = self.rounds.iter().map(rss).collect();
-        Spread::from_values(values?)
+        Spread::from_rounds(self.rounds.iter().map(rss))
     }
 
     /// Returns the sums of the counts over all rounds.
@@ -110,9 +108,8 @@ impl Results {
         other: (ServerKind, Figure),
     ) -> Option<Spread> {
         let values = |(server, figure)| Some(self.cell(scenario, server)?.values(figure));
-        let pairs = values(own)?.into_iter().zip(values(other)?);
-        let ratios: Option<Vec<_>> = pairs.map(|(own, other)| Some(own? / other?)).collect();
-        Spread::from_values(ratios?)
+        let pairs = values(own)?.zip(values(other)?);
+        Spread::from_rounds(pairs.map(|(own, other)| Some(own? / other?)))
     }
 
     /// Returns the measured scenarios, in order.

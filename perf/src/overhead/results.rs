@@ -130,12 +130,10 @@ impl Results {
     /// Returns the cost of timing the stages of a token, in percent of the CPU time per token in this cell.
     pub(super) fn timing_share(&self, key: CellKey, of: fn(&TimingCost) -> f64) -> Option<Spread> {
         let rounds = self.timing.iter().zip(&self.cell(key)?.rounds);
-        let shares = rounds.map(|(cost, round)| {
+        Spread::from_rounds(rounds.map(|(cost, round)| {
             let token_ns = round.cpu_us_per_token? * 1e3;
             Some(of(cost) / token_ns * 100.0)
-        });
-        let shares: Option<Vec<_>> = shares.collect();
-        Spread::from_values(shares?)
+        }))
     }
 
     pub(crate) fn cells(&self) -> impl Iterator<Item = (CellKey, &Cell)> {
@@ -189,15 +187,13 @@ impl Results {
         let rounds = self.cell(key)?.rounds.iter();
         let rounds = rounds.zip(&self.cell(beside)?.rounds);
         let compared = rounds.map(|(own, other)| Some(compare(value(own)?, value(other)?)));
-        let compared: Option<Vec<_>> = compared.collect();
-        Spread::from_values(compared?)
+        Spread::from_rounds(compared)
     }
 }
 
 impl Cell {
     pub(crate) fn spread(&self, value: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
-        let values: Option<Vec<_>> = self.rounds.iter().map(value).collect();
-        Spread::from_values(values?)
+        Spread::from_rounds(self.rounds.iter().map(value))
     }
 }
 
