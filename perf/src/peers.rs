@@ -16,6 +16,7 @@ use crate::overhead::Round;
 use crate::report::Machine;
 use crate::serve::openai::{FULL_SPEED, MODEL, TOKENIZED};
 use crate::statistics::{Spread, count_to_f64};
+use crate::target::{Bound, TargetResult};
 use crate::{CommandResult, Verdict};
 
 /// Number of streams, and number of concurrent requests with a long prompt.
@@ -81,24 +82,42 @@ const FIGURES: [Figure; 8] = [
 /// Position of the only figure of which the engine's share is left out: a gateway adds to the engine's latency.
 const ADDED: usize = 0;
 
-/// A target of Tokenway: the position of a figure, the server with which it is compared, and the limit of the ratio.
-struct Target(usize, &'static str, Limit);
-
-enum Limit {
-    Least(f64),
-    Most(f64),
+/// A target of Tokenway: a limit on the ratio of its figure to the same figure of another server.
+struct TargetSpec {
+    /// Position of the figure in [`FIGURES`].
+    figure: usize,
+    /// Name of the other server.
+    other: &'static str,
+    bound: Bound,
+    limit: f64,
 }
 
-const TARGETS: [Target; 8] = [
-    Target(ADDED, "SMG", Limit::Most(0.8)),
-    Target(ADDED, "Envoy", Limit::Most(1.0)),
-    Target(2, "SMG", Limit::Most(1.0)),
-    Target(3, "SMG", Limit::Least(1.1)),
-    Target(4, "SMG", Limit::Most(1.0)),
-    Target(5, "SMG", Limit::Most(0.4)),
-    Target(6, "SMG", Limit::Least(1.1)),
-    Target(7, ENGINE, Limit::Least(0.9)),
+const TARGETS: [TargetSpec; 8] = [
+    at_most(ADDED, "SMG", 0.8),
+    at_most(ADDED, "Envoy", 1.0),
+    at_most(2, "SMG", 1.0),
+    at_least(3, "SMG", 1.1),
+    at_most(4, "SMG", 1.0),
+    at_most(5, "SMG", 0.4),
+    at_least(6, "SMG", 1.1),
+    at_least(7, ENGINE, 0.9),
 ];
+
+const fn at_most(figure: usize, other: &'static str, limit: f64) -> TargetSpec {
+    TargetSpec {
+        figure,
+        other,
+        bound: Bound::AtMost,
+        limit,
+    }
+}
+
+const fn at_least(figure: usize, other: &'static str, limit: f64) -> TargetSpec {
+    TargetSpec {
+        bound: Bound::AtLeast,
+        ..at_most(figure, other, limit)
+    }
+}
 
 /// A server and its rounds.
 type Results = (Peer, Vec<Turn>);
@@ -142,7 +161,11 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult
         "{rounds} rounds on {cores} cores, load average {load_before} to {load_after}, {build} build, commit {commit}\n"
     )?;
     write_figures(&results, out)?;
-    write_targets(&results, out)?;
+    let turns_of = |name: &str| {
+        let (_, turns) = results.iter().find(|(peer, _)| peer.name == name)?;
+        Some(turns.as_slice())
+    };
+    write_targets(&judge_targets(turns_of), out)?;
     Ok(Verdict::of_failures(faults))
 }
 
@@ -219,40 +242,47 @@ fn write_figures(results: &[Results], out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-fn write_targets(results: &[Results], out: &mut dyn Write) -> io::Result<()> {
+/// Judges the targets whose figures were measured. `turns_of` returns the rounds of the server with a name.
+fn judge_targets<'a>(turns_of: impl Fn(&str) -> Option<&'a [Turn]>) -> Vec<TargetResult> {
+    let judge = |target: &TargetSpec| {
+        let (name, _, value) = FIGURES[target.figure];
+        let is_added = target.figure == ADDED;
+        let ratio = |((alone, own), other): ((&Turn, &Turn), &Turn)| {
+            let base = if is_added { value(alone)? } else { 0.0 };
+            Some((value(own)? - base) / (value(other)? - base))
+        };
+        let rounds = turns_of(ENGINE)?.iter().zip(turns_of(TOKENWAY)?);
+        let ratios = rounds.zip(turns_of(target.other)?).map(ratio);
+        let spread = Spread::from_rounds(ratios)?;
+        let added = if is_added { " added" } else { "" };
+        let name = format!("{name}{added}, of {}", target.other);
+        let TargetSpec { bound, limit, .. } = *target;
+        Some(TargetResult::new(name, spread, bound, limit, "×"))
+    };
+    TARGETS.iter().filter_map(judge).collect()
+}
+
+fn write_targets(targets: &[TargetResult], out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
         "\n| Tokenway's share | ratio | target | reached |\n|---|---|---|---|"
     )?;
-    let turns_of = |name| results.iter().find(|(peer, _)| peer.name == name);
-    for Target(figure, other, limit) in TARGETS {
-        let (Some((_, alone)), Some((_, own)), Some((_, others))) =
-            (turns_of(ENGINE), turns_of(TOKENWAY), turns_of(other))
-        else {
-            continue;
-        };
-        let (name, _, value) = FIGURES[figure];
-        let ratio = |((alone, own), other)| {
-            let base = if figure == ADDED { value(alone)? } else { 0.0 };
-            Some((value(own)? - base) / (value(other)? - base))
-        };
-        let spread = Spread::from_rounds(alone.iter().zip(own).zip(others).map(ratio));
-        let is_reached = spread.is_some_and(|Spread { median, .. }| match limit {
-            Limit::Least(least) => median >= least,
-            Limit::Most(most) => median <= most,
-        });
-        let limit = match limit {
-            Limit::Least(least) => format!("≥ {least} ×"),
-            Limit::Most(most) => format!("≤ {most} ×"),
-        };
-        let added = if figure == ADDED { " added" } else { "" };
-        let (ratio, reached) = (
-            format_spread(spread, 2),
-            if is_reached { "yes" } else { "**no**" },
-        );
+    for target in targets {
+        let TargetResult {
+            target: name,
+            spread,
+            limit,
+            bound,
+            unit,
+            pass,
+            ..
+        } = target;
+        let ratio = format_spread(Some(*spread), 2);
+        let reached = if *pass { "yes" } else { "**no**" };
         writeln!(
             out,
-            "| {name}{added}, of {other} | {ratio} | {limit} | {reached} |"
+            "| {name} | {ratio} | {} {limit} {unit} | {reached} |",
+            bound.sign()
         )?;
     }
     Ok(())
@@ -269,4 +299,65 @@ fn format_spread(spread: Option<Spread>, decimals: usize) -> String {
             format!("{median:.decimals$} ({lowest:.decimals$} to {highest:.decimals$})")
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns rounds with these latencies, and numbers of requests per second with long prompts.
+    fn rounds(values: [(f64, f64); 3]) -> Vec<Turn> {
+        let turn = |(one_way_p50_us, requests_per_second)| {
+            let mut turn = Turn::default();
+            turn[0].one_way_p50_us = one_way_p50_us;
+            turn[2].rates.requests_per_second = requests_per_second;
+            turn
+        };
+        values.map(turn).to_vec()
+    }
+
+    /// Returns the name, value and verdict of each target.
+    fn judge_all(servers: &[(&str, Vec<Turn>)]) -> Vec<(String, f64, bool)> {
+        let turns_of = |name: &str| {
+            let (_, turns) = servers.iter().find(|(server, _)| *server == name)?;
+            Some(turns.as_slice())
+        };
+        let targets = judge_targets(turns_of).into_iter();
+        let of = |target: TargetResult| (target.target, target.value, target.pass);
+        targets.map(of).collect()
+    }
+
+    #[test]
+    fn a_ratio_is_taken_within_each_round_and_a_latency_without_that_of_the_engine() {
+        let servers = [
+            (
+                ENGINE,
+                rounds([(10.0, 500.0), (20.0, 500.0), (10.0, 500.0)]),
+            ),
+            (
+                TOKENWAY,
+                rounds([(15.0, 90.0), (30.0, 45.0), (12.0, 150.0)]),
+            ),
+            ("SMG", rounds([(20.0, 100.0), (40.0, 50.0), (20.0, 100.0)])),
+        ];
+        let expected = [
+            ("one-way p50 µs added, of SMG".to_owned(), 0.5, true),
+            ("requests/s, 470 KB prompts, of SMG".to_owned(), 0.9, false),
+        ];
+        assert_eq!(judge_all(&servers), expected);
+    }
+
+    #[test]
+    fn a_figure_that_is_unknown_in_one_round_is_not_judged() {
+        let mut servers = [ENGINE, TOKENWAY].map(|name| (name, rounds([(0.0, 0.0); 3])));
+        for (_, turns) in &mut servers {
+            for turn in turns {
+                turn[3].rates.requests_per_second = 2.0;
+            }
+        }
+        let name = "requests/s, tokenized, of engine alone".to_owned();
+        assert_eq!(judge_all(&servers), [(name, 1.0, true)]);
+        servers[1].1[2][3].rates.requests_per_second = f64::NAN;
+        assert_eq!(judge_all(&servers), []);
+    }
 }

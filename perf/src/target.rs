@@ -30,7 +30,7 @@ pub(crate) enum Bound {
 }
 
 impl Bound {
-    fn sign(self) -> &'static str {
+    pub(crate) fn sign(self) -> &'static str {
         match self {
             Self::AtLeast => "≥",
             Self::AtMost => "≤",
