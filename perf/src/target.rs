@@ -1,6 +1,7 @@
 //! Targets of a run: limits on measured values, and a verdict on each.
 
 use std::fmt;
+use std::io::{self, Write};
 
 use serde::Serialize;
 
@@ -83,5 +84,44 @@ impl fmt::Display for TargetResult {
             f,
             "{verdict}  {target:<72}{value:>8.2} {unit:<3} ({lowest:.2} to {highest:.2}), {bound} {limit:.2}"
         )
+    }
+}
+
+/// Prints the targets below the tables of a run. Prints nothing if there are none.
+pub(crate) fn write_targets(targets: &[TargetResult], out: &mut dyn Write) -> io::Result<()> {
+    if !targets.is_empty() {
+        writeln!(out, "\nTargets (median of the rounds, lowest to highest)")?;
+    }
+    for target in targets {
+        writeln!(out, "  {target}")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_have_a_heading_if_there_are_any() {
+        let written = |targets: &[TargetResult]| {
+            let mut out = Vec::new();
+            write_targets(targets, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(written(&[]), "");
+        let spread = Spread {
+            median: 1.5,
+            lowest: 1.0,
+            highest: 2.0,
+        };
+        let target = TargetResult::new("time".to_owned(), spread, Bound::AtMost, 1.0, "ms");
+        let text = written(&[target]);
+        let lines: Vec<_> = text.lines().collect();
+        let ["", heading, line] = lines[..] else {
+            panic!("{text}");
+        };
+        assert_eq!(heading, "Targets (median of the rounds, lowest to highest)");
+        assert!(line.starts_with("  FAIL  time "), "{line}");
     }
 }

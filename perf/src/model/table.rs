@@ -8,6 +8,7 @@ use super::results::{Cell, Results};
 use super::scenario::Scenario;
 use crate::report::format_row;
 use crate::statistics::{Spread, count_to_f64};
+use crate::target;
 
 /// Width of each server's column, in characters.
 const COLUMN_WIDTH: usize = 26;
@@ -17,12 +18,7 @@ pub(super) fn write_report(report: &Report, out: &mut dyn Write) -> io::Result<(
         writeln!(out, "{line}")?;
     }
     writeln!(out, "{}", render_tables(&report.results))?;
-    if !report.targets.is_empty() {
-        writeln!(out, "\nTargets (median of the rounds, lowest to highest)")?;
-    }
-    for target in &report.targets {
-        writeln!(out, "  {target}")?;
-    }
+    target::write_targets(&report.targets, out)?;
     for note in &report.notes {
         writeln!(out, "NOTE {note}")?;
     }

@@ -8,7 +8,7 @@ use super::scale::Shape;
 use super::scenario::Scenario;
 use crate::report::{format_head, format_number, format_row};
 use crate::statistics::percentile_us;
-use crate::target::TargetResult;
+use crate::target;
 
 /// A column of a table, with one value for each cell of the results.
 struct Column {
@@ -21,7 +21,7 @@ type CellValue = dyn Fn(&Cell) -> Option<f64>;
 
 pub(super) fn write_report(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{}", render_tables(&report.results))?;
-    write_targets(&report.targets, out)?;
+    target::write_targets(&report.targets, out)?;
     for fault in &report.faults {
         writeln!(out, "FAULT {fault}")?;
     }
@@ -43,14 +43,6 @@ pub(super) fn render_tables(results: &Results) -> String {
         lines.push(format_row(path.title(), &cells.collect::<Vec<_>>()));
     }
     lines.join("\n")
-}
-
-fn write_targets(targets: &[TargetResult], out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "\nTargets (median of the rounds, lowest to highest)")?;
-    for target in targets {
-        writeln!(out, "  {target}")?;
-    }
-    Ok(())
 }
 
 fn columns(scenario: Scenario) -> Vec<Column> {
