@@ -13,7 +13,7 @@ use fleet::{ENGINE, INTERVAL, Peer, TOKENWAY};
 
 use crate::load::{ConnectionPlan, Load, LoadGenerator};
 use crate::overhead::Round;
-use crate::report::Machine;
+use crate::report::{Machine, format_spread};
 use crate::serve::openai::{FULL_SPEED, MODEL, TOKENIZED};
 use crate::statistics::{Spread, count_to_f64};
 use crate::target::{Bound, TargetResult};
@@ -286,19 +286,6 @@ fn write_targets(targets: &[TargetResult], out: &mut dyn Write) -> io::Result<()
         )?;
     }
     Ok(())
-}
-
-fn format_spread(spread: Option<Spread>, decimals: usize) -> String {
-    spread.map_or_else(
-        || "–".to_owned(),
-        |Spread {
-             median,
-             lowest,
-             highest,
-         }| {
-            format!("{median:.decimals$} ({lowest:.decimals$} to {highest:.decimals$})")
-        },
-    )
 }
 
 #[cfg(test)]

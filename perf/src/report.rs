@@ -16,7 +16,7 @@ mod table;
 
 pub(crate) use charts::{Axis, Bar, COLORS, Curve, Panel, QUANTILES, quantiles};
 pub(crate) use machine::Machine;
-pub(crate) use table::{format_cell, format_head, format_number, format_row};
+pub(crate) use table::{format_cell, format_head, format_number, format_row, format_spread};
 
 /// Files to which a report is written.
 #[derive(Args)]

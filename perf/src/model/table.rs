@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use super::report::Report;
 use super::results::{Cell, Results};
 use super::scenario::Scenario;
-use crate::report::format_row;
+use crate::report::{format_row, format_spread};
 use crate::statistics::{Spread, count_to_f64};
 use crate::target;
 
@@ -46,10 +46,10 @@ fn scenario_table(results: &Results, scenario: Scenario) -> String {
     let head = row("", &|cell| cell.server.title().to_owned());
     let figures = scenario.figures().iter().map(|figure| {
         row(&format!("{}, {}", figure.name(), figure.unit()), &|cell| {
-            format_spread(cell.spread(*figure))
+            format_value(cell.spread(*figure))
         })
     });
-    let memory = row("memory, MiB", &|cell| format_spread(cell.rss_mib()));
+    let memory = row("memory, MiB", &|cell| format_value(cell.rss_mib()));
     let prompts = row("prompt tokens (reused)", &format_prompt_tokens);
     let lines = [String::new(), scenario.title(), head]
         .into_iter()
@@ -58,22 +58,10 @@ fn scenario_table(results: &Results, scenario: Scenario) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Formats the median, and the range if the rounds differ. An unknown value is a dash.
-fn format_spread(spread: Option<Spread>) -> String {
-    let Some(Spread {
-        median,
-        lowest,
-        highest,
-    }) = spread
-    else {
-        return "–".to_owned();
-    };
-    let decimals = if highest < 1e3 { 1 } else { 0 };
-    if lowest < highest {
-        format!("{median:.decimals$} ({lowest:.decimals$} to {highest:.decimals$})")
-    } else {
-        format!("{median:.decimals$}")
-    }
+/// Formats a figure or the memory, with a decimal below 1,000.
+fn format_value(spread: Option<Spread>) -> String {
+    let is_large = spread.is_some_and(|spread| spread.highest >= 1e3);
+    format_spread(spread, usize::from(!is_large))
 }
 
 /// Formats the number of prompt tokens of all rounds, and the share of them that the server reused.

@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use crate::statistics::Spread;
+
 /// Width of the column of names, and of each other column, in characters.
 const NAME_WIDTH: usize = 30;
 const COLUMN_WIDTH: usize = 15;
@@ -26,4 +28,34 @@ pub(crate) fn format_number(value: Option<f64>, decimals: usize) -> String {
         || format_cell("–"),
         |value| format!("{value:>COLUMN_WIDTH$.decimals$}"),
     )
+}
+
+/// Formats the median, and the range if the rounds differ. An unknown value is a dash.
+pub(crate) fn format_spread(spread: Option<Spread>, decimals: usize) -> String {
+    let Some(Spread {
+        median,
+        lowest,
+        highest,
+    }) = spread
+    else {
+        return "–".to_owned();
+    };
+    if lowest < highest {
+        format!("{median:.decimals$} ({lowest:.decimals$} to {highest:.decimals$})")
+    } else {
+        format!("{median:.decimals$}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_has_a_range_only_if_the_rounds_differ() {
+        let text = |values: &[f64]| format_spread(Spread::from_values(values.to_vec()), 1);
+        assert_eq!(text(&[1.0, 2.0, 4.0]), "2.0 (1.0 to 4.0)");
+        assert_eq!(text(&[2.0]), "2.0");
+        assert_eq!(text(&[]), "–");
+    }
 }
