@@ -34,6 +34,7 @@ use turn::Turn;
 use crate::fault::Fault;
 use crate::progress;
 use crate::report::{Machine, ReportFiles};
+use crate::target;
 use crate::{CommandResult, Verdict};
 
 /// Compare Tokenway with llama.cpp's own server, with the same real model and the same number of threads.
@@ -93,7 +94,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult
         crate::report::write_file("--picture", path, &page::draw_picture(&report.results))?;
     }
     out.flush()?;
-    let has_missed = options.check && report.has_missed();
+    let has_missed = options.check && target::has_missed(&report.targets);
     Ok(Verdict::from_report(
         report.faults.is_empty() && !has_missed,
     ))

@@ -87,6 +87,11 @@ impl fmt::Display for TargetResult {
     }
 }
 
+/// Returns true if a target is missed.
+pub(crate) fn has_missed(targets: &[TargetResult]) -> bool {
+    targets.iter().any(|target| !target.pass)
+}
+
 /// Prints the targets below the tables of a run. Prints nothing if there are none.
 pub(crate) fn write_targets(targets: &[TargetResult], out: &mut dyn Write) -> io::Result<()> {
     if !targets.is_empty() {

@@ -119,8 +119,4 @@ impl Report {
             faults,
         }
     }
-
-    pub(super) fn has_missed(&self) -> bool {
-        self.targets.iter().any(|target| !target.pass)
-    }
 }

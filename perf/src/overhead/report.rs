@@ -35,10 +35,6 @@ impl Report {
             faults,
         }
     }
-
-    pub(super) fn has_missed(&self) -> bool {
-        self.targets.iter().any(|target| !target.pass)
-    }
 }
 
 fn cells<S: Serializer>(results: &Results, serializer: S) -> Result<S::Ok, S::Error> {
