@@ -15,6 +15,7 @@ mod chats;
 pub(crate) mod client;
 mod completions;
 mod interval;
+mod measurement;
 mod page;
 pub(crate) mod prose;
 mod report;
@@ -23,13 +24,12 @@ mod scenario;
 mod servers;
 mod table;
 mod targets;
-mod turn;
 
+use measurement::Measurement;
 use report::{Report, Settings};
 use results::Results;
 use scenario::Scenario;
 use servers::{ServerKind, ServerPlan};
-use turn::Turn;
 
 use crate::fault::Fault;
 use crate::progress;
@@ -135,14 +135,14 @@ async fn measure(
 ) -> anyhow::Result<(Results, Vec<String>)> {
     let (mut results, mut faults) = (Results::default(), Vec::new());
     let scenarios = options.scenarios();
-    let turns = u64::try_from(scenarios.len() * plans.len())? * u64::from(options.rounds);
-    let bar = progress::create_bar(turns, "{bar:30} {pos}/{len} {elapsed} {msg}");
+    let count = u64::try_from(scenarios.len() * plans.len())? * u64::from(options.rounds);
+    let bar = progress::create_bar(count, "{bar:30} {pos}/{len} {elapsed} {msg}");
     for round in 0..options.rounds {
         for scenario in &scenarios {
             for plan in turn_order(plans, round) {
-                let turn = run_turn(plan, *scenario, round, &bar).await?;
+                let measured = measure_server(plan, *scenario, round, &bar).await?;
                 bar.inc(1);
-                let turn = turn.map_err(|fault| {
+                let measured = measured.map_err(|fault| {
                     let server = plan.kind.title();
                     let scenario = scenario.title();
                     faults.push(format!(
@@ -150,7 +150,7 @@ async fn measure(
                         round + 1
                     ));
                 });
-                results.add(*scenario, plan.kind, turn.ok());
+                results.add(*scenario, plan.kind, measured.ok());
             }
         }
     }
@@ -165,27 +165,27 @@ fn turn_order(plans: &[ServerPlan], round: u32) -> impl Iterator<Item = &ServerP
     first.iter().chain(last)
 }
 
-/// Starts a server, runs a scenario on it and stops it. The inner error is a fault of the scenario; the other turns are
-/// still measured.
-async fn run_turn(
+/// Starts a server, runs a scenario on it and stops it. The inner error is a fault of the scenario; the other
+/// scenarios and servers are still measured.
+async fn measure_server(
     plan: &ServerPlan,
     scenario: Scenario,
     round: u32,
     bar: &ProgressBar,
-) -> anyhow::Result<Result<Turn, Fault>> {
+) -> anyhow::Result<Result<Measurement, Fault>> {
     bar.set_message(format!("{}: {}", plan.kind.title(), scenario.title()));
     let server = plan.start().await?;
-    let mut turn = scenario.run(&server.client, round).await;
-    if let Ok(turn) = &mut turn {
+    let mut measured = scenario.run(&server.client, round).await;
+    if let Ok(measurement) = &mut measured {
         // `None` if the process has ended.
-        turn.rss_bytes = server.process.usage().ok().map(|usage| usage.rss_bytes);
+        measurement.rss_bytes = server.process.usage().ok().map(|usage| usage.rss_bytes);
     }
     server
         .process
         .stop()
         .await
         .context("cannot stop a server")?;
-    Ok(turn)
+    Ok(measured)
 }
 
 #[cfg(test)]

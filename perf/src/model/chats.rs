@@ -3,8 +3,8 @@
 
 use super::client::{Client, Reply};
 use super::completions::ttft_ms;
+use super::measurement::{Counts, Figure, Measurement, median};
 use super::prose::Prose;
-use super::turn::{Counts, Figure, Turn, median};
 use crate::fault::Fault;
 use crate::statistics::count_to_f64;
 
@@ -54,7 +54,7 @@ impl Conversation {
 }
 
 /// Measures the TTFT of each turn of a growing chat.
-pub(super) async fn growing_chat(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
+pub(super) async fn growing_chat(client: &Client, prose: &mut Prose) -> Result<Measurement, Fault> {
     let mut chat = Conversation::new(prose, LONG_REPLY_TOKENS);
     for turn in 0..TURNS {
         let words = if turn == 0 {
@@ -72,12 +72,15 @@ pub(super) async fn growing_chat(client: &Client, prose: &mut Prose) -> Result<T
         (Figure::FirstTurnTtft, *first),
         (Figure::LaterTurnsTtft, mean),
     ];
-    Ok(Turn::new(figures, Counts::of_replies(&chat.replies)))
+    Ok(Measurement::new(figures, Counts::of_replies(&chat.replies)))
 }
 
 /// Measures the TTFT of conversations that outnumber the slots. Each conversation's second turn comes after the first
 /// turns of all others, which have used its slot in the meantime.
-pub(super) async fn conversations(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
+pub(super) async fn conversations(
+    client: &Client,
+    prose: &mut Prose,
+) -> Result<Measurement, Fault> {
     let new = |_| Conversation::new(prose, REPLY_TOKENS);
     let mut all: Vec<_> = (0..CONVERSATIONS).map(new).collect();
     for words in [MESSAGE_WORDS, LATER_MESSAGE_WORDS] {
@@ -96,7 +99,7 @@ pub(super) async fn conversations(client: &Client, prose: &mut Prose) -> Result<
         (Figure::SecondTurnTtft, median(of_turn(1))),
         (Figure::HotTurnTtft, median(hot)),
     ];
-    Ok(Turn::new(
+    Ok(Measurement::new(
         figures,
         Counts::of_replies(all.iter().flat_map(|one| &one.replies)),
     ))

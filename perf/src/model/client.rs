@@ -37,7 +37,7 @@ pub(crate) struct Reply {
 impl Client {
     /// Requests a completion of a prompt.
     pub(super) async fn complete(&self, prompt: &str, tokens: u32) -> Result<Reply, Fault> {
-        self.watch(RequestInput::Text { prompt }, tokens, |_| ())
+        self.stream(RequestInput::Text { prompt }, tokens, |_| ())
             .await
     }
 
@@ -53,12 +53,12 @@ impl Client {
         let input = RequestInput::Chat {
             messages: &messages,
         };
-        self.watch(input, tokens, |_| ()).await
+        self.stream(input, tokens, |_| ()).await
     }
 
     /// Requests a completion or the next message of a chat. Calls `on_token` after each text, with the number of texts
     /// so far.
-    pub(super) async fn watch(
+    pub(super) async fn stream(
         &self,
         input: RequestInput<'_>,
         tokens: u32,

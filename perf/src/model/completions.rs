@@ -6,8 +6,8 @@ use tokio::sync::Semaphore;
 
 use super::client::{Client, Reply};
 use super::interval::Interval;
+use super::measurement::{Counts, Figure, Measurement, median};
 use super::prose::Prose;
-use super::turn::{Counts, Figure, Turn, median};
 use crate::fault::Fault;
 use crate::stream::RequestInput;
 
@@ -32,7 +32,7 @@ const TOKENS_BEFORE_PROMPT: usize = 8;
 const TOKENS_AFTER_PROMPT: u32 = 8;
 
 /// Measures the decode rate of a stream that runs alone.
-pub(super) async fn decode_alone(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
+pub(super) async fn decode_alone(client: &Client, prose: &mut Prose) -> Result<Measurement, Fault> {
     let mut replies = Vec::new();
     for _ in 0..LONE_STREAMS {
         let prompt = prose.text(SHORT_PROMPT_WORDS);
@@ -40,13 +40,16 @@ pub(super) async fn decode_alone(client: &Client, prose: &mut Prose) -> Result<T
     }
     let rate = median(replies.iter().map(Reply::decode_rate).collect());
     let figures = [(Figure::DecodeRate, rate)];
-    Ok(Turn::new(figures, Counts::of_replies(&replies)))
+    Ok(Measurement::new(figures, Counts::of_replies(&replies)))
 }
 
 /// Measures the decode rate of all streams together, from the first token of the last stream to the end of the stream that
 /// ends first. A server that sends the first token of some streams earlier would otherwise lose: their rates would include the
 /// time of the other prompts.
-pub(super) async fn decode_together(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
+pub(super) async fn decode_together(
+    client: &Client,
+    prose: &mut Prose,
+) -> Result<Measurement, Fault> {
     let prompts: Vec<_> = (0..STREAMS)
         .map(|_| prose.text(SHORT_PROMPT_WORDS))
         .collect();
@@ -65,11 +68,11 @@ pub(super) async fn decode_together(client: &Client, prose: &mut Prose) -> Resul
         .map(|reply| reply.decode_rate_between(start_ns, end_ns));
     let rate = rates.sum();
     let figures = [(Figure::DecodeRate, rate)];
-    Ok(Turn::new(figures, Counts::of_replies(&replies)))
+    Ok(Measurement::new(figures, Counts::of_replies(&replies)))
 }
 
 /// Measures the TTFT of a long prompt.
-pub(super) async fn long_prompt(client: &Client, prose: &mut Prose) -> Result<Turn, Fault> {
+pub(super) async fn long_prompt(client: &Client, prose: &mut Prose) -> Result<Measurement, Fault> {
     let reply = client
         .complete(&prose.text(LONG_PROMPT_WORDS), TOKENS_AFTER_PROMPT)
         .await?;
@@ -77,14 +80,14 @@ pub(super) async fn long_prompt(client: &Client, prose: &mut Prose) -> Result<Tu
         (Figure::PromptRate, reply.prompt_rate()),
         (Figure::PromptTtft, ttft_ms(&reply)),
     ];
-    Ok(Turn::new(figures, Counts::of_replies([&reply])))
+    Ok(Measurement::new(figures, Counts::of_replies([&reply])))
 }
 
 /// Measures the pauses of running streams while a long prompt is computed.
 pub(super) async fn prompt_among_streams(
     client: &Client,
     prose: &mut Prose,
-) -> Result<Turn, Fault> {
+) -> Result<Measurement, Fault> {
     let prompts: Vec<_> = (0..RUNNING_STREAMS)
         .map(|_| prose.text(SHORT_PROMPT_WORDS))
         .collect();
@@ -96,7 +99,7 @@ pub(super) async fn prompt_among_streams(
                 running.add_permits(1);
             }
         };
-        client.watch(RequestInput::Text { prompt }, RUNNING_TOKENS, on_token)
+        client.stream(RequestInput::Text { prompt }, RUNNING_TOKENS, on_token)
     });
     let among = async {
         // The result is ignored, because the semaphore is never closed. If a stream fails before it has these tokens,
@@ -126,7 +129,7 @@ pub(super) async fn prompt_among_streams(
         (Figure::RunningRate, during.rate(times())),
         (Figure::PromptTtft, ttft_ms(&among)),
     ];
-    Ok(Turn::new(
+    Ok(Measurement::new(
         figures,
         Counts::of_replies(streams.iter().chain([&among])),
     ))

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use super::measurement::Figure;
 use super::report::Report;
 use super::results::Results;
 use super::scenario::Scenario;
 use super::servers::ServerKind;
-use super::turn::Figure;
 use super::{table, targets};
 use crate::report::{Bar, COLORS, Panel};
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::measurement::{Counts, Figure, Measurement};
 use super::scenario::Scenario;
 use super::servers::ServerKind;
-use super::turn::{Counts, Figure, Turn};
 use crate::statistics::{Spread, count_to_f64};
 
 /// Results of one server in one scenario.
@@ -14,15 +14,15 @@ use crate::statistics::{Spread, count_to_f64};
 pub(super) struct Cell {
     pub(super) scenario: Scenario,
     pub(super) server: ServerKind,
-    /// Turns in the order of the rounds. `None` for a turn that failed.
-    pub(super) rounds: Vec<Option<Turn>>,
+    /// Measurements in the order of the rounds. `None` for a round that failed.
+    pub(super) rounds: Vec<Option<Measurement>>,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(transparent)]
 pub(super) struct Results {
     /// Cells in the order of [`Cell::key`], because the order in which the servers run changes from round to round.
-    pub(super) cells: Vec<Cell>,
+    cells: Vec<Cell>,
 }
 
 /// Maximum relative difference between the servers' counts of prompt tokens. The counts may differ a little, because
@@ -44,7 +44,8 @@ impl Cell {
 
     /// Returns the value of a figure in each round. `None` for a round that failed.
     fn values(&self, figure: Figure) -> impl Iterator<Item = Option<f64>> {
-        let value = move |turn: &Option<Turn>| turn.as_ref()?.figures.get(&figure).copied();
+        let value =
+            move |round: &Option<Measurement>| round.as_ref()?.figures.get(&figure).copied();
         self.rounds.iter().map(value)
     }
 
@@ -52,27 +53,32 @@ impl Cell {
     pub(super) fn spread(&self, figure: Figure) -> Option<Spread> {
         Spread::from_rounds(self.values(figure))
     }
-}
 
-impl Cell {
     /// Returns the spread of the server's resident memory over the rounds, in MiB.
     pub(super) fn rss_mib(&self) -> Option<Spread> {
-        let rss = |turn: &Option<Turn>| Some(count_to_f64(turn.as_ref()?.rss_bytes?) / 1_048_576.0);
+        let mib = |bytes| count_to_f64(bytes) / 1_048_576.0;
+        let rss = |round: &Option<Measurement>| Some(mib(round.as_ref()?.rss_bytes?));
         Spread::from_rounds(self.rounds.iter().map(rss))
     }
 
     /// Returns the sums of the counts over all rounds.
     pub(super) fn counts(&self) -> Counts {
-        self.rounds.iter().flatten().map(|turn| turn.counts).sum()
+        let measured = self.rounds.iter().flatten();
+        measured.map(|measurement| measurement.counts).sum()
     }
 }
 
 impl Results {
-    pub(super) fn add(&mut self, scenario: Scenario, server: ServerKind, turn: Option<Turn>) {
+    pub(super) fn add(
+        &mut self,
+        scenario: Scenario,
+        server: ServerKind,
+        measurement: Option<Measurement>,
+    ) {
         match self.position(scenario, server) {
-            Ok(at) => self.cells[at].rounds.push(turn),
+            Ok(at) => self.cells[at].rounds.push(measurement),
             Err(at) => {
-                let rounds = vec![turn];
+                let rounds = vec![measurement];
                 let cell = Cell {
                     scenario,
                     server,
@@ -129,8 +135,8 @@ impl Results {
             };
             for other in others {
                 let rounds = (1..).zip(first.rounds.iter().zip(&other.rounds));
-                let found = rounds.filter_map(|(round, turns)| {
-                    let (Some(own), Some(theirs)) = turns else {
+                let found = rounds.filter_map(|(round, pair)| {
+                    let (Some(own), Some(theirs)) = pair else {
                         return None;
                     };
                     let (own, theirs) = (own.counts.prompt_tokens, theirs.counts.prompt_tokens);
@@ -153,14 +159,14 @@ impl Results {
 mod tests {
     use super::*;
 
-    /// Adds a turn of the scenario `LongPrompt`.
+    /// Adds a measurement of the scenario `LongPrompt`.
     fn add(results: &mut Results, server: ServerKind, rate: f64, prompt_tokens: u64) {
         let counts = Counts {
             prompt_tokens,
             ..Counts::default()
         };
-        let turn = Turn::new([(Figure::PromptRate, rate)], counts);
-        results.add(Scenario::LongPrompt, server, Some(turn));
+        let measurement = Measurement::new([(Figure::PromptRate, rate)], counts);
+        results.add(Scenario::LongPrompt, server, Some(measurement));
     }
 
     fn ratio(results: &Results) -> Option<Spread> {

@@ -6,8 +6,8 @@ use serde::Serialize;
 use super::chats;
 use super::client::Client;
 use super::completions;
+use super::measurement::{Figure, Measurement};
 use super::prose::Prose;
-use super::turn::{Figure, Turn};
 use crate::fault::Fault;
 
 /// A load on a server.
@@ -74,7 +74,7 @@ impl Scenario {
     }
 
     /// Puts the load on a server and measures it.
-    pub(super) async fn run(self, client: &Client, round: u32) -> Result<Turn, Fault> {
+    pub(super) async fn run(self, client: &Client, round: u32) -> Result<Measurement, Fault> {
         let prose = &mut self.prose(round);
         match self {
             Self::DecodeOne => completions::decode_alone(client, prose).await,

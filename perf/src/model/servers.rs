@@ -66,7 +66,7 @@ impl ServerPlan {
         };
         let answers = async || match client.complete(WARM_UP_PROMPT, WARM_UP_TOKENS).await {
             Ok(_) => Ok(true),
-            Err(fault) if is_of_start(&fault) => Ok(false),
+            Err(fault) if is_still_loading(&fault) => Ok(false),
             Err(fault) => Err(fault),
         };
         let process = ForeignServer::start(self.command(port), START_TIMEOUT, answers).await?;
@@ -155,7 +155,7 @@ fn is_setting(name: &OsStr) -> bool {
 }
 
 /// Returns true if a server that is still loading its model causes this fault.
-fn is_of_start(fault: &Fault) -> bool {
+fn is_still_loading(fault: &Fault) -> bool {
     matches!(fault, Fault::Connect { .. })
         || matches!(fault, Fault::Refused(why) if why.starts_with("503"))
 }

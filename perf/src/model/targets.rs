@@ -1,15 +1,15 @@
 //! The targets of a run: limits on figures of Tokenway relative to llama.cpp's server or to other figures of Tokenway,
 //! and a verdict on each.
 
+use super::measurement::Figure;
 use super::results::Results;
 use super::scenario::Scenario;
 use super::servers::ServerKind;
-use super::turn::Figure;
 use crate::target::{Bound, TargetResult};
 
 /// Maximum ratio of Tokenway's time to that of llama.cpp's server where Tokenway must be as fast. A difference of a
 /// tenth is noise.
-const AS_FAST: f64 = 1.1;
+const MAX_RATIO_IF_EQUAL: f64 = 1.1;
 
 /// Definition of a target: the ratio of a figure of Tokenway to another figure of the same scenario, and its limit.
 struct TargetSpec {
@@ -66,7 +66,7 @@ fn target_specs() -> Vec<TargetSpec> {
             "growing chat: TTFT of turns 2 to 6",
             (GrowingChat, LaterTurnsTtft),
             LlamaCpp,
-            AS_FAST,
+            MAX_RATIO_IF_EQUAL,
         ),
         spec(
             "32 conversations: TTFT of turn 2",
@@ -91,7 +91,7 @@ fn target_specs() -> Vec<TargetSpec> {
             "prompt among 7 streams: TTFT of the prompt",
             among(PromptTtft),
             LlamaCpp,
-            AS_FAST,
+            MAX_RATIO_IF_EQUAL,
         ),
     ]
 }
@@ -124,7 +124,7 @@ pub(super) fn judge_targets(results: &Results) -> Vec<TargetResult> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::turn::{Counts, Turn};
+    use super::super::measurement::{Counts, Measurement};
     use super::*;
 
     fn add<const N: usize>(
@@ -133,8 +133,8 @@ mod tests {
         scenario: Scenario,
         figures: [(Figure, f64); N],
     ) {
-        let turn = Turn::new(figures, Counts::default());
-        results.add(scenario, server, Some(turn));
+        let measurement = Measurement::new(figures, Counts::default());
+        results.add(scenario, server, Some(measurement));
     }
 
     /// Returns the value of each judged target, and true if the target is reached.

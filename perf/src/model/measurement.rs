@@ -1,5 +1,4 @@
-//! The result of a turn, which is one round of one scenario on one server: the figures, and the tokens that the server
-//! counted.
+//! A measurement of one server in one round of one scenario: the figures, and the tokens that the server counted.
 
 use std::collections::BTreeMap;
 use std::iter::Sum;
@@ -9,7 +8,7 @@ use serde::Serialize;
 use super::client::Reply;
 use crate::statistics::Spread;
 
-/// A quantity that a scenario measures. In the names, the turns are those of a chat.
+/// A quantity that a scenario measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Figure {
@@ -24,16 +23,16 @@ pub(super) enum Figure {
     RunningRate,
 }
 
-/// Result of one turn: one round of one scenario on one server.
+/// Result of one round of one scenario on one server.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(super) struct Turn {
+pub(super) struct Measurement {
     pub(super) figures: BTreeMap<Figure, f64>,
     pub(super) counts: Counts,
-    /// Resident memory of the server after the turn.
+    /// Resident memory of the server after the scenario.
     pub(super) rss_bytes: Option<u64>,
 }
 
-/// Sums over the requests of a turn. The numbers of tokens are the server's own counts.
+/// Sums over the requests of a measurement. The numbers of tokens are the server's own counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Counts {
     pub(super) requests: u64,
@@ -110,7 +109,7 @@ impl Figure {
     }
 }
 
-impl Turn {
+impl Measurement {
     pub(super) fn new<const N: usize>(figures: [(Figure, f64); N], counts: Counts) -> Self {
         Self {
             figures: figures.into(),
