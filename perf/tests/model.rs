@@ -100,6 +100,33 @@ fn every_scenario_is_measured_on_every_server() {
 }
 
 #[test]
+fn the_report_says_that_vllm_serves_the_weights_of_its_script() {
+    let folder = Folder::new();
+    let [own, theirs, vllm] = ["own", "theirs", "vllm"].map(|name| folder.add_server(name, 1));
+    let [json, html] = ["model.json", "model.html"].map(|name| folder.path(name));
+    let arguments = ["--only", "long-prompt", "--json", &json, "--html", &html];
+    let ran = model(
+        &own,
+        &theirs,
+        &[&["--vllm", &vllm], &arguments[..]].concat(),
+    );
+    ran.assert_succeeded();
+    let weights = format!("the weights that its script has converted ({vllm})");
+    let line = format!("\nvLLM: vllm 1.0; it serves {weights}\n");
+    assert!(ran.out.contains(&line), "{ran}");
+    let settings = &read_json(Path::new(&json))["settings"];
+    assert_eq!(settings["model"], "model.gguf");
+    let servers = settings["servers"].as_array().expect("servers").iter();
+    let of_servers: Vec<_> = servers.map(|server| &server["other_weights"]).collect();
+    assert_eq!(
+        of_servers,
+        [&Value::Null, &Value::Null, &Value::String(weights)]
+    );
+    let page = fs::read_to_string(&html).expect("a page");
+    assert!(page.contains("it serves the weights that its script has converted"));
+}
+
+#[test]
 fn a_missed_target_fails_only_with_check() {
     let folder = Folder::new();
     let (own, theirs) = (folder.add_server("own", 8), folder.add_server("theirs", 1));

@@ -30,7 +30,7 @@ pub(super) struct Report {
 /// Settings that all servers of a run share, and the versions of the servers.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Settings {
-    /// Name of the model's file.
+    /// Name of the model's file, for all servers without other weights.
     model: String,
     threads: u16,
     slots: u32,
@@ -44,6 +44,8 @@ pub(super) struct Settings {
 struct ServerVersion {
     server: ServerKind,
     version: String,
+    /// Weights that the server computes, if they are not those of the model's file.
+    other_weights: Option<String>,
 }
 
 impl Settings {
@@ -55,6 +57,7 @@ impl Settings {
             servers.push(ServerVersion {
                 server: plan.kind,
                 version,
+                other_weights: plan.other_weights(),
             });
         }
         let plan = plans.first();
@@ -85,10 +88,18 @@ impl Settings {
         };
         let first =
             format!("{model}; threads: {threads}; slots: {slots} of {context} tokens; {rounds}");
-        let versions = servers
-            .iter()
-            .map(|ServerVersion { server, version }| format!("{}: {version}", server.title()));
-        [first].into_iter().chain(versions).collect()
+        let servers = servers.iter().map(ServerVersion::describe);
+        [first].into_iter().chain(servers).collect()
+    }
+}
+
+impl ServerVersion {
+    fn describe(&self) -> String {
+        let version = format!("{}: {}", self.server.title(), self.version);
+        match &self.other_weights {
+            Some(weights) => format!("{version}; it serves {weights}"),
+            None => version,
+        }
     }
 }
 

@@ -92,6 +92,19 @@ impl ServerPlan {
         Ok(line.trim_start_matches("version: ").to_owned())
     }
 
+    /// Describes the weights that the server computes, if they are not those of the model's file.
+    pub(super) fn other_weights(&self) -> Option<String> {
+        match self.kind {
+            ServerKind::Tokenway | ServerKind::LlamaCpp => None,
+            ServerKind::Vllm => {
+                let script = self.program.display();
+                Some(format!(
+                    "the weights that its script has converted ({script})"
+                ))
+            }
+        }
+    }
+
     fn command(&self, port: u16) -> Command {
         let mut command = Command::new(&self.program);
         // Variables of this process must not change a server's settings.
