@@ -116,7 +116,7 @@ impl FromStr for HubModel {
                 }
                 FileChoice::File(path.to_owned())
             }
-            Some(quantization) if is_word(quantization) => {
+            Some(quantization) if is_quantization(quantization) => {
                 FileChoice::Quantization(quantization.to_owned())
             }
             Some(_) => {
@@ -139,7 +139,7 @@ fn is_repo_name(name: &str) -> bool {
     is_bounded && is_name(name) && !name.contains("--") && !name.contains("..") && name != "."
 }
 
-fn is_word(text: &str) -> bool {
+fn is_quantization(text: &str) -> bool {
     (1..=MAX_QUANTIZATION_BYTES).contains(&text.len()) && is_name(text)
 }
 

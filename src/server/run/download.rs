@@ -106,8 +106,8 @@ mod display {
     use crate::hub::DownloadProgress;
     use crate::output::Output;
 
-    /// Interval of the log lines about a download, in per cent.
-    const LOG_INTERVAL: u64 = 10;
+    /// Progress between two log lines about a download, in per cent.
+    const LOG_STEP_PERCENT: u64 = 10;
 
     const TEMPLATE: &str = "download {bar:30} {decimal_bytes}/{decimal_total_bytes} \
                             {decimal_bytes_per_sec} {eta} {wide_msg}";
@@ -156,9 +156,9 @@ mod display {
                 let (size, received) = (DecimalBytes(size), DecimalBytes(received));
                 tracing::info!(file, %size, %received, "downloading");
                 logged.1 = percent;
-            } else if percent >= logged.1 + LOG_INTERVAL {
+            } else if percent >= logged.1 + LOG_STEP_PERCENT {
                 tracing::info!(file, percent, "downloading");
-                logged.1 = percent - percent % LOG_INTERVAL;
+                logged.1 = percent - percent % LOG_STEP_PERCENT;
             }
         }
 
