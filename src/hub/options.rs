@@ -41,7 +41,7 @@ impl HubOptions {
     }
 }
 
-/// Address of the Hub: an `http` or `https` URL, without a slash at its end.
+/// Address of the Hub: an `http` or `https` URL, with the scheme in lower case and without a slash at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint(String);
 
@@ -60,7 +60,9 @@ impl Endpoint {
         if !is_http || uri.host().is_none_or(str::is_empty) || text.contains(['@', '?', '#']) {
             return Err(problem.to_owned());
         }
-        Ok(Self(text.to_owned()))
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| problem.to_owned())?;
+        // The check of redirects compares schemes as text.
+        Ok(Self(format!("{}://{rest}", scheme.to_ascii_lowercase())))
     }
 
     /// The address as text.
@@ -115,6 +117,7 @@ mod tests {
                 "http://127.0.0.1:8080/mirror//",
                 "http://127.0.0.1:8080/mirror",
             ),
+            ("HTTPS://Hub.example/Mirror", "https://Hub.example/Mirror"),
         ] {
             assert_eq!(Endpoint::parse(text).unwrap().as_str(), expected);
         }
