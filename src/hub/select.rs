@@ -77,6 +77,7 @@ pub(super) fn select<'a>(
     match model.choice() {
         FileChoice::File(path) => match models.get(&*candidate_key(path)) {
             Some(found) => found.parts(),
+            None if all.is_empty() => Err(SelectError::NoModel),
             None => Err(SelectError::NotFound {
                 wanted: format!("file {path}"),
                 found: names(&all),
@@ -341,5 +342,12 @@ mod tests {
         assert_selected(":mmproj-m-F16.gguf", &REPO, &["mmproj-m-F16.gguf"]);
         let error = selected(":Q4_K_M.gguf", &REPO).expect_err("no such file");
         assert!(matches!(error, SelectError::NotFound { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_a_repository_without_models_is_an_error_that_says_so() {
+        for files in [&["README.md", "model.safetensors"][..], &["mmproj.gguf"]] {
+            assert_eq!(selected(":m.gguf", files), Err(SelectError::NoModel));
+        }
     }
 }
