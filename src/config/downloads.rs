@@ -2,7 +2,7 @@
 //! environment variables, which other programs read too.
 
 use std::env::VarError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::error::ConfigError;
 use super::runner::hub_model;
@@ -76,7 +76,8 @@ pub(super) fn list_models() -> Result<String, ConfigError> {
     Ok(render_models(&cache, &models))
 }
 
-/// Reads the environment variables of the Hub. They have the same meaning as for `huggingface_hub`.
+/// Reads the environment variables of the Hub. They have the same meaning as for `huggingface_hub`, except that variables
+/// within paths are not expanded.
 ///
 /// # Errors
 /// A variable is invalid, or no variable gives the folder of the cache. The error does not repeat a token.
@@ -90,7 +91,12 @@ pub(super) fn hub_options(
             Err(ConfigError::Invalid(format!("{name} must be valid UTF-8")))
         }
     };
-    let path = |name: &str| Ok::<_, ConfigError>(set(name)?.map(PathBuf::from));
+    let user_home = set("HOME")?.map(PathBuf::from);
+    let path = |name: &str| {
+        let path = set(name)?;
+        path.map(|path| expand_home(name, &path, user_home.as_deref()))
+            .transpose()
+    };
     let is_true = |name: &str| {
         let value = set(name)?.unwrap_or_default().to_ascii_uppercase();
         Ok::<_, ConfigError>(["1", "ON", "YES", "TRUE"].contains(&&*value))
@@ -101,7 +107,7 @@ pub(super) fn hub_options(
     };
     let cache_home = match path("XDG_CACHE_HOME")? {
         Some(folder) => Some(folder),
-        None => path("HOME")?.map(|home| home.join(".cache")),
+        None => user_home.as_ref().map(|home| home.join(".cache")),
     };
     let home = match path("HF_HOME")? {
         Some(folder) => Some(folder),
@@ -132,6 +138,20 @@ pub(super) fn hub_options(
         }
     };
     Ok(options)
+}
+
+/// Replaces `~` at the start of a variable's path by the user's home folder. `~user` is not replaced.
+fn expand_home(variable: &str, path: &str, home: Option<&Path>) -> Result<PathBuf, ConfigError> {
+    let rest = path.strip_prefix('~');
+    let Some(rest) = rest.filter(|rest| rest.is_empty() || rest.starts_with('/')) else {
+        return Ok(PathBuf::from(path));
+    };
+    let home = home.ok_or_else(|| {
+        ConfigError::Invalid(format!(
+            "{variable} starts with ~, but HOME is not set; write the whole path (got {path})"
+        ))
+    })?;
+    Ok(home.join(rest.trim_start_matches('/')))
 }
 
 /// Reads the token that `hf auth login` has stored.

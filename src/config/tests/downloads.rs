@@ -46,6 +46,31 @@ fn the_cache_folder_is_found_as_other_programs_find_it() {
 }
 
 #[test]
+fn a_tilde_at_the_start_of_a_path_is_the_home_folder_and_variables_in_it_are_not_expanded() {
+    let home = ("HOME", "/home/u");
+    for (variable, expected) in [
+        (("HF_HUB_CACHE", "~/models"), "/home/u/models"),
+        (("HF_HUB_CACHE", "~"), "/home/u"),
+        (("HF_HOME", "~//hf"), "/home/u/hf/hub"),
+        (("XDG_CACHE_HOME", "~/c"), "/home/u/c/huggingface/hub"),
+        (("HF_HUB_CACHE", "/a/~/$HOME"), "/a/~/$HOME"),
+    ] {
+        let cache = options(&[home, variable]).unwrap().cache;
+        assert_eq!(cache, Path::new(expected));
+    }
+    let literal = options(&[home, ("HF_HUB_CACHE", "~other/x")]).unwrap();
+    assert!(literal.cache.ends_with("~other/x"), "{literal:?}");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("t"), "hf_home").unwrap();
+    let home = folder.path().display().to_string();
+    let token = options(&[("HOME", &home), ("HF_TOKEN_PATH", "~/t")]).unwrap();
+    assert!(token.token.is_some());
+    let error = options(&[("HF_HUB_CACHE", "~/models")]).err().unwrap();
+    let expected = "HF_HUB_CACHE starts with ~, but HOME is not set; write the whole path";
+    assert!(error.to_string().contains(expected), "{error}");
+}
+
+#[test]
 fn the_endpoint_and_the_policy_come_from_the_environment() {
     let home = ("HOME", "/nowhere");
     let default = options(&[home]).unwrap();
