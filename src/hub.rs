@@ -32,6 +32,8 @@ mod proxy;
 mod repo_files;
 #[cfg(any(feature = "fuzzing", feature = "llama-cpp"))]
 mod select;
+#[cfg(feature = "llama-cpp")]
+mod space;
 #[cfg(any(feature = "fuzzing", feature = "llama-cpp"))]
 mod url;
 

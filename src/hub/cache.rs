@@ -109,6 +109,11 @@ impl RepoCache {
         self.layout.pointer_path(commit).join(file)
     }
 
+    /// Returns true if the cache has the contents with this hash in their full size.
+    pub(super) fn has_blob(&self, sha256: &str, size: u64) -> bool {
+        fs::metadata(self.blob_path(sha256)).is_ok_and(|it| it.len() == size)
+    }
+
     /// Returns the path of the contents with this hash.
     pub(super) fn blob_path(&self, sha256: &str) -> PathBuf {
         self.folder.join("blobs").join(sha256)

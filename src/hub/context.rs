@@ -1,7 +1,7 @@
 //! The context that all steps of fetching one model share: the model, the access to the Hub and the progress callback.
 //! It also builds the errors that name them.
 
-use std::io;
+use std::io::{self, ErrorKind};
 
 use http::StatusCode;
 
@@ -61,11 +61,54 @@ impl FetchContext<'_> {
         }
     }
 
+    /// Returns the error for bytes of `file` that could not be written.
+    pub(super) fn write_error(&self, file: &str, source: io::Error) -> HubError {
+        let is_full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded].contains(&source.kind());
+        match is_full {
+            true => HubError::DiskFull {
+                model: self.model.to_string(),
+                file: file.to_owned(),
+                cache: self.options.cache.clone(),
+                source,
+            },
+            false => self.cache_error(source),
+        }
+    }
+
     pub(super) fn cache_error(&self, source: io::Error) -> HubError {
         HubError::Cache {
             model: self.model.to_string(),
             cache: self.options.cache.clone(),
             source,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::hub::Endpoint;
+
+    #[test]
+    fn a_full_disk_or_an_exceeded_quota_is_an_error_without_an_invented_number() {
+        let endpoint = Endpoint::parse("http://hub.example").expect("a valid address");
+        let options = HubOptions::new(endpoint, PathBuf::from("/cache"));
+        let context = FetchContext {
+            model: &HubModel::file("a/b", "m.gguf"),
+            client: HubClient::new(&options),
+            options: &options,
+            progress: &|_| (),
+        };
+        for kind in [ErrorKind::StorageFull, ErrorKind::QuotaExceeded] {
+            let error = context.write_error("m.gguf", kind.into()).to_string();
+            let expected =
+                format!("hf:a/b:m.gguf: m.gguf does not fit into /cache: {kind}; free some space");
+            assert!(error.starts_with(&expected), "{error}");
+            assert!(!error.contains(|it: char| it.is_ascii_digit()), "{error}");
+        }
+        let error = context.write_error("m.gguf", ErrorKind::PermissionDenied.into());
+        assert!(matches!(error, HubError::Cache { .. }), "{error}");
     }
 }

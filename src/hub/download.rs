@@ -2,7 +2,7 @@
 //! gets its final name.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,9 +32,6 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(500);
 /// Number of bytes that are read from the disk at once.
 const CHUNK_BYTES: usize = 1024 * 1024;
 
-/// Free space that a download leaves on the disk, in bytes.
-const SPARE_BYTES: u64 = 16 * 1024 * 1024;
-
 /// Downloads a file of a commit unless its contents are in the cache. Returns its path.
 ///
 /// # Errors
@@ -58,8 +55,7 @@ pub(super) async fn download(
         .await
         .map_err(|error| context.cache_error(error))?;
     let blob = cache.blob_path(sha256);
-    let is_whole = fs::metadata(&blob).is_ok_and(|it| it.len() == file.size);
-    if !is_whole {
+    if !cache.has_blob(sha256, file.size) {
         let mut download = Download {
             context,
             commit,
@@ -69,7 +65,6 @@ pub(super) async fn download(
                 .await
                 .map_err(|error| context.cache_error(error))?,
         };
-        download.check_space(cache)?;
         download.receive().await?;
         download.finish(&blob)?;
     }
@@ -109,31 +104,6 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Checks that the disk has room for the rest of the file.
-    fn check_space(&self, cache: &RepoCache) -> Result<(), HubError> {
-        let needed = self.file.size - self.partial.length;
-        let folder = cache.folder();
-        // If the free space is unknown, the download starts, and fails if the disk becomes full.
-        let Ok(disk) = rustix::fs::statvfs(folder) else {
-            return Ok(());
-        };
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        match needed.saturating_add(SPARE_BYTES) > free && needed > 0 {
-            false => Ok(()),
-            true => Err(self.no_space(needed, free)),
-        }
-    }
-
-    fn no_space(&self, needed: u64, free: u64) -> HubError {
-        HubError::NoSpace {
-            model: self.context.model.to_string(),
-            file: self.file.path.clone(),
-            needed,
-            free,
-            folder: self.context.options.cache.clone(),
-        }
-    }
-
     /// Receives the rest of the file. Sends another request after each failure that may be temporary.
     async fn receive(&mut self) -> Result<(), HubError> {
         let mut backoff = Backoff::new(BackoffPolicy {
@@ -258,11 +228,7 @@ impl Download<'_> {
     }
 
     fn write_error(&self, error: io::Error) -> HubError {
-        let is_full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded].contains(&error.kind());
-        match is_full {
-            true => self.no_space(self.file.size - self.partial.length, 0),
-            false => self.context.cache_error(error),
-        }
+        self.context.write_error(&self.file.path, error)
     }
 
     /// Checks the SHA-256 of the whole file, and gives the file its name in the cache.

@@ -150,22 +150,35 @@ pub enum HubError {
         /// SHA-256 of the download.
         found: String,
     },
-    /// The disk has no room for the file.
+    /// The disk has no room for the files that are still to be downloaded.
     #[error(
-        "hf:{model}: {file} needs {} more, but {} has only {} free; free some space, or set HF_HUB_CACHE to a folder on \
-         another disk", DecimalBytes(*.needed), folder.display(), DecimalBytes(*.free)
+        "hf:{model}: the download needs {} more, but {} has only {} free; free some space, or set HF_HUB_CACHE to \
+         a folder on another disk", DecimalBytes(*.needed), cache.display(), DecimalBytes(*.free)
     )]
     NoSpace {
         /// Name of the model.
         model: String,
-        /// The file.
-        file: String,
-        /// Number of bytes that are still to be downloaded.
+        /// Number of bytes that are still to be downloaded, of all files.
         needed: u64,
         /// Number of bytes that are free.
         free: u64,
         /// Folder of the cache.
-        folder: PathBuf,
+        cache: PathBuf,
+    },
+    /// The disk became full during the download, or the user's quota is used up.
+    #[error(
+        "hf:{model}: {file} does not fit into {}: {source}; free some space, or set HF_HUB_CACHE to a folder on another \
+         disk, and start again", cache.display()
+    )]
+    DiskFull {
+        /// Name of the model.
+        model: String,
+        /// The file.
+        file: String,
+        /// Folder of the cache.
+        cache: PathBuf,
+        /// Error of the operating system.
+        source: io::Error,
     },
     /// The cache cannot be written.
     #[error(

@@ -16,6 +16,7 @@ use super::options::HubOptions;
 use super::reference::{FileChoice, HubModel};
 use super::repo_files::RepoFiles;
 use super::select::{SelectError, models, select};
+use super::space::check_space;
 
 /// Maximum length of the Hub's list of a repository's files, in bytes.
 const MAX_LIST_BYTES: usize = 32 * 1024 * 1024;
@@ -146,7 +147,9 @@ impl FetchContext<'_> {
             reason,
         })?;
         let mut first = None;
-        for file in selected {
+        for (index, file) in selected.iter().enumerate() {
+            // Other programs may fill the disk during the download, so the check is repeated.
+            check_space(self, cache, &selected[index..])?;
             let path = download(self, cache, &files.commit, file).await?;
             first.get_or_insert(path);
         }
