@@ -3,11 +3,13 @@
 
 mod support;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use support::hub::{
-    COMMIT, FILE, TestHub, contents, error_of, fetch_quietly, sha256, snapshot, unreachable,
+    COMMIT, FILE, SECOND_COMMIT, TestHub, contents, error_of, fetch_quietly, sha256, snapshot,
+    snapshot_of, unreachable,
 };
 use tokenway::hub::{cached_models, fetch};
 
@@ -15,16 +17,32 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
-/// Writes files into the cache as other programs do: without Tokenway's list of the repository's files.
-fn cache_like_another_program(cache: &Path, files: &[&str]) {
-    let refs = cache.join("models--org--repo/refs");
-    fs::create_dir_all(&refs).expect("a folder");
-    fs::write(refs.join("main"), COMMIT).expect("a file");
+const OTHER_FILE: &str = "m-Q8_0.gguf";
+
+/// Writes files of a commit into the cache as other programs do: without Tokenway's list of the commit's files.
+fn cache_like_another_program(cache: &Path, commit: &str, files: &[&str]) {
+    set_main(cache, commit);
     for file in files {
-        let path = snapshot(cache, file);
+        let path = snapshot_of(commit, cache, file);
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         fs::write(path, "x").expect("a file");
     }
+}
+
+/// Makes this commit the one of `refs/main`.
+fn set_main(cache: &Path, commit: &str) {
+    let refs = cache.join("models--org--repo/refs");
+    fs::create_dir_all(&refs).expect("a folder");
+    fs::write(refs.join("main"), commit).expect("a file");
+}
+
+/// Returns the names in a folder of `org/repo`, in alphabetical order.
+fn names_in(cache: &Path, folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(cache.join("models--org--repo").join(folder)).expect("a folder");
+    let names = entries.map(|entry| entry.expect("an entry").file_name().into_string());
+    let mut names: Vec<_> = names.map(|name| name.expect("a name in UTF-8")).collect();
+    names.sort();
+    names
 }
 
 #[tokio::test]
@@ -83,7 +101,7 @@ async fn another_quantization_than_the_cached_one_is_never_chosen_without_a_netw
 #[tokio::test]
 async fn a_file_that_another_program_has_cached_is_used_without_a_network_if_it_is_named() {
     let cache = folder();
-    cache_like_another_program(cache.path(), &[FILE, "m-Q8_0.gguf"]);
+    cache_like_another_program(cache.path(), COMMIT, &[FILE, OTHER_FILE]);
     let mut options = unreachable(cache.path());
     for is_offline in [false, true] {
         options.is_offline = is_offline;
@@ -95,6 +113,96 @@ async fn a_file_that_another_program_has_cached_is_used_without_a_network_if_it_
         let hint = "the cache has hf:org/repo:m-Q4_K_M.gguf, hf:org/repo:m-Q8_0.gguf";
         assert!(error.contains(hint), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_cached_model_is_used_after_another_one_was_downloaded_from_a_newer_commit() {
+    let cache = folder();
+    let hub = TestHub::start(&[(FILE, b"first")]).await;
+    let options = hub.options(cache.path());
+    let first = fetch_quietly("", &options).await.unwrap();
+    hub.commit(&[(FILE, b"changed"), (OTHER_FILE, b"other")]);
+    let other = fetch_quietly(":Q8_0", &options).await.unwrap();
+    assert_eq!(other, snapshot_of(SECOND_COMMIT, cache.path(), OTHER_FILE));
+    let requests = hub.requests().len();
+    let mut offline = unreachable(cache.path());
+    offline.is_offline = true;
+    for options in [&options, &unreachable(cache.path()), &offline] {
+        for (choice, expected) in [
+            ("", &first),
+            (":Q4_K_M", &first),
+            (":m-Q4_K_M.gguf", &first),
+            (":Q8_0", &other),
+        ] {
+            let path = fetch_quietly(choice, options).await.unwrap();
+            assert_eq!(&path, expected, "{choice}");
+        }
+    }
+    assert_eq!(fs::read(first).unwrap(), b"first");
+    assert_eq!(hub.requests().len(), requests, "the cache needs no request");
+    let error = error_of(":F16", &offline).await;
+    let hint = "; the cache has hf:org/repo:m-Q4_K_M.gguf, hf:org/repo:m-Q8_0.gguf";
+    assert!(error.ends_with(hint), "{error}");
+}
+
+#[tokio::test]
+async fn a_file_that_another_program_has_cached_at_another_commit_is_used_as_it_is() {
+    let cache = folder();
+    let hub = TestHub::start(&[(FILE, b"first"), (OTHER_FILE, b"changed")]).await;
+    let options = hub.options(cache.path());
+    let first = fetch_quietly("", &options).await.unwrap();
+    cache_like_another_program(cache.path(), SECOND_COMMIT, &[OTHER_FILE]);
+    let requests = hub.requests().len();
+    for main in [SECOND_COMMIT, COMMIT] {
+        set_main(cache.path(), main);
+        for options in [&options, &unreachable(cache.path())] {
+            let other = fetch_quietly(":Q8_0", options).await.unwrap();
+            assert_eq!(other, snapshot_of(SECOND_COMMIT, cache.path(), OTHER_FILE));
+            assert_eq!(fetch_quietly("", options).await.unwrap(), first);
+        }
+    }
+    assert_eq!(hub.requests().len(), requests);
+}
+
+#[tokio::test]
+async fn the_commit_of_main_is_searched_first_then_the_one_that_changed_last() {
+    let cache = folder();
+    for (age, commit) in [(3, COMMIT), (1, "a"), (2, SECOND_COMMIT)] {
+        cache_like_another_program(cache.path(), commit, &[FILE]);
+        let snapshot = File::open(snapshot_of(commit, cache.path(), "")).unwrap();
+        let modified = SystemTime::now() - Duration::from_secs(age);
+        snapshot.set_modified(modified).unwrap();
+    }
+    for (main, expected) in [
+        (COMMIT, COMMIT),
+        (SECOND_COMMIT, SECOND_COMMIT),
+        ("a", "a"),
+        ("not cached", "a"),
+    ] {
+        set_main(cache.path(), main);
+        let path = fetch_quietly(":Q4_K_M", &unreachable(cache.path()))
+            .await
+            .unwrap();
+        assert_eq!(path, snapshot_of(expected, cache.path(), FILE), "{main}");
+    }
+}
+
+#[tokio::test]
+async fn only_files_of_the_repository_lie_in_the_folders_that_other_programs_read() {
+    let cache = folder();
+    let hub = TestHub::start(&[(FILE, b"first")]).await;
+    let options = hub.options(cache.path());
+    fetch_quietly("", &options).await.unwrap();
+    hub.commit(&[(FILE, b"first"), (OTHER_FILE, b"other")]);
+    fetch_quietly(":Q8_0", &options).await.unwrap();
+    let names = |folder: &str| names_in(cache.path(), folder);
+    assert_eq!(names("refs"), ["main"]);
+    assert_eq!(names("snapshots"), [SECOND_COMMIT, COMMIT]);
+    assert_eq!(names(&format!("snapshots/{COMMIT}")), [FILE]);
+    assert_eq!(names(&format!("snapshots/{SECOND_COMMIT}")), [OTHER_FILE]);
+    let mut hashes = [sha256(b"first"), sha256(b"other")];
+    hashes.sort();
+    assert_eq!(names("blobs"), hashes);
 }
 
 #[tokio::test]
@@ -156,5 +264,27 @@ async fn cached_models_are_listed_with_their_size_and_the_name_that_selects_them
         fetch(&model.name, &unreachable(cache.path()), &|_| ())
             .await
             .expect("a cached model");
+    }
+}
+
+#[tokio::test]
+async fn the_models_of_all_commits_are_listed_each_name_once() {
+    let cache = folder();
+    let hub = TestHub::start(&[(FILE, b"first")]).await;
+    let options = hub.options(cache.path());
+    fetch_quietly("", &options).await.unwrap();
+    hub.commit(&[(OTHER_FILE, b"other")]);
+    fetch_quietly(":Q8_0", &options).await.unwrap();
+    cache_like_another_program(cache.path(), "a", &[FILE, "m-F16.gguf"]);
+    let listed = |main| {
+        set_main(cache.path(), main);
+        let models = cached_models(cache.path()).unwrap().into_iter();
+        let models = models.map(|it| (it.name.to_string(), it.size));
+        models.collect::<Vec<_>>()
+    };
+    for (main, size) in [(COMMIT, 5), ("a", 1)] {
+        let expected = [("m-F16.gguf", 1), (FILE, size), (OTHER_FILE, 5)];
+        let expected = expected.map(|(file, size)| (format!("org/repo:{file}"), size));
+        assert_eq!(listed(main), expected);
     }
 }

@@ -5,22 +5,26 @@
 //! models--OWNER--REPO/blobs/SHA256                the contents of each file; SHA256.incomplete while it is downloaded
 //! models--OWNER--REPO/refs/main                   the commit of the last download
 //! models--OWNER--REPO/snapshots/COMMIT/FILE       links to the contents
-//! models--OWNER--REPO/tokenway-files.json         the repository's list of files, to choose a file without a network
+//! models--OWNER--REPO/tokenway-files/COMMIT.json  the commit's list of files, to choose a file without a network
 //! .locks/models--OWNER--REPO/SHA256.lock          held by the process that downloads the file
 //! ```
+//!
+//! The lists are not in `snapshots`, because `huggingface_hub` takes each file there for a file of the repository.
 
+use std::cmp::Reverse;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use hf_hub::{Cache, CacheRepo, Repo};
 
 use super::repo_files::{RepoFile, RepoFiles};
 use crate::gguf_name::without_extension;
 
-/// File with the list of a repository's files.
-const FILES_NAME: &str = "tokenway-files.json";
+/// Folder of the lists of files, within the folder of a repository.
+const LISTS_FOLDER: &str = "tokenway-files";
 
 /// Name of the branch whose commit is downloaded.
 const BRANCH: &str = "main";
@@ -56,46 +60,65 @@ impl RepoCache {
         &self.folder
     }
 
-    /// Returns the list of the repository's files that the last download has stored.
-    pub(super) fn stored_files(&self) -> Option<RepoFiles> {
-        let stored = fs::read(self.folder.join(FILES_NAME)).ok()?;
-        serde_json::from_slice(&stored).ok()
+    /// Returns the commits that have cached files, in the order in which they are searched for a model: first the one in
+    /// `refs/main`, which is the commit of the last download, then the others, the last changed first.
+    pub(super) fn commits(&self) -> Vec<String> {
+        let main = fs::read_to_string(self.folder.join("refs").join(BRANCH)).unwrap_or_default();
+        let entries = fs::read_dir(self.folder.join("snapshots"));
+        let commits = entries.into_iter().flatten().flatten().filter_map(|entry| {
+            let commit = entry.file_name().into_string().ok()?;
+            let metadata = fs::metadata(entry.path()).ok()?;
+            let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            let is_main = commit == main.trim();
+            metadata
+                .is_dir()
+                .then_some((Reverse(is_main), Reverse(modified), commit))
+        });
+        let mut commits: Vec<_> = commits.collect();
+        commits.sort();
+        commits.into_iter().map(|(.., commit)| commit).collect()
     }
 
-    /// Stores the list of the repository's files, and writes its commit to `refs/main`.
+    fn list_path(&self, commit: &str) -> PathBuf {
+        self.folder
+            .join(LISTS_FOLDER)
+            .join(format!("{commit}.json"))
+    }
+
+    /// Returns the list of all files of a commit. `None` if only other programs have downloaded files of it.
+    pub(super) fn listed_files(&self, commit: &str) -> Option<RepoFiles> {
+        let list = fs::read(self.list_path(commit)).ok()?;
+        let list: RepoFiles = serde_json::from_slice(&list).ok()?;
+        (list.commit == commit).then_some(list)
+    }
+
+    /// Stores the list of a commit's files, and writes the commit to `refs/main`.
     ///
     /// # Errors
     /// The cache cannot be written.
     pub(super) fn store_files(&self, files: &RepoFiles) -> io::Result<()> {
         let mut text = serde_json::to_string_pretty(files)?;
         text.push('\n');
-        let path = self.folder.join(FILES_NAME);
+        let folder = self.folder.join(LISTS_FOLDER);
+        fs::create_dir_all(&folder)?;
         // Other users may share the cache. By default, only the owner could read a temporary file.
         let mut new = tempfile::Builder::new()
             .permissions(fs::Permissions::from_mode(0o666))
-            .tempfile_in(&self.folder)?;
+            .tempfile_in(folder)?;
         io::Write::write_all(&mut new, text.as_bytes())?;
-        new.persist(path)?;
+        new.persist(self.list_path(&files.commit))?;
         self.layout.create_ref(&files.commit)
     }
 
-    /// Returns the cached GGUF files of the commit that was last downloaded. Their hashes are unknown.
-    pub(super) fn cached_files(&self) -> Option<RepoFiles> {
-        let stored = self.stored_files().map(|stored| stored.commit);
-        let branch = || fs::read_to_string(self.folder.join("refs").join(BRANCH)).ok();
-        let commit = stored.or_else(branch)?.trim().to_owned();
-        let is_folder_name = matches!(
-            Path::new(&commit).components().collect::<Vec<_>>()[..],
-            [Component::Normal(_)]
-        );
-        if !is_folder_name {
-            return None;
-        }
-        let snapshot = self.layout.pointer_path(&commit);
+    /// Returns the cached GGUF files of a commit. Their hashes are unknown.
+    pub(super) fn cached_files(&self, commit: &str) -> RepoFiles {
         let mut files = Vec::new();
-        add_model_files(&snapshot, "", MAX_DEPTH, &mut files);
+        add_model_files(&self.layout.pointer_path(commit), "", MAX_DEPTH, &mut files);
         files.sort_by(|a, b| a.path.cmp(&b.path));
-        Some(RepoFiles { commit, files })
+        RepoFiles {
+            commit: commit.to_owned(),
+            files,
+        }
     }
 
     /// Returns the path of a file if the cache has it in its full size.

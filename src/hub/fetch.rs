@@ -1,8 +1,9 @@
 //! Finds the files of a model in the cache, or downloads them from the Hub.
 //!
-//! A model in the cache is used without any request. So a server can start without a network, and serves the same file
-//! after each start.
+//! A model in the cache is used without any request, whatever commit it is from. So a server can start without a network,
+//! and serves the same file after each start, even if the repository has a newer one.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use http::StatusCode;
@@ -13,9 +14,9 @@ use super::context::{DownloadProgress, FetchContext};
 use super::download::download;
 use super::error::HubError;
 use super::options::HubOptions;
-use super::reference::{FileChoice, HubModel};
+use super::reference::{FileChoice, HUB_PREFIX, HubModel};
 use super::repo_files::RepoFiles;
-use super::select::{SelectError, models, select};
+use super::select::{models, select};
 use super::space::check_space;
 
 /// Maximum length of the Hub's list of a repository's files, in bytes.
@@ -32,10 +33,7 @@ pub async fn fetch(
     progress: &(dyn Fn(DownloadProgress<'_>) + Sync),
 ) -> Result<PathBuf, HubError> {
     let cache = RepoCache::new(&options.cache, model.repo());
-    if let Some(path) = cache
-        .stored_files()
-        .and_then(|files| cached(&cache, model, &files).ok()?)
-    {
+    if let Some(path) = find_cached(&cache, model) {
         return Ok(path);
     }
     let context = FetchContext {
@@ -45,13 +43,11 @@ pub async fn fetch(
         progress,
     };
     if options.is_offline {
-        return context
-            .choose_cached(&cache)
-            .map_err(|hint| HubError::Offline {
-                model: model.to_string(),
-                cache: options.cache.clone(),
-                hint,
-            });
+        return Err(HubError::Offline {
+            model: model.to_string(),
+            cache: options.cache.clone(),
+            hint: cached_hint(&cache, model.repo()),
+        });
     }
     let files = match context.list_files().await {
         Ok(files) => files,
@@ -60,8 +56,8 @@ pub async fn fetch(
             cache: folder,
             reason,
         }) => {
-            let path = context.choose_cached(&cache);
-            return path.map_err(|hint| HubError::Unreachable {
+            let hint = cached_hint(&cache, context.model.repo());
+            return Err(HubError::Unreachable {
                 model,
                 cache: folder,
                 reason: format!("{reason}{hint}"),
@@ -72,40 +68,52 @@ pub async fn fetch(
     context.download_all(&cache, &files).await
 }
 
-/// Returns the path of a model's first file if all its files are in the cache.
-fn cached(
-    cache: &RepoCache,
-    model: &HubModel,
-    files: &RepoFiles,
-) -> Result<Option<PathBuf>, SelectError> {
-    let selected = select(model, &files.files)?;
+/// Returns the path of a model's first file if all its files are in the cache, for the same commit.
+fn find_cached(cache: &RepoCache, model: &HubModel) -> Option<PathBuf> {
+    let commits = cache.commits();
+    commits.iter().find_map(|commit| {
+        if let Some(listed) = cache.listed_files(commit) {
+            return cached_path(cache, model, &listed);
+        }
+        if *model.choice() == FileChoice::Default {
+            // The commit may have a file that is preferred to the cached ones.
+            return None;
+        }
+        let path = cached_path(cache, model, &cache.cached_files(commit))?;
+        let file = path.display();
+        tracing::info!(%file, "chose a cached file without the list of the repository's files");
+        Some(path)
+    })
+}
+
+/// Returns the path of the first file of the model among these files if all its files are in the cache.
+fn cached_path(cache: &RepoCache, model: &HubModel, files: &RepoFiles) -> Option<PathBuf> {
+    let selected = select(model, &files.files).ok()?;
     let paths = selected
         .iter()
         .map(|file| cache.cached_path(&files.commit, file));
     let paths: Option<Vec<_>> = paths.collect();
-    Ok(paths.and_then(|paths| paths.into_iter().next()))
+    paths?.into_iter().next()
+}
+
+/// Returns the end of an error message: the cached models of the repository, or nothing if there are none.
+fn cached_hint(cache: &RepoCache, repo: &str) -> String {
+    let mut names = BTreeSet::new();
+    for commit in cache.commits() {
+        let files = cache.cached_files(&commit).files;
+        let models = models(repo, &files).into_iter();
+        names.extend(models.map(|it| format!("{HUB_PREFIX}{}", it.name)));
+    }
+    match names.is_empty() {
+        true => String::new(),
+        false => {
+            let names: Vec<_> = names.into_iter().collect();
+            format!("; the cache has {}", names.join(", "))
+        }
+    }
 }
 
 impl FetchContext<'_> {
-    /// Chooses a model among the cached files if the list of the repository's files is missing, because another program
-    /// has downloaded them. Chooses no default, because the repository may have a file that is preferred. The error is
-    /// the end of an error message: it lists the cached models, or is empty.
-    fn choose_cached(&self, cache: &RepoCache) -> Result<PathBuf, String> {
-        let Some(files) = cache.cached_files().filter(|it| !it.files.is_empty()) else {
-            return Err(String::new());
-        };
-        let is_decided =
-            *self.model.choice() != FileChoice::Default && cache.stored_files().is_none();
-        if is_decided && let Ok(Some(path)) = cached(cache, self.model, &files) {
-            let file = path.display();
-            tracing::info!(%file, "chose a cached file without the list of the repository's files");
-            return Ok(path);
-        }
-        let names = models(self.model.repo(), &files.files);
-        let names: Vec<_> = names.iter().map(|it| it.name.to_string()).collect();
-        Err(format!("; the cache has hf:{}", names.join(", hf:")))
-    }
-
     /// Asks the Hub for the files of the repository.
     async fn list_files(&self) -> Result<RepoFiles, HubError> {
         let unreachable = |reason: String| HubError::Unreachable {

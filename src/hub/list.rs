@@ -1,5 +1,6 @@
 //! The models in the cache, and the table of `tokenway models`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -28,7 +29,8 @@ pub struct CachedModel {
     pub modified: SystemTime,
 }
 
-/// Returns the models in a cache folder, in the order of their names.
+/// Returns the models in a cache folder, in the order of their names. If several commits have a model of the same name,
+/// it is the one that the name selects.
 ///
 /// # Errors
 /// The folder cannot be read. A folder that does not exist has no models.
@@ -36,27 +38,36 @@ pub fn cached_models(cache: &Path) -> io::Result<Vec<CachedModel>> {
     let mut cached = Vec::new();
     for repo in cached_repos(cache)? {
         let of_repo = RepoCache::new(cache, &repo);
-        let Some(files) = of_repo.cached_files() else {
-            continue;
-        };
-        for model in models(&repo, &files.files) {
-            let paths = model
-                .files
-                .iter()
-                .map(|file| of_repo.cached_path(&files.commit, file));
-            let modified = paths
-                .flatten()
-                .filter_map(|path| fs::metadata(path).ok()?.modified().ok());
-            cached.push(CachedModel {
-                modified: modified.max().unwrap_or(SystemTime::UNIX_EPOCH),
-                size: model.files.iter().map(|file| file.size).sum(),
-                files: model.files.len(),
-                quantization: model.quantization,
-                name: model.name,
-            });
+        let mut models = BTreeMap::new();
+        for commit in of_repo.commits() {
+            for model in models_of_commit(&of_repo, &repo, &commit) {
+                models.entry(model.name.clone()).or_insert(model);
+            }
         }
+        cached.extend(models.into_values());
     }
     Ok(cached)
+}
+
+fn models_of_commit(cache: &RepoCache, repo: &str, commit: &str) -> Vec<CachedModel> {
+    let files = cache.cached_files(commit).files;
+    let models = models(repo, &files).into_iter().map(|model| {
+        let paths = model
+            .files
+            .iter()
+            .map(|file| cache.cached_path(commit, file));
+        let modified = paths
+            .flatten()
+            .filter_map(|path| fs::metadata(path).ok()?.modified().ok());
+        CachedModel {
+            modified: modified.max().unwrap_or(SystemTime::UNIX_EPOCH),
+            size: model.files.iter().map(|file| file.size).sum(),
+            files: model.files.len(),
+            quantization: model.quantization,
+            name: model.name,
+        }
+    });
+    models.collect()
 }
 
 /// Renders the models of a cache folder as a table with one line per model.

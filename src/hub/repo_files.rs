@@ -8,8 +8,8 @@ use crate::gguf_name::without_extension;
 /// Length of a SHA-256 in hexadecimal digits.
 const SHA256_DIGITS: usize = 64;
 
-/// The GGUF files of a repository at one commit. The cache keeps this list, so that the same name selects the same file
-/// without a network.
+/// The GGUF files of a repository at one commit. The cache keeps this list for each commit, so that a name selects the
+/// same file with and without a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RepoFiles {
     /// Hash of the commit.

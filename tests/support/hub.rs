@@ -25,8 +25,11 @@ use tokio::task::JoinSet;
 /// A file of the repository.
 pub const FILE: &str = "m-Q4_K_M.gguf";
 
-/// Commit of the repository.
+/// First commit of the repository.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// Second commit of the repository, which [`TestHub::commit`] makes.
+pub const SECOND_COMMIT: &str = "00000000c0ffee00000000c0ffee00000000c0ff";
 
 /// A running Hub. It ends when it is dropped.
 pub struct TestHub {
@@ -43,6 +46,7 @@ struct Shared {
 
 #[derive(Default)]
 struct HubState {
+    commit: &'static str,
     files: BTreeMap<String, Bytes>,
     /// Changes of the list of files.
     list: Option<fn(&mut Value)>,
@@ -85,9 +89,6 @@ pub struct SeenRequest {
 impl TestHub {
     /// Starts a Hub whose repository `org/repo` has these files.
     pub async fn start(files: &[(&str, &[u8])]) -> Self {
-        let files = files
-            .iter()
-            .map(|(path, bytes)| ((*path).to_owned(), Bytes::copy_from_slice(bytes)));
         let (hub, storage) = (listen().await, listen().await);
         let address =
             |listener: &TcpListener| listener.local_addr().expect("the listener is bound");
@@ -95,7 +96,8 @@ impl TestHub {
         let shared = Arc::new(Shared {
             storage: address(&storage),
             state: Mutex::new(HubState {
-                files: files.collect(),
+                commit: COMMIT,
+                files: owned(files),
                 ..HubState::default()
             }),
         });
@@ -131,6 +133,13 @@ impl TestHub {
         let mut options = HubOptions::new(endpoint, cache.to_owned());
         options.retry_delay = std::time::Duration::from_millis(1);
         options
+    }
+
+    /// Replaces the files of the repository, in its second commit.
+    pub fn commit(&self, files: &[(&str, &[u8])]) {
+        let mut state = self.state();
+        state.commit = SECOND_COMMIT;
+        state.files = owned(files);
     }
 
     /// Damages the next downloads, in this order.
@@ -176,6 +185,13 @@ impl Shared {
     }
 }
 
+fn owned(files: &[(&str, &[u8])]) -> BTreeMap<String, Bytes> {
+    let files = files.iter();
+    files
+        .map(|(path, bytes)| ((*path).to_owned(), Bytes::copy_from_slice(bytes)))
+        .collect()
+}
+
 /// Contents of a file: 100 kB that do not repeat.
 pub fn contents() -> Vec<u8> {
     let numbers = 0..25_000_u32;
@@ -214,12 +230,15 @@ pub fn sha256(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// Returns the path of a cached file of `org/repo`.
+/// Returns the path of a cached file of the first commit of `org/repo`.
 pub fn snapshot(cache: &Path, file: &str) -> PathBuf {
-    cache
-        .join("models--org--repo/snapshots")
-        .join(COMMIT)
-        .join(file)
+    snapshot_of(COMMIT, cache, file)
+}
+
+/// Returns the path of a cached file of this commit of `org/repo`.
+pub fn snapshot_of(commit: &str, cache: &Path, file: &str) -> PathBuf {
+    let snapshots = cache.join("models--org--repo/snapshots");
+    snapshots.join(commit).join(file)
 }
 
 /// Returns the path of the contents of a file of `org/repo` while they are downloaded.
@@ -273,7 +292,8 @@ async fn list(State(shared): State<Arc<Shared>>) -> Response {
             "lfs": {"sha256": sha256, "size": size, "pointerSize": 134},
         })
     });
-    let mut list = json!({"id": "org/repo", "sha": COMMIT, "siblings": files.collect::<Vec<_>>()});
+    let mut list =
+        json!({"id": "org/repo", "sha": state.commit, "siblings": files.collect::<Vec<_>>()});
     if let Some(change) = state.list {
         change(&mut list);
     }
