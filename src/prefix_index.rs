@@ -1,6 +1,6 @@
 //! Remembers which prefixes of prompts each place has worked on, in bounded memory. A place is a worker or an engine.
 //!
-//! [`PrefixIndex`] is a plain struct without a clock and without I/O. It stores hashes of a prompt's blocks, not its
+//! `PrefixIndex` is a plain struct without a clock and without I/O. It stores hashes of a prompt's blocks, not its
 //! text. It must not know what a place is, or how a prompt is cut into blocks.
 
 use std::collections::HashSet;
