@@ -1,5 +1,5 @@
-//! Identifies the caller of a request, so that prefix caches can keep the prompts of different callers apart. It must
-//! not keep or show a caller's key.
+//! Identifies the caller of a request, so that prefix caches can isolate the prompts of different callers. It must not
+//! store or show a caller's key.
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;

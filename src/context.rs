@@ -31,7 +31,7 @@ pub struct Arrival {
     pub flush: FlushHandle,
     /// Record of the request, for the metrics and the access log.
     pub record: RequestRecord,
-    /// The caller, if prefix caches must keep callers apart.
+    /// The caller, if prefix caches must isolate callers.
     pub caller: Option<Caller>,
     /// Error to return because the client's request id or timeout is invalid. `None` if both are valid.
     pub invalid: Option<Error>,
@@ -119,7 +119,7 @@ impl RequestContext {
     }
 
     /// Returns the salt of the request's prompt in prefix caches: the request's `cache_salt`, or, if callers must be
-    /// kept apart, a hash of the caller, `user` and `cache_salt`.
+    /// isolated, a hash of the caller, `user` and `cache_salt`.
     #[must_use]
     pub fn cache_salt(&self, user: &str, cache_salt: &str) -> String {
         match &self.0.caller {

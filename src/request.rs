@@ -397,8 +397,8 @@ impl CompletionRequest {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndUser(pub Option<Arc<str>>);
 
-/// A text that keeps prompts apart in prefix caches: only sequences with the same salt share computed tokens. A client
-/// may choose it as a secret, so `Debug` does not show it.
+/// Isolates prompts in prefix caches: only sequences with the same salt share computed tokens. The client may choose a
+/// secret salt, so `Debug` does not show it.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct CacheSalt(pub Option<Arc<str>>);
 

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::fault::Fault;
 use crate::process::{ResourceUsage, child_ids};
 
-/// Time between two tries whether a started server answers.
+/// Time between two checks of whether a started server answers.
 const START_POLL: Duration = Duration::from_millis(100);
 /// Number of lines from the end of the log that an error shows.
 const LOG_LINES: usize = 8;
@@ -28,7 +28,7 @@ pub(crate) struct ForeignServer {
 }
 
 impl ForeignServer {
-    /// Starts the server, and waits until `answers` returns true. It returns false while the server is still starting,
+    /// Starts the server, and waits until `answers` returns true. `answers` returns false while the server is starting,
     /// and an error if the server will never answer correctly.
     ///
     /// # Errors

@@ -78,8 +78,8 @@ impl Hash for Seed<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self(message) = self;
         message.cache_salt.hash(state);
-        // The kind of the input keeps text, token ids and chats apart. An engine renders a prompt with a suffix in
-        // another way than one without.
+        // Text, token ids and chats with the same bytes are different prompts, so the kind of the input is hashed too. An
+        // engine renders a prompt with a suffix differently from a prompt without one.
         message
             .input
             .as_ref()
