@@ -67,8 +67,9 @@ const MIB: u64 = 1024 * 1024;
 ///
 /// The load consists of complete streams through both APIs, with a check of every token; unary requests; streams that
 /// clients leave with FIN, RST or RST_STREAM; readers that stop reading; stalled windows; bad requests, garbage and
-/// silence. With `--load chats`, clients hold chats with a real model instead. A sixth of the time, at most a minute, is a warm-up; then all clients leave, and the server's resources
-/// are recorded; then the load continues for the rest of the time, and all leave again.
+/// silence. With `--load chats`, clients hold chats with a real model instead. A sixth of the time, at most a minute,
+/// is a warm-up; then all clients leave, and the server's resources are recorded; then the load continues for the
+/// rest of the time, and all leave again.
 ///
 /// Memory is judged under load: the median of the last quarter of the samples may exceed the median of the first
 /// quarter by --rss-allowance-mib, because allocators keep the memory of a peak. After the load there must be no more
