@@ -75,7 +75,8 @@ use remote::Connector;
 use resilient_events::ResilientEvents;
 use route::{Route, RoutingTable};
 pub use spec::{
-    ApiKey, ClusterSpec, EngineSpec, Placement, RoutePolicy, RouteSpec, ServerKind, TargetSpec,
+    ApiKey, ClusterSpec, EngineSpec, PlacementPolicy, RoutePolicy, RouteSpec, ServerKind,
+    TargetSpec,
 };
 pub use upstream::BoxedEventStream;
 use upstream::{AddressedCompletion, Upstream};
@@ -109,7 +110,7 @@ impl Cluster {
         let table = RoutingTable::new(
             vec![Arc::new(member)],
             Vec::new(),
-            Placement::LeastLoad,
+            PlacementPolicy::LeastLoad,
             &RoutingTable::default(),
         );
         Self {

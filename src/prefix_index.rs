@@ -26,7 +26,7 @@ pub(crate) struct PrefixIndex<P> {
     recent: HashSet<(BlockHash, P)>,
     older: HashSet<(BlockHash, P)>,
     /// Maximum number of blocks in each of the two sets.
-    generation_size: usize,
+    max_set_len: usize,
 }
 
 /// Hash of a block and of all blocks before it.
@@ -60,7 +60,7 @@ impl<P: Copy + Eq + Hash> PrefixIndex<P> {
         Self {
             recent: HashSet::new(),
             older: HashSet::new(),
-            generation_size: max_blocks / 2,
+            max_set_len: max_blocks / 2,
         }
     }
 
@@ -83,10 +83,10 @@ impl<P: Copy + Eq + Hash> PrefixIndex<P> {
     }
 
     fn record_block(&mut self, block: (BlockHash, P)) {
-        if self.recent.contains(&block) || self.generation_size == 0 {
+        if self.recent.contains(&block) || self.max_set_len == 0 {
             return;
         }
-        if self.recent.len() == self.generation_size {
+        if self.recent.len() == self.max_set_len {
             std::mem::swap(&mut self.recent, &mut self.older);
             self.recent.clear();
         }

@@ -147,7 +147,7 @@ pub struct SequenceOptions {
     /// True if each token must have the times when it was due and when it was emitted.
     pub timestamps: bool,
     /// The end user on whose behalf the client sends the request (`user`).
-    pub caller: EndUser,
+    pub user: EndUser,
     /// Salt of the prompt in prefix caches, where it shares computed tokens only with prompts of the same salt.
     pub cache_salt: CacheSalt,
 }
@@ -347,7 +347,7 @@ impl CompletionRequest {
     pub(crate) fn scope_cache_salt(&mut self, scoped: impl FnOnce(&str, &str) -> String) {
         let options = &mut self.options;
         let text = |text: &Option<Arc<str>>| text.as_deref().unwrap_or_default().to_owned();
-        let salt = scoped(&text(&options.caller.0), &text(&options.cache_salt.0));
+        let salt = scoped(&text(&options.user.0), &text(&options.cache_salt.0));
         options.cache_salt = CacheSalt(Some(salt).filter(|salt| !salt.is_empty()).map(Into::into));
     }
 

@@ -72,7 +72,7 @@ pub(crate) fn take_options(
         stop_tokens: take_stop_tokens(message)?,
         logprobs,
         timestamps: message.include_stamps,
-        caller: EndUser(non_empty(user)),
+        user: EndUser(non_empty(user)),
         cache_salt: CacheSalt(non_empty(cache_salt)),
     })
 }
@@ -86,7 +86,7 @@ pub(crate) fn options_message(options: &SequenceOptions) -> v1::CompletionReques
         stop_tokens,
         logprobs,
         timestamps,
-        caller,
+        user,
         cache_salt,
     } = options;
     v1::CompletionRequest {
@@ -104,7 +104,7 @@ pub(crate) fn options_message(options: &SequenceOptions) -> v1::CompletionReques
         min_tokens: stop_tokens.min_tokens,
         logprobs: *logprobs,
         include_stamps: *timestamps,
-        user: caller.0.as_deref().unwrap_or_default().to_owned(),
+        user: user.0.as_deref().unwrap_or_default().to_owned(),
         cache_salt: cache_salt.0.as_deref().unwrap_or_default().to_owned(),
         ..v1::CompletionRequest::default()
     }

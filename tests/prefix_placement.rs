@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use support::http::{BodyEnd, Request, Response, post};
 use support::metrics::MetricsSnapshot;
 use support::{Setup, TestServer, silent_at};
-use tokenway::cluster::Placement;
+use tokenway::cluster::PlacementPolicy;
 use tokenway::server::Source;
 
 /// Number of tokens after which an engine sends nothing more. Only the first turn of a conversation is that long.
@@ -148,7 +148,7 @@ async fn without_an_index_conversations_are_placed_by_load_alone() {
         let Source::Remote(cluster) = &mut gateway.parts.source else {
             panic!("the server is not a gateway")
         };
-        cluster.placement = Placement::LeastLoad;
+        cluster.placement = PlacementPolicy::LeastLoad;
     })
     .await;
     let mut conversation = Conversation::about("stars");

@@ -36,10 +36,10 @@ struct Device {
 }
 
 /// A loader whose device reports the field `user` of each sequence.
-struct CallerRecordingLoader(mpsc::Sender<EndUser>);
+struct UserRecordingLoader(mpsc::Sender<EndUser>);
 
-struct CallerRecordingRunner {
-    callers: mpsc::Sender<EndUser>,
+struct UserRecordingRunner {
+    users: mpsc::Sender<EndUser>,
     device: Device,
 }
 
@@ -86,17 +86,17 @@ impl Runner for Device {
     }
 }
 
-impl Loader for CallerRecordingLoader {
+impl Loader for UserRecordingLoader {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let LoadedModel { model, .. } = DeviceBehaviour::EmitEos.load(slots, progress)?;
         let device = Device {
             behaviour: DeviceBehaviour::EmitEos,
             running: None,
         };
-        let callers = self.0.clone();
+        let users = self.0.clone();
         Ok(LoadedModel {
             model,
-            runner: Box::new(CallerRecordingRunner { callers, device }),
+            runner: Box::new(UserRecordingRunner { users, device }),
         })
     }
 
@@ -105,12 +105,12 @@ impl Loader for CallerRecordingLoader {
     }
 }
 
-impl Runner for CallerRecordingRunner {
+impl Runner for UserRecordingRunner {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<SequenceStart, ModelError> {
-        let caller = sequence.options.caller.clone();
-        self.callers
-            .blocking_send(caller)
-            .expect("the test receives the callers");
+        let user = sequence.options.user.clone();
+        self.users
+            .blocking_send(user)
+            .expect("the test receives the users");
         self.device.admit(slot, sequence)
     }
 
@@ -253,8 +253,8 @@ async fn an_invalid_prompt_is_rejected() {
 
 #[tokio::test]
 async fn the_runner_receives_the_user_over_both_apis() {
-    let (sender, mut callers) = mpsc::channel(2);
-    let server = Setup::runner("scripted", Arc::new(CallerRecordingLoader(sender)), 1)
+    let (sender, mut users) = mpsc::channel(2);
+    let server = Setup::runner("scripted", Arc::new(UserRecordingLoader(sender)), 1)
         .start()
         .await;
     let over_grpc = v1::CompletionRequest {
@@ -262,8 +262,8 @@ async fn the_runner_receives_the_user_over_both_apis() {
         ..grpc::request("a", 9)
     };
     complete(&server, over_grpc).await;
-    assert_eq!(callers.recv().await, Some(EndUser(Some("ada".into()))));
+    assert_eq!(users.recv().await, Some(EndUser(Some("ada".into()))));
     let over_http = completion(&json!({"prompt": "a", "user": "grace"}));
     assert_eq!(over_http.fetch(&server).await.0.status, 200);
-    assert_eq!(callers.recv().await, Some(EndUser(Some("grace".into()))));
+    assert_eq!(users.recv().await, Some(EndUser(Some("grace".into()))));
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::policy::TargetView;
 use super::prompt_blocks::prompt_blocks;
 use super::route::Target;
-use super::spec::Placement;
+use super::spec::PlacementPolicy;
 use crate::prefix_index::{PrefixIndex, PromptBlocks};
 use crate::proto::v1;
 use crate::telemetry::{PrefixPlacement, Telemetry};
@@ -37,8 +37,11 @@ pub(super) struct PromptPrefix {
 impl Prefixes {
     /// Returns the memory for a placement: `earlier` if it has the same size, otherwise an empty one. `None` if the
     /// placement needs no memory.
-    pub(super) fn for_placement(placement: Placement, earlier: Option<&Self>) -> Option<Self> {
-        let Placement::CacheAware { max_blocks } = placement else {
+    pub(super) fn for_placement(
+        placement: PlacementPolicy,
+        earlier: Option<&Self>,
+    ) -> Option<Self> {
+        let PlacementPolicy::CacheAware { max_blocks } = placement else {
             return None;
         };
         let kept = earlier.filter(|earlier| earlier.0.max_blocks == max_blocks);
@@ -94,18 +97,50 @@ impl PromptPrefix {
     /// Records that the engine of a target has accepted the request, and counts the placement.
     pub(super) fn record(&self, targets: &[Target], target: usize, telemetry: &Telemetry) {
         let warm = self.warm_tokens(targets);
-        // The policy chooses among the targets of a tier.
-        let tier = targets[target].tier;
-        let in_tier = targets.iter().zip(&warm).filter(|(it, _)| it.tier == tier);
-        let longest = in_tier.map(|(_, warm)| *warm).max().unwrap_or_default();
-        let placement = match warm[target] {
-            0 if longest == 0 => PrefixPlacement::Cold,
-            here if here == longest => PrefixPlacement::Warm,
-            _ => PrefixPlacement::WarmerElsewhere,
-        };
+        let tiers = targets.iter().map(|target| target.tier);
+        let tiers: Vec<_> = tiers.zip(warm.iter().copied()).collect();
+        let placement = compare_with_tier(&tiers, target);
         let engine = &targets[target].member.name;
         telemetry.count_placement(engine, placement, warm[target]);
         let cache = self.prefixes.cache_of(&targets[target]);
         self.prefixes.index().record(&self.blocks, cache);
+    }
+}
+
+/// Compares the chosen target with the others of its tier, among which the policy chooses. Each target is given by its
+/// tier and its warm tokens.
+fn compare_with_tier(targets: &[(usize, u64)], chosen: usize) -> PrefixPlacement {
+    let (tier, warm) = targets[chosen];
+    let in_tier = targets.iter().filter(|(other, _)| *other == tier);
+    let longest = in_tier.map(|(_, warm)| *warm).max().unwrap_or_default();
+    match warm {
+        0 if longest == 0 => PrefixPlacement::Cold,
+        here if here == longest => PrefixPlacement::Warm,
+        _ => PrefixPlacement::WarmerElsewhere,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placement_is_compared_with_the_engines_of_its_own_tier() {
+        use PrefixPlacement::{Cold, Warm, WarmerElsewhere};
+        for (targets, chosen, expected) in [
+            ([(0, 0), (0, 0), (1, 0)], 0, Cold),
+            ([(0, 9), (0, 9), (1, 0)], 1, Warm),
+            ([(0, 4), (0, 9), (1, 0)], 0, WarmerElsewhere),
+            ([(0, 0), (0, 9), (1, 0)], 0, WarmerElsewhere),
+            // The fallback is warmer, but no choice.
+            ([(0, 0), (0, 0), (1, 9)], 0, Cold),
+            ([(0, 4), (0, 0), (1, 9)], 0, Warm),
+            // A fallback gets the request because the targets before it cannot.
+            ([(0, 9), (0, 9), (1, 0)], 2, Cold),
+            ([(0, 9), (0, 9), (1, 4)], 2, Warm),
+        ] {
+            let placement = compare_with_tier(&targets, chosen);
+            assert_eq!(placement, expected, "{targets:?}, {chosen}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use super::member::Member;
 use super::policy::{TargetView, WeightedLoad};
 use super::prefixes::Prefixes;
 use super::selection::has_name;
-use super::spec::{Placement, RoutePolicy, RouteSpec, TargetSpec};
+use super::spec::{PlacementPolicy, RoutePolicy, RouteSpec, TargetSpec};
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::request::Parameter;
@@ -64,7 +64,7 @@ impl RoutingTable {
     pub(super) fn new(
         members: Vec<Arc<Member>>,
         specs: Vec<RouteSpec>,
-        placement: Placement,
+        placement: PlacementPolicy,
         earlier: &RoutingTable,
     ) -> Self {
         let routes = specs.into_iter().map(|spec| {

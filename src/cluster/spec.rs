@@ -18,12 +18,12 @@ pub struct ClusterSpec {
     /// Routes, one per model. Without routes, each engine's models are served under their own names.
     pub routes: Vec<RouteSpec>,
     /// Choice among engines of equal preference.
-    pub placement: Placement,
+    pub placement: PlacementPolicy,
 }
 
 /// Choice of an engine for a request among engines of equal preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
+pub enum PlacementPolicy {
     /// The engine with the fewest outstanding tokens for its weight.
     LeastLoad,
     /// The engine that has worked on the longest prefix of the prompt, unless it has more outstanding tokens than
@@ -115,8 +115,8 @@ impl Default for RoutePolicy {
     }
 }
 
-impl Placement {
-    /// Returns the placement that remembers at most this number of blocks. With 0, requests are placed by load alone.
+impl PlacementPolicy {
+    /// Returns the policy that remembers at most this number of blocks. With 0, requests are placed by load alone.
     #[must_use]
     pub fn remembering(max_blocks: u32) -> Self {
         let max_blocks = NonZeroU32::new(max_blocks);
@@ -126,7 +126,7 @@ impl Placement {
     }
 }
 
-impl Default for Placement {
+impl Default for PlacementPolicy {
     fn default() -> Self {
         Self::remembering(65_536)
     }

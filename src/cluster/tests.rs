@@ -45,7 +45,7 @@ fn cluster_of(upstreams: Vec<Arc<dyn Upstream>>) -> Cluster {
     let table = RoutingTable::new(
         members,
         Vec::new(),
-        Placement::default(),
+        PlacementPolicy::default(),
         &RoutingTable::default(),
     );
     Cluster::with_table(watch::channel(Arc::new(table)).1, GatewayId::random())

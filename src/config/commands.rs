@@ -14,7 +14,7 @@ use super::runner::use_downloaded;
 use super::server::ServerSettings;
 use super::settings::{DeclaredSettings, Settings, keys};
 use super::values::ParsedText;
-use crate::cluster::{ClusterSpec, EngineAddress, Placement};
+use crate::cluster::{ClusterSpec, EngineAddress, PlacementPolicy};
 use crate::server::run::ModelFiles;
 use crate::server::{ServerParts, Source};
 
@@ -137,7 +137,7 @@ impl ServerCommand for GatewaySettings {
     ) -> Result<ServerParts, ConfigError> {
         let listed = self.engine.into_iter().map(|engine| engine.value);
         let spec = ClusterSpec {
-            placement: Placement::remembering(self.prefix_index_blocks),
+            placement: PlacementPolicy::remembering(self.prefix_index_blocks),
             ..cluster::cluster_spec(settings, listed.collect())?
         };
         let source = Source::Remote(spec);

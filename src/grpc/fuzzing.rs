@@ -53,7 +53,7 @@ fn check_request(request: &CompletionRequest) {
     assert!(options.stop_tokens.ids.len() <= MAX_STOP_TOKENS);
     assert!(options.logit_bias.len() <= MAX_LOGIT_BIASES);
     assert!(options.logit_bias.is_sorted_by(|one, next| one.0 < next.0));
-    let user = options.caller.0.as_ref();
+    let user = options.user.0.as_ref();
     assert!(user.is_none_or(|user| (1..=MAX_USER_BYTES).contains(&user.len())));
     let mut passed_on = sequence_proto::options_message(options);
     let read = sequence_proto::take_options(&mut passed_on);

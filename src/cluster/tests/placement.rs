@@ -109,7 +109,7 @@ async fn an_engine_that_leaves_and_joins_again_counts_as_cold() {
             ..engines.collect()
         })
     };
-    let (both, default) = (["http://a:1", "http://b:1"], Placement::default());
+    let (both, default) = (["http://a:1", "http://b:1"], PlacementPolicy::default());
     let (sender, table) = watch::channel(snapshot(&both, default));
     let cluster = Cluster::with_table(table, GatewayId::random());
     let stars = || engine_of(&cluster, request("m", "stars"));
@@ -117,7 +117,7 @@ async fn an_engine_that_leaves_and_joins_again_counts_as_cold() {
 
     sender.send_replace(snapshot(&both, default));
     assert_eq!(stars().await, "b", "a reload that changes nothing");
-    sender.send_replace(snapshot(&both, Placement::LeastLoad));
+    sender.send_replace(snapshot(&both, PlacementPolicy::LeastLoad));
     assert_eq!(stars().await, "a", "placement by load alone");
     sender.send_replace(snapshot(&both, default));
     warm_second_engine(&cluster).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::check::assert_problems;
 use super::*;
-use crate::cluster::{ApiKey, ClusterSpec, Placement, RoutePolicy, ServerKind};
+use crate::cluster::{ApiKey, ClusterSpec, PlacementPolicy, RoutePolicy, ServerKind};
 
 /// Two engines, in four lines.
 const ENGINES: &str = "[[engine]]\nname = \"a\"\naddress = \"http://a:1\"\n\
@@ -90,16 +90,16 @@ fn route_tables_have_targets_fallbacks_and_a_policy() {
 #[test]
 fn requests_are_placed_by_prefix_unless_the_index_has_no_blocks() {
     let placement = |more: &str| cluster(&format!("{more}\n{ENGINES}")).placement;
-    assert_eq!(placement(""), Placement::default());
+    assert_eq!(placement(""), PlacementPolicy::default());
     assert_eq!(
         placement("prefix_index_blocks = 65536"),
-        Placement::default()
+        PlacementPolicy::default()
     );
     let few = placement("prefix_index_blocks = 9");
-    assert_eq!(few, Placement::remembering(9));
-    assert_ne!(few, Placement::default());
+    assert_eq!(few, PlacementPolicy::remembering(9));
+    assert_ne!(few, PlacementPolicy::default());
     let none = placement("prefix_index_blocks = 0");
-    assert_eq!(none, Placement::LeastLoad);
+    assert_eq!(none, PlacementPolicy::LeastLoad);
     let error = gateway_error(&format!("prefix_index_blocks = -1\n{ENGINES}"));
     assert!(error.contains(":1:1: prefix_index_blocks: "), "{error}");
 }
