@@ -147,6 +147,23 @@ async fn a_file_of_another_size_is_rejected() {
 }
 
 #[tokio::test]
+async fn a_page_in_place_of_the_rest_of_a_file_does_not_destroy_the_bytes_so_far() {
+    for has_length in [true, false] {
+        let cache = folder();
+        let hub = TestHub::start(&[(FILE, &contents())]).await;
+        hub.inject(&[Fault::CutAfter(70_000), Fault::Page(has_length)]);
+        let error = error_of("", &hub.options(cache.path())).await;
+        assert!(error.contains("must have 100000 bytes"), "{error}");
+        let path = fetch_quietly("", &hub.options(cache.path())).await.unwrap();
+        assert_eq!(fs::read(path).unwrap(), contents());
+        assert_eq!(
+            hub.downloads().last().unwrap().as_deref(),
+            Some("bytes=70000-")
+        );
+    }
+}
+
+#[tokio::test]
 async fn an_unfinished_file_that_is_too_long_is_downloaded_again() {
     let cache = folder();
     let hub = TestHub::start(&[(FILE, &contents())]).await;

@@ -4,9 +4,12 @@
 mod support;
 
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use serde_json::json;
 use support::hub::{
     COMMIT, FILE, SECOND_COMMIT, TestHub, contents, error_of, fetch_quietly, sha256, snapshot,
     snapshot_of, unreachable,
@@ -34,6 +37,10 @@ fn set_main(cache: &Path, commit: &str) {
     let refs = cache.join("models--org--repo/refs");
     fs::create_dir_all(&refs).expect("a folder");
     fs::write(refs.join("main"), commit).expect("a file");
+}
+
+fn make_pipe(path: &Path) {
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a named pipe");
 }
 
 /// Returns the names in a folder of `org/repo`, in alphabetical order.
@@ -228,6 +235,109 @@ async fn a_cache_that_cannot_be_written_is_an_error_that_names_it() {
         error.contains("cannot be written") && error.contains("set HF_HUB_CACHE"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_link_or_a_pipe_in_place_of_a_partial_file_or_a_lock_is_an_error_and_keeps_its_target() {
+    for name in ["blobs/SHA256.incomplete", ".locks/SHA256.lock"] {
+        for is_link in [true, false] {
+            let cache = folder();
+            let target = cache.path().join("precious");
+            fs::write(&target, "precious").unwrap();
+            let name = name.replace("SHA256", &sha256(b"x"));
+            let path = match name.strip_prefix(".locks/") {
+                Some(lock) => cache.path().join(".locks/models--org--repo").join(lock),
+                None => cache.path().join("models--org--repo").join(&name),
+            };
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            match is_link {
+                true => symlink(&target, &path).unwrap(),
+                false => make_pipe(&path),
+            }
+            let hub = TestHub::start(&[(FILE, b"x")]).await;
+            let error = error_of("", &hub.options(cache.path())).await;
+            assert!(error.contains("cannot be written"), "{error}");
+            assert!(error.contains(&path.display().to_string()), "{error}");
+            assert_eq!(fs::read(&target).unwrap(), b"precious");
+            assert_eq!(hub.downloads(), []);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pipe_in_place_of_the_main_ref_or_a_list_does_not_block() {
+    let cache = folder();
+    cache_like_another_program(cache.path(), COMMIT, &[FILE]);
+    let repo = cache.path().join("models--org--repo");
+    fs::remove_file(repo.join("refs/main")).unwrap();
+    fs::create_dir_all(repo.join("tokenway-files")).unwrap();
+    for path in [
+        "refs/main".to_owned(),
+        format!("tokenway-files/{COMMIT}.json"),
+    ] {
+        make_pipe(&repo.join(path));
+    }
+    let mut options = unreachable(cache.path());
+    options.is_offline = true;
+    let expected = snapshot(cache.path(), FILE);
+    assert_eq!(fetch_quietly(":Q4_K_M", &options).await.unwrap(), expected);
+    assert_eq!(cached_models(cache.path()).unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_link_in_place_of_the_main_ref_is_replaced_and_its_target_is_kept() {
+    let cache = folder();
+    let target = cache.path().join("precious");
+    fs::write(&target, "precious").unwrap();
+    let main = cache.path().join("models--org--repo/refs/main");
+    fs::create_dir_all(main.parent().unwrap()).unwrap();
+    symlink(&target, &main).unwrap();
+    let hub = TestHub::start(&[(FILE, b"x")]).await;
+    fetch_quietly("", &hub.options(cache.path())).await.unwrap();
+    assert_eq!(fs::read(&target).unwrap(), b"precious");
+    assert_eq!(fs::read_to_string(&main).unwrap(), COMMIT);
+}
+
+#[tokio::test]
+async fn a_list_that_leads_out_of_the_repository_is_ignored() {
+    let hub = TestHub::start(&[(FILE, b"x")]).await;
+    let cache = folder();
+    let repo = cache.path().join("cache/models--org--repo");
+    for folder in ["tokenway-files", &format!("snapshots/{COMMIT}")] {
+        fs::create_dir_all(repo.join(folder)).unwrap();
+    }
+    fs::create_dir_all(cache.path().join("outside")).unwrap();
+    fs::write(cache.path().join("outside/m-Q4_K_M.gguf"), "x").unwrap();
+    let path = "../../../../outside/m-Q4_K_M.gguf";
+    let list =
+        json!({"commit": COMMIT, "files": [{"path": path, "size": 1, "sha256": sha256(b"x")}]});
+    let lists = repo.join("tokenway-files");
+    fs::write(lists.join(format!("{COMMIT}.json")), list.to_string()).unwrap();
+    let of_cache = cache.path().join("cache");
+    let path = fetch_quietly(":Q4_K_M", &hub.options(&of_cache)).await;
+    assert_eq!(path.unwrap(), snapshot(&of_cache, FILE));
+}
+
+#[tokio::test]
+async fn links_between_folders_and_names_that_no_model_has_are_not_listed() {
+    let cache = folder();
+    cache_like_another_program(cache.path(), COMMIT, &[FILE, "bell\u{7}.gguf"]);
+    let commit = cache
+        .path()
+        .join("models--org--repo/snapshots")
+        .join(COMMIT);
+    symlink(&commit, commit.join("loop")).unwrap();
+    fs::create_dir_all(cache.path().join("models--o\u{1b}[31m--r/snapshots/a")).unwrap();
+    fs::write(
+        cache
+            .path()
+            .join("models--o\u{1b}[31m--r/snapshots/a/m.gguf"),
+        "x",
+    )
+    .unwrap();
+    let models = cached_models(cache.path()).unwrap().into_iter();
+    let names: Vec<_> = models.map(|it| it.name.to_string()).collect();
+    assert_eq!(names, [format!("org/repo:{FILE}")]);
 }
 
 #[tokio::test]

@@ -12,14 +12,16 @@
 //! The lists are not in `snapshots`, because `huggingface_hub` takes each file there for a file of the repository.
 
 use std::cmp::Reverse;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use hf_hub::{Cache, CacheRepo, Repo};
+use rustix::fs::OFlags;
 
+use super::reference::{is_relative_path, is_repo};
 use super::repo_files::{RepoFile, RepoFiles};
 use crate::gguf_name::without_extension;
 
@@ -63,7 +65,8 @@ impl RepoCache {
     /// Returns the commits that have cached files, in the order in which they are searched for a model: first the one in
     /// `refs/main`, which is the commit of the last download, then the others, the last changed first.
     pub(super) fn commits(&self) -> Vec<String> {
-        let main = fs::read_to_string(self.folder.join("refs").join(BRANCH)).unwrap_or_default();
+        let main = read_regular_file(&self.main_ref()).unwrap_or_default();
+        let main = String::from_utf8_lossy(&main);
         let entries = fs::read_dir(self.folder.join("snapshots"));
         let commits = entries.into_iter().flatten().flatten().filter_map(|entry| {
             let commit = entry.file_name().into_string().ok()?;
@@ -85,11 +88,13 @@ impl RepoCache {
             .join(format!("{commit}.json"))
     }
 
-    /// Returns the list of all files of a commit. `None` if only other programs have downloaded files of it.
+    /// Returns the list of all files of a commit. `None` if only other programs have downloaded files of it, or the list
+    /// is not one that Tokenway wrote.
     pub(super) fn listed_files(&self, commit: &str) -> Option<RepoFiles> {
-        let list = fs::read(self.list_path(commit)).ok()?;
+        let list = read_regular_file(&self.list_path(commit)).ok()?;
         let list: RepoFiles = serde_json::from_slice(&list).ok()?;
-        (list.commit == commit).then_some(list)
+        let is_valid = list.commit == commit && list.files.iter().all(RepoFile::stays_in_cache);
+        is_valid.then_some(list)
     }
 
     /// Stores the list of a commit's files, and writes the commit to `refs/main`.
@@ -99,15 +104,27 @@ impl RepoCache {
     pub(super) fn store_files(&self, files: &RepoFiles) -> io::Result<()> {
         let mut text = serde_json::to_string_pretty(files)?;
         text.push('\n');
-        let folder = self.folder.join(LISTS_FOLDER);
-        fs::create_dir_all(&folder)?;
+        self.replace_file(&self.list_path(&files.commit), &text)?;
+        self.replace_file(&self.main_ref(), &files.commit)
+    }
+
+    /// Writes a file of this repository's folder. Replaces a file, link or pipe of the same name.
+    fn replace_file(&self, path: &Path, text: &str) -> io::Result<()> {
+        // No other program reads this folder.
+        let temporary = self.folder.join(LISTS_FOLDER);
+        fs::create_dir_all(&temporary)?;
+        fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
         // Other users may share the cache. By default, only the owner could read a temporary file.
         let mut new = tempfile::Builder::new()
             .permissions(fs::Permissions::from_mode(0o666))
-            .tempfile_in(folder)?;
+            .tempfile_in(temporary)?;
         io::Write::write_all(&mut new, text.as_bytes())?;
-        new.persist(self.list_path(&files.commit))?;
-        self.layout.create_ref(&files.commit)
+        new.persist(path)?;
+        Ok(())
+    }
+
+    fn main_ref(&self) -> PathBuf {
+        self.folder.join("refs").join(BRANCH)
     }
 
     /// Returns the cached GGUF files of a commit. Their hashes are unknown.
@@ -156,7 +173,15 @@ impl RepoCache {
     pub(super) fn open_lock(&self, sha256: &str) -> io::Result<File> {
         fs::create_dir_all(self.folder.join("blobs"))?;
         fs::create_dir_all(&self.locks)?;
-        File::create(self.locks.join(format!("{sha256}.lock")))
+        open_for_writing(&self.locks.join(format!("{sha256}.lock")))
+    }
+
+    /// Opens the partial contents with this hash. Creates an empty file if there is none.
+    ///
+    /// # Errors
+    /// The cache cannot be written.
+    pub(super) fn open_incomplete(&self, sha256: &str) -> io::Result<File> {
+        open_for_writing(&self.incomplete_path(sha256))
     }
 
     /// Links a file of a commit to its contents. Returns the path of the link.
@@ -179,21 +204,61 @@ impl RepoCache {
     }
 }
 
-/// Adds the GGUF files below a folder of a snapshot. `prefix` is the path of the folder in the repository.
+/// Opens a file for reading and writing. Creates it if it does not exist, and keeps what it contains.
+///
+/// # Errors
+/// The file cannot be opened, or it is a link or not a regular file: another user of a shared cache could have put it
+/// there to have a different file overwritten.
+fn open_for_writing(path: &Path) -> io::Result<File> {
+    // Without `NONBLOCK`, opening a named pipe could wait forever.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path);
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let file = file.map_err(named)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(named(io::Error::other("not a regular file"))),
+    }
+}
+
+/// Reads a file. Does not wait for the other end of a named pipe.
+///
+/// # Errors
+/// The file cannot be read, or is not a regular file.
+fn read_regular_file(path: &Path) -> io::Result<Vec<u8>> {
+    match fs::metadata(path)?.is_file() {
+        true => fs::read(path),
+        false => Err(io::Error::other("not a regular file")),
+    }
+}
+
+/// Adds the GGUF files below a folder of a snapshot, without those that no name selects. `prefix` is the path of the
+/// folder in the repository.
 fn add_model_files(folder: &Path, prefix: &str, depth: usize, files: &mut Vec<RepoFile>) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     for entry in entries {
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
-        // `fs::metadata` follows the link to the contents.
+        // Files are links to their contents; folders are not links.
+        let is_folder = entry.file_type().is_ok_and(|it| it.is_dir());
         let Ok(metadata) = fs::metadata(entry.path()) else {
             continue;
         };
         let path = format!("{prefix}{name}");
-        if metadata.is_dir() && depth > 0 {
+        if is_folder && depth > 0 {
             add_model_files(&entry.path(), &format!("{path}/"), depth - 1, files);
-        } else if metadata.is_file() && without_extension(&name).is_some() {
+        } else if metadata.is_file()
+            && without_extension(&name).is_some()
+            && is_relative_path(&path)
+        {
             files.push(RepoFile {
                 path,
                 size: metadata.len(),
@@ -203,7 +268,8 @@ fn add_model_files(folder: &Path, prefix: &str, depth: usize, files: &mut Vec<Re
     }
 }
 
-/// Returns the repositories that have a folder in the cache, as `OWNER/REPO`, in alphabetical order.
+/// Returns the repositories that have a folder in the cache, as `OWNER/REPO`, in alphabetical order. Leaves out folders
+/// with names that no repository on the Hub can have.
 ///
 /// # Errors
 /// The cache folder exists and cannot be read.
@@ -218,9 +284,9 @@ pub(super) fn cached_repos(cache: &Path) -> io::Result<Vec<String>> {
         let repo = name
             .to_str()
             .and_then(|it| it.strip_prefix(MODEL_FOLDER_PREFIX));
-        if let Some((owner, name)) = repo.and_then(|repo| repo.split_once("--")) {
-            repos.push(format!("{owner}/{name}"));
-        }
+        let repo = repo.and_then(|repo| repo.split_once("--"));
+        let repo = repo.map(|(owner, name)| format!("{owner}/{name}"));
+        repos.extend(repo.filter(|repo| is_repo(repo)));
     }
     repos.sort();
     Ok(repos)

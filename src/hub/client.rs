@@ -116,7 +116,8 @@ impl HubClient {
                 reason: reason.to_owned(),
             };
             let location = location.ok_or_else(|| redirect("without a target"))?;
-            let target = url::join(&address, location);
+            let target = url::join(&address, location)
+                .ok_or_else(|| redirect("to an address that is not http or https"))?;
             if address.starts_with("https://") && !target.starts_with("https://") {
                 return Err(redirect(
                     "from https to another scheme, which is not secure",

@@ -1,7 +1,7 @@
 //! Downloads one file into the cache. Continues an unfinished download. Checks the size and the SHA-256 before the file
 //! gets its final name.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,7 +61,7 @@ pub(super) async fn download(
             commit,
             file,
             sha256,
-            partial: PartialFile::open(cache.incomplete_path(sha256), file.size)
+            partial: PartialFile::open(cache, sha256, file.size)
                 .await
                 .map_err(|error| context.cache_error(error))?,
         };
@@ -154,15 +154,19 @@ impl Download<'_> {
         match response.status() {
             StatusCode::PARTIAL_CONTENT => self.check_range(&response)?,
             StatusCode::OK => {
-                // The server ignores ranges, so the response starts at the first byte.
-                self.partial
-                    .clear()
-                    .map_err(|error| self.write_error(error))?;
                 let length = response.headers().get(CONTENT_LENGTH);
                 let length = length.and_then(|it| it.to_str().ok());
                 if let Some(length) = length.filter(|it| **it != self.file.size.to_string()) {
                     return Err(self.wrong_size(length).into());
                 }
+                if length.is_none() && self.partial.length > 0 {
+                    // It may be an error page. The bytes so far are worth more.
+                    return Err(self.wrong_size("a response of unknown length").into());
+                }
+                // The server ignores ranges, so the response starts at the first byte.
+                self.partial
+                    .clear()
+                    .map_err(|error| self.write_error(error))?;
             }
             status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
                 let reason = format!(
@@ -266,16 +270,10 @@ struct PartialFile {
 impl PartialFile {
     /// Opens and hashes the unfinished file of an earlier download, or creates an empty file. Empties a file that is
     /// longer than `size`, the size of the whole file.
-    async fn open(path: PathBuf, size: u64) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)?;
+    async fn open(cache: &RepoCache, sha256: &str, size: u64) -> io::Result<Self> {
         let mut partial = Self {
-            path,
-            file,
+            path: cache.incomplete_path(sha256),
+            file: cache.open_incomplete(sha256)?,
             length: 0,
             hash: Context::new(&SHA256),
         };

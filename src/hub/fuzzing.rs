@@ -25,7 +25,15 @@ pub(crate) fn hub_responses(data: &[u8]) {
 }
 
 fn check_redirect(location: &str) {
-    let target = join(ENDPOINT, location);
+    let Some(target) = join(ENDPOINT, location) else {
+        return;
+    };
+    assert!(
+        ["http://", "https://"]
+            .iter()
+            .any(|scheme| target.starts_with(scheme)),
+        "{target}"
+    );
     let Ok(uri) = target.parse::<Uri>() else {
         return;
     };

@@ -100,10 +100,10 @@ impl FromStr for HubModel {
             None => (name, None),
             Some((repo, choice)) => (repo, Some(choice)),
         };
-        let (owner, repo_name) = repo
-            .split_once('/')
-            .ok_or_else(|| invalid("the repository's owner is missing"))?;
-        if !(is_repo_name(owner) && is_repo_name(repo_name)) {
+        if !repo.contains('/') {
+            return Err(invalid("the repository's owner is missing"));
+        }
+        if !is_repo(repo) {
             return Err(invalid(
                 "the owner and the repository must consist of letters, digits, '-', '_' and '.', without '--' or '..'",
             ));
@@ -130,6 +130,12 @@ impl FromStr for HubModel {
             choice,
         })
     }
+}
+
+/// Returns true for the name of a repository with its owner: `OWNER/REPO`.
+pub(super) fn is_repo(repo: &str) -> bool {
+    let names = repo.split_once('/');
+    names.is_some_and(|(owner, name)| is_repo_name(owner) && is_repo_name(name))
 }
 
 /// Returns true for a valid name of an owner or a repository. The Hub allows neither `..` nor `--`. The cache separates

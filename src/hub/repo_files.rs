@@ -75,7 +75,7 @@ impl RepoFiles {
             } = sibling;
             let sha256 = lfs.as_ref().map(|lfs| lfs.sha256.to_ascii_lowercase());
             if let Some(sha256) = &sha256
-                && !(sha256.len() == SHA256_DIGITS && is_hexadecimal(sha256))
+                && !is_sha256(sha256)
             {
                 return Err(format!(
                     "`lfs.sha256` of {rfilename} must be a SHA-256 (got {sha256:?})"
@@ -95,6 +95,18 @@ impl RepoFiles {
     }
 }
 
+impl RepoFile {
+    /// Returns true if the path and the hash of the contents lead to no place outside the repository's cache.
+    pub(super) fn stays_in_cache(&self) -> bool {
+        let has_valid_hash = self.sha256.as_deref().is_none_or(is_sha256);
+        is_relative_path(&self.path) && has_valid_hash
+    }
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == SHA256_DIGITS && is_hexadecimal(text)
+}
+
 fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
@@ -104,6 +116,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_file_stays_in_the_cache_if_its_path_and_its_hash_do() {
+        let file = |path: &str, sha256: Option<&str>| RepoFile {
+            path: path.to_owned(),
+            size: 1,
+            sha256: sha256.map(str::to_owned),
+        };
+        let hash = "ab".repeat(32);
+        assert!(file("a/m.gguf", Some(&hash)).stays_in_cache());
+        assert!(file("m.gguf", None).stays_in_cache());
+        assert!(!file("../m.gguf", Some(&hash)).stays_in_cache());
+        assert!(!file("m.gguf", Some("../../m")).stays_in_cache());
+    }
 
     #[test]
     fn the_response_of_the_hub_is_parsed() {

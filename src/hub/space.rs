@@ -26,7 +26,9 @@ pub(super) fn check_space(
     }
     // Before the first download, the folder does not exist.
     let mut folders = cache.folder().ancestors();
-    let Some(disk) = folders.find_map(|folder| rustix::fs::statvfs(folder).ok()) else {
+    let disk = folders.find_map(|folder| rustix::fs::statvfs(folder).ok());
+    // Some network file systems report a size of 0 because they do not know it.
+    let Some(disk) = disk.filter(|disk| disk.f_blocks > 0) else {
         return Ok(());
     };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);

@@ -16,30 +16,35 @@ pub(super) fn encode_path(path: &str) -> String {
     encoded
 }
 
-/// Resolves `location`, the target of a redirect, against `address`, which was redirected.
-pub(super) fn join(address: &str, location: &str) -> String {
+/// Resolves `location`, the target of a redirect, against `address`, which was redirected. Returns `None` if the target
+/// has a scheme other than `http` and `https`.
+pub(super) fn join(address: &str, location: &str) -> Option<String> {
     let location = location.split('#').next().unwrap_or_default();
     let (scheme, rest) = address.split_once("://").unwrap_or(("https", address));
-    let is_absolute = ["http://", "https://"].iter().any(|scheme| {
-        let start = location.get(..scheme.len());
-        start.is_some_and(|start| start.eq_ignore_ascii_case(scheme))
-    });
-    if is_absolute {
-        let at = location.find("://").unwrap_or_default();
-        let (scheme, rest) = location.split_at(at);
-        return format!("{}{rest}", scheme.to_ascii_lowercase());
+    if let Some((target_scheme, target)) = split_scheme(location) {
+        let target_scheme = target_scheme.to_ascii_lowercase();
+        let is_web = matches!(&*target_scheme, "http" | "https") && target.starts_with("//");
+        return is_web.then(|| format!("{target_scheme}:{target}"));
     }
     if location.starts_with("//") {
-        return format!("{scheme}:{location}");
+        return Some(format!("{scheme}:{location}"));
     }
     let path_start = rest.find('/').unwrap_or(rest.len());
     let (authority, path) = rest.split_at(path_start);
     if location.starts_with('/') {
-        return format!("{scheme}://{authority}{location}");
+        return Some(format!("{scheme}://{authority}{location}"));
     }
     let path = path.split('?').next().unwrap_or_default();
     let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
-    format!("{scheme}://{authority}{folder}/{location}")
+    Some(format!("{scheme}://{authority}{folder}/{location}"))
+}
+
+/// Splits an address into its scheme and what follows the colon. Returns `None` for a relative address, whose first
+/// segment has no colon (RFC 3986, sections 3.1 and 4.2).
+fn split_scheme(address: &str) -> Option<(&str, &str)> {
+    let segment_end = address.find(['/', '?']).unwrap_or(address.len());
+    let colon = address[..segment_end].find(':')?;
+    Some((&address[..colon], &address[colon + 1..]))
 }
 
 /// Returns true if two addresses have the same scheme, host and port.
@@ -77,10 +82,24 @@ mod tests {
             ("//cdn/c", "https://cdn/c"),
             ("/c?z", "https://hub:1/c?z"),
             ("c", "https://hub:1/a/c"),
+            ("c/d:e?f:g", "https://hub:1/a/c/d:e?f:g"),
         ] {
-            assert_eq!(join(address, location), expected);
+            assert_eq!(join(address, location).as_deref(), Some(expected));
         }
-        assert_eq!(join("http://hub", "c"), "http://hub/c");
+        assert_eq!(join("http://hub", "c").as_deref(), Some("http://hub/c"));
+    }
+
+    #[test]
+    fn a_redirect_to_another_scheme_has_no_address() {
+        for location in [
+            "file:///etc/passwd",
+            "ftp://hub/c",
+            "http+unix://socket/c",
+            "data:text/plain,x",
+            "https:c",
+        ] {
+            assert_eq!(join("https://hub/a/b", location), None, "{location}");
+        }
     }
 
     #[test]

@@ -68,6 +68,8 @@ pub enum Fault {
     Status(StatusCode),
     /// The response has the whole file, although a part was requested.
     IgnoreRange,
+    /// The response is a page that is not the file, with the status of a success. True if its length is known.
+    Page(bool),
     /// The last byte is wrong.
     WrongByte,
     /// The file has another byte at its end.
@@ -333,6 +335,11 @@ async fn store(
     let size = bytes.len();
     match fault {
         Some(Fault::Status(status)) => return status.into_response(),
+        Some(Fault::Page(true)) => return "please log in".into_response(),
+        Some(Fault::Page(false)) => {
+            let page = futures_util::stream::iter([Ok::<_, io::Error>("please log in")]);
+            return Body::from_stream(page).into_response();
+        }
         Some(Fault::WrongByte) => bytes[size - 1] ^= 1,
         Some(Fault::Longer) => bytes.push(0),
         _ => {}
