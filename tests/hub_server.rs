@@ -188,6 +188,9 @@ async fn a_setting_that_does_not_fit_is_reported_before_the_download() {
             &["--model-path", "a.gguf"],
             "--model-path and --model are both set; remove --model-path",
         ),
+        (&["--cache-type-k", "q9"], "--cache-type-k"),
+        (&["--flash-attention", "maybe"], "--flash-attention"),
+        (&["--devices", "CUDA0,"], "--devices has an empty name"),
     ] {
         let outcome = serve(&hub, cache.path())
             .args(model)

@@ -65,7 +65,7 @@ impl<T: Send + 'static> AfterDownload<T> {
 pub(super) fn list_models() -> Result<String, ConfigError> {
     use crate::hub::{cached_models, render_models};
 
-    let cache = hub_options(|name| std::env::var(name))?.cache;
+    let cache = HubVariables::new(|name: &str| std::env::var(name))?.cache()?;
     let models = cached_models(&cache);
     let models = models.map_err(|error| {
         let cache = cache.display();
@@ -84,60 +84,96 @@ pub(super) fn list_models() -> Result<String, ConfigError> {
 pub(super) fn hub_options(
     variable: impl Fn(&str) -> Result<String, VarError>,
 ) -> Result<HubOptions, ConfigError> {
-    let set = |name: &str| match variable(name) {
-        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
-        Err(VarError::NotPresent) => Ok(None),
-        Err(VarError::NotUnicode(_)) => {
-            Err(ConfigError::Invalid(format!("{name} must be valid UTF-8")))
-        }
-    };
-    let user_home = set("HOME")?.map(PathBuf::from);
-    let path = |name: &str| {
-        let path = set(name)?;
-        path.map(|path| expand_home(name, &path, user_home.as_deref()))
-            .transpose()
-    };
-    let is_true = |name: &str| {
-        let value = set(name)?.unwrap_or_default().to_ascii_uppercase();
-        Ok::<_, ConfigError>(["1", "ON", "YES", "TRUE"].contains(&&*value))
-    };
-    let invalid = |name: &str| {
-        let name = name.to_owned();
-        move |problem: String| ConfigError::Invalid(format!("{name} {problem}"))
-    };
-    let cache_home = match path("XDG_CACHE_HOME")? {
-        Some(folder) => Some(folder),
-        None => user_home.as_ref().map(|home| home.join(".cache")),
-    };
-    let home = match path("HF_HOME")? {
-        Some(folder) => Some(folder),
-        None => cache_home.map(|folder| folder.join("huggingface")),
-    };
-    let cache = match path("HF_HUB_CACHE")? {
-        Some(folder) => Some(folder),
-        None => home.as_ref().map(|home| home.join("hub")),
-    };
-    let cache = cache.ok_or_else(|| {
-        let problem = "HF_HUB_CACHE or HOME must be set: there is no folder for downloaded models";
-        ConfigError::Invalid(problem.to_owned())
-    })?;
-    // With the absolute path, messages show which folder a relative `HF_HUB_CACHE` means.
-    let cache = std::path::absolute(&cache).unwrap_or(cache);
-    let endpoint = set("HF_ENDPOINT")?.unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
-    let endpoint = Endpoint::parse(&endpoint).map_err(invalid("HF_ENDPOINT"))?;
-    let mut options = HubOptions::new(endpoint, cache);
-    options.is_offline = is_true("HF_HUB_OFFLINE")?;
-    options.token = match set("HF_TOKEN")? {
-        Some(token) => HubToken::parse(&token)
-            .map_err(str::to_owned)
-            .map_err(invalid("HF_TOKEN"))?,
-        None if is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN")? => None,
-        None => {
-            let file = path("HF_TOKEN_PATH")?.or_else(|| home.map(|home| home.join("token")));
-            read_token(file)?
-        }
-    };
+    let variables = HubVariables::new(variable)?;
+    let endpoint = variables.text("HF_ENDPOINT")?;
+    let endpoint = endpoint.unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+    let endpoint = Endpoint::parse(&endpoint)
+        .map_err(|problem| ConfigError::Invalid(format!("HF_ENDPOINT {problem}")))?;
+    let mut options = HubOptions::new(endpoint, variables.cache()?);
+    options.is_offline = variables.is_true("HF_HUB_OFFLINE")?;
+    if !options.is_offline {
+        options.token = variables.token()?;
+    }
     Ok(options)
+}
+
+/// The environment variables of the Hub. An empty variable counts as one that is not set.
+struct HubVariables<V> {
+    variable: V,
+    user_home: Option<PathBuf>,
+}
+
+impl<V: Fn(&str) -> Result<String, VarError>> HubVariables<V> {
+    fn new(variable: V) -> Result<Self, ConfigError> {
+        let mut variables = Self {
+            variable,
+            user_home: None,
+        };
+        variables.user_home = variables.text("HOME")?.map(PathBuf::from);
+        Ok(variables)
+    }
+
+    fn text(&self, name: &str) -> Result<Option<String>, ConfigError> {
+        match (self.variable)(name) {
+            Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+            Err(VarError::NotPresent) => Ok(None),
+            Err(VarError::NotUnicode(_)) => {
+                Err(ConfigError::Invalid(format!("{name} must be valid UTF-8")))
+            }
+        }
+    }
+
+    fn path(&self, name: &str) -> Result<Option<PathBuf>, ConfigError> {
+        let path = self.text(name)?;
+        path.map(|path| expand_home(name, &path, self.user_home.as_deref()))
+            .transpose()
+    }
+
+    fn is_true(&self, name: &str) -> Result<bool, ConfigError> {
+        let value = self.text(name)?.unwrap_or_default().to_ascii_uppercase();
+        Ok(["1", "ON", "YES", "TRUE"].contains(&&*value))
+    }
+
+    /// The folder of the Hub's programs, with the stored token and the cache. `None` if no variable gives it.
+    fn home(&self) -> Result<Option<PathBuf>, ConfigError> {
+        if let Some(folder) = self.path("HF_HOME")? {
+            return Ok(Some(folder));
+        }
+        let cache_home = match self.path("XDG_CACHE_HOME")? {
+            Some(folder) => Some(folder),
+            None => self.user_home.as_ref().map(|home| home.join(".cache")),
+        };
+        Ok(cache_home.map(|folder| folder.join("huggingface")))
+    }
+
+    /// The absolute path of the cache. It shows in messages which folder a relative `HF_HUB_CACHE` means.
+    fn cache(&self) -> Result<PathBuf, ConfigError> {
+        let cache = match self.path("HF_HUB_CACHE")? {
+            Some(folder) => Some(folder),
+            None => self.home()?.map(|home| home.join("hub")),
+        };
+        let cache = cache.ok_or_else(|| {
+            let problem =
+                "HF_HUB_CACHE or HOME must be set: there is no folder for downloaded models";
+            ConfigError::Invalid(problem.to_owned())
+        })?;
+        Ok(std::path::absolute(&cache).unwrap_or(cache))
+    }
+
+    fn token(&self) -> Result<Option<HubToken>, ConfigError> {
+        if self.is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN")? {
+            return Ok(None);
+        }
+        if let Some(token) = self.text("HF_TOKEN")? {
+            return HubToken::parse(&token)
+                .map_err(|problem| ConfigError::Invalid(format!("HF_TOKEN {problem}")));
+        }
+        let file = match self.path("HF_TOKEN_PATH")? {
+            Some(file) => Some(file),
+            None => self.home()?.map(|home| home.join("token")),
+        };
+        read_token(file)
+    }
 }
 
 /// Replaces `~` at the start of a variable's path by the user's home folder. `~user` is not replaced.
@@ -165,6 +201,8 @@ fn read_token(file: Option<PathBuf>) -> Result<Option<HubToken>, ConfigError> {
             HubToken::parse(&token).map_err(|problem| invalid(format!("the token {problem}")))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(invalid(error.to_string())),
+        Err(error) => Err(invalid(format!(
+            "{error}; make the stored token readable, or set HF_HUB_DISABLE_IMPLICIT_TOKEN=1 to send none"
+        ))),
     }
 }

@@ -127,12 +127,13 @@ impl KindSettings for LlamaSettings {
         use crate::runner::llama::{FlashAttention, LlamaLoader, LlamaOptions};
 
         check_slots(settings)?;
-        let model_path = match self.model_file(settings)? {
-            ModelSource::File(path) => path,
-            ModelSource::Hub(_) => return Ok(Arc::new(NotDownloaded)),
-        };
+        let source = self.model_file(settings)?;
         let options = LlamaOptions {
-            model_path,
+            model_path: match &source {
+                ModelSource::File(path) => path.clone(),
+                // Before the download, the options are only checked.
+                ModelSource::Hub(_) => PathBuf::new(),
+            },
             threads: self
                 .threads
                 .map_or_else(|| default_threads().into(), usize::from),
@@ -157,7 +158,10 @@ impl KindSettings for LlamaSettings {
                 format!("{key} {value} needs flash attention, but {flash_attention} is off");
             return Err(settings.error("cache_type_v", problem));
         }
-        Ok(Arc::new(LlamaLoader::new(options)))
+        Ok(match source {
+            ModelSource::File(_) => Arc::new(LlamaLoader::new(options)),
+            ModelSource::Hub(_) => Arc::new(NotDownloaded),
+        })
     }
 
     #[cfg(not(feature = "llama-cpp"))]

@@ -107,6 +107,15 @@ fn the_token_comes_from_a_variable_or_the_stored_file() {
             Some("Bearer hf_variable"),
         ),
         (&[home, ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")], None),
+        (
+            &[
+                home,
+                ("HF_TOKEN", "hf_variable"),
+                ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"),
+            ],
+            None,
+        ),
+        (&[home, ("HF_HUB_OFFLINE", "1")], None),
         (&[("HF_HOME", "/nowhere")], None),
     ] {
         let token = options(variables).unwrap().token;
@@ -117,6 +126,12 @@ fn the_token_comes_from_a_variable_or_the_stored_file() {
             "{variables:?}"
         );
     }
+    // A folder cannot be read like a file.
+    let unreadable = [home, ("HF_TOKEN_PATH", folder.path().to_str().unwrap())];
+    let error = options(&unreadable).err().unwrap().to_string();
+    assert!(error.contains("HF_HUB_DISABLE_IMPLICIT_TOKEN=1"), "{error}");
+    let offline = [&unreadable[..], &[("HF_HUB_OFFLINE", "1")]].concat();
+    assert!(options(&offline).is_ok());
     std::fs::write(&other, "hf_secret\nx").unwrap();
     let error = options(&[home, ("HF_TOKEN_PATH", &other)])
         .err()
