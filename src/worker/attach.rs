@@ -205,6 +205,8 @@ struct Worker {
 struct ReadyModel {
     generation: Generation,
     served: ServedModel,
+    /// Evictions from the prefix cache before the last message `ready`. Heartbeats count those after it.
+    evictions: u64,
 }
 
 /// Result of one attempt to connect to the engine.
@@ -297,6 +299,9 @@ impl Worker {
         connection: &EngineConnection,
         heartbeat_interval: Duration,
     ) -> ConnectionEnd {
+        if let Some(ready) = &mut self.ready {
+            ready.evictions = self.handle.prefix_cache().evictions;
+        }
         if let Some(ready) = &self.ready {
             connection.start_generation(ready.generation, &ready.served.model);
             connection.outbox.send(self.ready_message(ready));
@@ -314,6 +319,8 @@ impl Worker {
                     let step_ms = u32::try_from(self.handle.step_duration().as_millis());
                     let step_ms = step_ms.unwrap_or(u32::MAX);
                     let PrefixCacheStats { bytes, evictions } = self.handle.prefix_cache();
+                    let before = self.ready.as_ref().map_or(0, |ready| ready.evictions);
+                    let evictions = evictions.saturating_sub(before);
                     let prefix_cache = Some(proto::PrefixCache { bytes, evictions });
                     let heartbeat = proto::Heartbeat { step_ms, prefix_cache };
                     connection.outbox.set_heartbeat(heartbeat);
@@ -332,7 +339,12 @@ impl Worker {
                 generation, served, ..
             } => {
                 connection.start_generation(generation, &served.model);
-                let ready = ReadyModel { generation, served };
+                let evictions = 0;
+                let ready = ReadyModel {
+                    generation,
+                    served,
+                    evictions,
+                };
                 let message = self.ready_message(&ready);
                 self.ready = Some(ready);
                 message
@@ -359,7 +371,9 @@ impl Worker {
     }
 
     fn ready_message(&self, ready: &ReadyModel) -> WorkerMessage {
-        let ReadyModel { generation, served } = ready;
+        let ReadyModel {
+            generation, served, ..
+        } = ready;
         WorkerMessage::Ready(proto::Ready {
             model: Some(wire::model_message(
                 served.model.facts(),

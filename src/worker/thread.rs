@@ -149,6 +149,8 @@ impl Worker {
             Err(panic) => return GenerationEnd::LoadFailed(runner_panic(&*panic)),
         };
         let slots = self.options.slots;
+        // Until now, the flags describe the prefix cache of the generation before.
+        self.flags.set_prefix_cache(runner.prefix_cache());
         if !self.report(WorkerEvent::Ready {
             worker: id,
             generation: self.generation,

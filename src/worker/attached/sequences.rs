@@ -118,15 +118,15 @@ impl Sequences {
     /// Adds a sequence, and returns the message that submits it to the worker. Returns `None` if the sequence ends
     /// without running.
     pub(super) fn submit(&mut self, assignment: Assignment) -> Option<proto::Submit> {
-        let max_tokens = assignment.sequence.max_tokens;
+        let (max_tokens, is_suspect) = (assignment.sequence.max_tokens, assignment.is_suspect);
         let Some(runnable) = assignment.into_runnable() else {
-            self.effects.released.push(max_tokens);
+            self.record_not_run(max_tokens, is_suspect);
             return None;
         };
         let Some(&slot) = self.slots.free().last() else {
             let id = &runnable.assignment.sequence.request_id.0;
             tracing::error!(%id, "the scheduler assigned a sequence to a worker without a free slot");
-            self.effects.released.push(max_tokens);
+            self.record_not_run(max_tokens, is_suspect);
             return None;
         };
         self.last.number += 1;
@@ -160,6 +160,12 @@ impl Sequences {
         self.by_number.insert(number, slot);
         self.slots.occupy(slot, runnable);
         Some(submit)
+    }
+
+    /// Records that an assigned sequence has ended before it was submitted.
+    fn record_not_run(&mut self, max_tokens: u32, is_suspect: bool) {
+        self.effects.cleared += usize::from(is_suspect);
+        self.effects.released.push(max_tokens);
     }
 
     /// Handles the message `accepted`. An unknown number is ignored, because the sequence may have been cancelled.

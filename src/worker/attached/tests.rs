@@ -336,6 +336,17 @@ fn a_dropped_reader_cancels_the_sequence_and_late_tokens_are_ignored() {
     assert_ne!(next.sequence, number);
 }
 
+#[test]
+fn a_crash_suspect_that_ends_before_it_is_submitted_is_cleared() {
+    let (mut suspect, reader) = assignment(8, 100, 0);
+    suspect.is_suspect = true;
+    drop(reader);
+    let mut sequences = sequences(1);
+    assert!(sequences.submit(suspect).is_none());
+    let effects = sequences.take_effects();
+    assert_eq!((effects.cleared, effects.released), (1, vec![100]));
+}
+
 #[tokio::test]
 async fn a_rejection_and_a_failure_end_only_their_own_sequence() {
     let failure = |is_invalid| proto::Failure {

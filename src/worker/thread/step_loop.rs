@@ -120,9 +120,9 @@ impl<'a> Device<'a> {
     }
 
     fn admit(&mut self, assignment: Assignment) {
-        let max_tokens = assignment.sequence.max_tokens;
+        let (max_tokens, is_suspect) = (assignment.sequence.max_tokens, assignment.is_suspect);
         let Some(runnable) = assignment.into_runnable() else {
-            return self.report_released(max_tokens);
+            return self.report_not_run(max_tokens, is_suspect);
         };
         // The runner's log lines in this call carry the id of this request.
         let assignment = &runnable.assignment;
@@ -136,7 +136,7 @@ impl<'a> Device<'a> {
         let runnable = self.without_slot.take();
         let Some((slot, runnable)) = slot.zip(runnable) else {
             tracing::error!("the scheduler assigned a sequence to a worker without a free slot");
-            return self.report_released(max_tokens);
+            return self.report_not_run(max_tokens, is_suspect);
         };
         self.slots.occupy(slot, runnable);
         let telemetry = &self.worker.options.telemetry;
@@ -235,13 +235,25 @@ impl<'a> Device<'a> {
         }
     }
 
+    /// Reports that an assigned sequence has ended before it got a slot.
+    fn report_not_run(&self, max_tokens: u32, is_suspect: bool) {
+        if is_suspect {
+            self.report_suspect_cleared();
+        }
+        self.report_released(max_tokens);
+    }
+
     fn report_cleared_suspects(&mut self) {
         for _ in 0..self.slots.take_cleared_suspects() {
-            self.report(WorkerEvent::SuspectCleared {
-                worker: self.worker.options.id,
-                generation: self.worker.generation,
-            });
+            self.report_suspect_cleared();
         }
+    }
+
+    fn report_suspect_cleared(&self) {
+        self.report(WorkerEvent::SuspectCleared {
+            worker: self.worker.options.id,
+            generation: self.worker.generation,
+        });
     }
 
     fn release(&mut self, freed: &FreedSlot) {

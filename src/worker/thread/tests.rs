@@ -155,6 +155,18 @@ async fn a_sequence_without_a_reader_never_reaches_the_device() {
     start().await.submit_unrunnable(abandoned).await;
 }
 
+#[tokio::test]
+async fn a_crash_suspect_that_ends_before_it_runs_makes_room_for_the_next_suspect() {
+    let (mut suspect, _receiver) = Assignment::for_test(MAX_TOKENS, Instant::now());
+    suspect.is_suspect = true;
+    let mut started = start().await;
+    let submitted = started.handle.submit(started.generation, suspect);
+    assert!(submitted.is_ok(), "a slot is free");
+    let event = started.events.recv().await;
+    assert!(matches!(event, Some(WorkerEvent::SuspectCleared { .. })));
+    started.handle.stop();
+}
+
 #[test]
 fn a_worker_stopped_during_its_restart_delay_ends_at_once() {
     let (sender, outcome) = std_mpsc::channel();
