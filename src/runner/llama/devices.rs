@@ -17,14 +17,19 @@ pub(super) struct SelectedDevices {
 }
 
 impl SelectedDevices {
-    /// Selects the GPUs that the options name, or all GPUs of this machine that this build supports.
+    /// Selects the GPUs that the options name, or all GPUs of this machine that this build supports. Integrated GPUs are
+    /// selected only if the machine has no other GPU, or if the options name them.
     ///
     /// # Errors
     /// A name is unknown. The error lists the known names.
     pub(super) fn select(options: &LlamaOptions) -> Result<Self, LoadError> {
         let gpus = list_llama_ggml_backend_devices();
-        let gpus: Vec<_> = gpus.into_iter().filter(is_gpu).collect();
+        let mut gpus: Vec<_> = gpus.into_iter().filter(is_gpu).collect();
         if options.devices.is_empty() {
+            // llama.cpp chooses in the same way.
+            if gpus.iter().any(is_discrete) {
+                gpus.retain(is_discrete);
+            }
             return Ok(Self {
                 gpus,
                 are_named: false,
@@ -44,8 +49,13 @@ impl SelectedDevices {
     /// Returns the placement of the model's layers.
     pub(super) fn layers(&self, options: &LlamaOptions) -> LayerPlacement {
         let indices = self.gpus.iter().map(|gpu| gpu.index).collect();
+        let devices = match self.is_cpu_only(options) {
+            // Otherwise, llama.cpp would compute large batches on a GPU even if the GPU holds no layer.
+            true => Some(Vec::new()),
+            false => self.are_named.then_some(indices),
+        };
         LayerPlacement {
-            devices: self.are_named.then_some(indices),
+            devices,
             gpu_layers: options.gpu_layers.unwrap_or(u32::MAX),
         }
     }
@@ -108,6 +118,10 @@ fn is_gpu(device: &LlamaBackendDevice) -> bool {
         device.device_type,
         LlamaBackendDeviceType::Gpu | LlamaBackendDeviceType::IntegratedGpu
     )
+}
+
+fn is_discrete(device: &LlamaBackendDevice) -> bool {
+    device.device_type == LlamaBackendDeviceType::Gpu
 }
 
 fn unknown_device(name: &str, gpus: &[LlamaBackendDevice]) -> LoadError {
