@@ -1,4 +1,4 @@
-//! Runs GGUF models with llama.cpp on the CPU. This module knows files, sequences and tokens. It must not know
+//! Runs GGUF models with llama.cpp. This module knows files, sequences and tokens. It must not know
 //! requests, streams, queues or protocols.
 //!
 //! A loaded model has two parts: all threads share `model`; `device` stays on the worker's thread. llama.cpp's log

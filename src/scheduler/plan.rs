@@ -5,7 +5,8 @@
 //! A job goes to the worker on which it costs the fewest tokens. The cost is the number of tokens that the worker's
 //! jobs may produce, plus the number of tokens of the job's prompt that the worker has not computed for an earlier job.
 //! So a job goes to the worker that has the longest prefix of its prompt, unless the load of that worker exceeds the
-//! load of another one by more tokens than the reuse saves.
+//! load of another one by more tokens than the reuse saves. A prompt token counts as much as a generated one. That is
+//! about right for a CPU. On a GPU a prompt token takes less time, so prompts are kept together more than they need be.
 //!
 //! The prompts of running jobs do not count as load, because the plan does not learn when a prompt has been computed. If
 //! they counted until the jobs end, a worker that only generates tokens would look busy, and jobs would avoid the prefix

@@ -21,6 +21,7 @@ use super::prefix_cache::PrefixStore;
 use super::sampling::Sampler;
 use super::sequence::ActiveSequence;
 use super::step_budget::StepBudget;
+use crate::request::TokenId;
 use crate::runner::{
     Model, ModelError, NextStep, PrefixCacheStats, Resumption, Runner, Sequence, SequenceStart,
     Slot, SlotCredit, Step, StepError, monotonic_ns,
@@ -41,6 +42,12 @@ const FIRST_ROWS: usize = 64;
 
 /// Maximum number of prompt rows for the row kernel in one call.
 const MAX_ROWS: usize = TILED_ROWS - 1;
+
+/// Minimum budget of prompt rows for the row kernel in one call.
+const MIN_ROWS: usize = 8;
+
+/// One part in this many of the budget for the row kernel is reserved for sequences that one call cannot finish.
+const RESERVED_SHARE: usize = 4;
 
 self_cell!(
     /// A llama.cpp context, together with the model that it borrows.
@@ -78,6 +85,8 @@ pub(super) struct LlamaRunner {
     parts: Vec<BatchPart>,
     tiled_budget: StepBudget,
     row_budget: StepBudget,
+    /// True if the current call computes parts of prompts, and not only one row for each sequence.
+    has_prompt_rows: bool,
     /// True if the last call was one of the tiled kernel.
     last_was_tiled: bool,
 }
@@ -114,24 +123,27 @@ impl LlamaRunner {
             admitted: 0,
             sampler: Sampler::default(),
             parts: Vec::with_capacity(slots),
-            tiled_budget: StepBudget::new(max_step, FIRST_ROWS, max_tiled),
-            row_budget: StepBudget::new(max_step, MAX_ROWS, MAX_ROWS),
+            tiled_budget: StepBudget::new(max_step, FIRST_ROWS, TILED_ROWS..=max_tiled),
+            row_budget: StepBudget::new(max_step, MAX_ROWS, MIN_ROWS..=MAX_ROWS),
+            has_prompt_rows: false,
             last_was_tiled: false,
         }
     }
 
-    /// Checks that this device can run the sequence in the slot.
-    fn check(&self, slot: Slot, sequence: &Sequence) -> Result<(), ModelError> {
+    /// Checks that the slot exists and runs no sequence.
+    fn check_slot(&self, slot: Slot) -> Result<(), ModelError> {
         match self.slots.get(slot) {
-            Some(SlotState::Empty | SlotState::Kept(_)) => {}
-            Some(SlotState::Active(_)) => {
-                return Err(model_failed(format!(
-                    "slot {} already has a sequence",
-                    slot.0
-                )));
-            }
-            None => return Err(model_failed(format!("there is no slot {}", slot.0))),
+            Some(SlotState::Empty | SlotState::Kept(_)) => Ok(()),
+            Some(SlotState::Active(_)) => Err(model_failed(format!(
+                "slot {} already has a sequence",
+                slot.0
+            ))),
+            None => Err(model_failed(format!("there is no slot {}", slot.0))),
         }
+    }
+
+    /// Checks that this device can run the sequence.
+    fn check_sequence(&self, sequence: &Sequence) -> Result<(), ModelError> {
         if sequence.prompt.is_empty() {
             return Err(invalid_input("The prompt is empty.".to_owned()));
         }
@@ -157,13 +169,11 @@ impl LlamaRunner {
         Ok(())
     }
 
-    fn activate(&self, sequence: &Sequence) -> ActiveSequence {
-        let plan = match self.model.facts().resumption {
-            Resumption::Exact => PrefillPlan::exact(&sequence.prompt, self.model.chat_markers()),
+    fn prefill_plan(&self, prompt: &[TokenId]) -> PrefillPlan {
+        match self.model.facts().resumption {
+            Resumption::Exact => PrefillPlan::exact(prompt, self.model.chat_markers()),
             Resumption::Contiguous | Resumption::No => PrefillPlan::Contiguous,
-        };
-        let end_tokens = self.model.end_tokens();
-        ActiveSequence::new(sequence, end_tokens, self.admitted, plan)
+        }
     }
 
     /// Decides which rows the next call computes. Calls of the two kinds take turns while both have work.
@@ -188,6 +198,7 @@ impl LlamaRunner {
         {
             self.parts.clear();
             self.parts.push(BatchPart::new(slot, rows));
+            self.has_prompt_rows = true;
             return CallKind::Tiled;
         }
         self.share_rows();
@@ -195,17 +206,31 @@ impl LlamaRunner {
     }
 
     /// Limits the prompt rows in a call of the row kernel. A sequence that needs only one row always gets it. The other
-    /// sequences share the budget, in the order of their admission.
+    /// sequences share the budget: first those that one call can finish, in the order of their admission, then those that
+    /// need several calls. A part of the budget is reserved for the latter.
     fn share_rows(&mut self) {
         let slots = &self.slots;
-        let admission = |part: &BatchPart| slots.sequence(part.slot).map(|it| it.admission);
-        self.parts.sort_unstable_by_key(admission);
+        let sequence = |part: &BatchPart| slots.sequence(part.slot);
+        let is_long = |part: &BatchPart| sequence(part).is_some_and(|it| !it.is_short());
+        self.parts.sort_unstable_by_key(|part| {
+            let admission = sequence(part).map(|it| it.admission);
+            (part.rows > 1, is_long(part), admission)
+        });
+        let first = self.parts.partition_point(|part| part.rows == 1);
+        let prompts = &mut self.parts[first..];
+        self.has_prompt_rows = !prompts.is_empty();
         let mut left = self.row_budget.rows();
-        for part in &mut self.parts {
-            if part.rows > 1 {
-                part.rows = part.rows.min(left);
-                left -= part.rows;
-            }
+        let reserved = match prompts.last().is_some_and(&is_long) {
+            true => left / RESERVED_SHARE,
+            false => 0,
+        };
+        for part in prompts {
+            let available = match is_long(part) {
+                true => left,
+                false => left.saturating_sub(reserved),
+            };
+            part.rows = part.rows.min(available);
+            left -= part.rows;
         }
         self.parts.retain(|part| part.rows > 0);
         // llama.cpp computes sequences together only if their ids ascend within the batch.
@@ -229,22 +254,29 @@ impl LlamaRunner {
         let rows: usize = self.parts.iter().map(|part| part.rows).sum();
         let elapsed = Duration::from_nanos(monotonic_ns().saturating_sub(started_ns));
         match kind {
+            _ if !self.has_prompt_rows => {}
             CallKind::Tiled => self.tiled_budget.record(rows, elapsed),
-            CallKind::Rows if rows > self.parts.len() => self.row_budget.record(rows, elapsed),
-            CallKind::Rows => {}
+            CallKind::Rows => self.row_budget.record(rows, elapsed),
         }
     }
 }
 
 impl Runner for LlamaRunner {
     fn choose_slot(&self, sequence: &Sequence, free: &[Slot]) -> Slot {
-        self.choose_slot_by_prefix(&self.activate(sequence), free)
+        // `admit` will reject an invalid sequence in any slot.
+        match self.check_sequence(sequence) {
+            Ok(()) => self.choose_slot_by_prefix(sequence, free),
+            Err(_) => self.slots.least_recently_used(free, None),
+        }
     }
 
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<SequenceStart, ModelError> {
-        self.check(slot, &sequence)?;
+        self.check_slot(slot)?;
+        self.check_sequence(&sequence)?;
         self.admitted += 1;
-        let active = self.activate(&sequence);
+        let plan = self.prefill_plan(&sequence.prompt);
+        let end_tokens = self.model.end_tokens();
+        let active = ActiveSequence::new(&sequence, end_tokens, self.admitted, plan);
         // A resumed sequence may also reuse tokens of its completion. They are not prompt tokens, so they do not count.
         let cached_tokens = self.start(slot, active).min(sequence.prompt.len());
         Ok(SequenceStart {

@@ -1,6 +1,7 @@
 //! A bounded store in memory for the computed tokens of sequences that had to leave their slot. This module knows
 //! tokens and the size of a sequence's state. It must not know llama.cpp or the slots.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::prefill::PrefillPlan;
@@ -51,6 +52,16 @@ pub(super) fn reusable(
     query.plan.reusable(plan, common, query.ids.len())
 }
 
+/// Maximum number of tokens that are copied for each token that a sequence reuses. A copy has all tokens of its source,
+/// because llama.cpp copies a sequence as a whole. On a CPU, computing a token takes about a thousand times as long as
+/// copying it; on a GPU, about ten times.
+const MAX_COPIED_PER_REUSED: usize = 32;
+
+/// Returns true if copying `computed` tokens costs less than computing the first `reused` of them again.
+pub(super) fn is_worth_copying(computed: usize, reused: usize) -> bool {
+    reused > 0 && computed <= reused.saturating_mul(MAX_COPIED_PER_REUSED)
+}
+
 /// Sequences that had to leave their slot, with their states. `S` is the type of a state.
 pub(super) struct PrefixStore<S> {
     /// The most recently used entry is last.
@@ -98,13 +109,15 @@ impl<S> PrefixStore<S> {
         bytes <= self.capacity
     }
 
-    /// Returns the index of the entry of which `query` can reuse the most tokens, and the number of these tokens.
+    /// Returns the index of the entry of which `query` can reuse the most tokens, and the number of these tokens. Leaves
+    /// out entries that are not worth copying.
     pub(super) fn find(&self, query: &PrefixQuery<'_>) -> Option<(usize, usize)> {
         let entries = self.entries.iter().enumerate();
         let found = entries.map(|(index, entry)| (index, entry.tokens.reusable_by(query)));
+        let length = |index: usize| self.entries[index].tokens.ids.len();
         found
-            .filter(|(_, reusable)| *reusable > 0)
-            .max_by_key(|(_, reusable)| *reusable)
+            .filter(|(index, reusable)| is_worth_copying(length(*index), *reusable))
+            .max_by_key(|(index, reusable)| (*reusable, Reverse(length(*index))))
     }
 
     /// Returns true if a sequence in the store has all these tokens.

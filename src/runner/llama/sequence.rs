@@ -117,9 +117,14 @@ impl ActiveSequence {
         if self.scores_prompt {
             return 0;
         }
-        // The last token may never be computed: no token follows the last one of a completion.
-        let certain = self.tokens.len() - 1;
-        reusable(&self.tokens[..certain], &self.plan, &self.salt, query)
+        let certain = &self.tokens[..self.certain_len()];
+        reusable(certain, &self.plan, &self.salt, query)
+    }
+
+    /// Returns the number of tokens that the device is certain to compute. The last one may never be computed: no token
+    /// follows the last one of a completion.
+    pub(super) fn certain_len(&self) -> usize {
+        self.tokens.len() - 1
     }
 
     /// Returns the tokens that the device has computed, after the sequence has ended.
@@ -230,6 +235,11 @@ impl ActiveSequence {
     /// Records that the device has computed `rows` more tokens.
     pub(super) fn advance(&mut self, rows: usize) {
         self.computed = (self.computed + rows).min(self.tokens.len());
+    }
+
+    /// Forgets the computed tokens of a sequence that has failed, so that no other sequence reuses them.
+    pub(super) fn forget_computed(&mut self) {
+        self.computed = 0;
     }
 
     /// Number of tokens that the device has computed.

@@ -1,6 +1,7 @@
 //! The number of prompt rows in one step, chosen so that the step takes at most about `--max-step-ms`. This module must
 //! not know the device.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Weight of the newest measurement in the estimated cost of a row, from 0 to 1.
@@ -11,31 +12,35 @@ pub(super) struct StepBudget {
     max_step: Duration,
     /// Estimated seconds per row. `None` before the first step.
     seconds_per_row: Option<f64>,
-    /// Number of rows in the first step, and the maximum of all steps.
+    /// Number of rows in the first step.
     first: usize,
-    max: usize,
+    /// The lowest and the highest number of rows in a step.
+    limits: RangeInclusive<usize>,
 }
 
 impl StepBudget {
-    /// Creates a budget for steps that take about `max_step`. The first step has `first` rows. No step has more than
-    /// `max`.
-    pub(super) fn new(max_step: Duration, first: usize, max: usize) -> Self {
+    /// Creates a budget for steps that take about `max_step`. The first step has `first` rows.
+    ///
+    /// The lowest limit should be above 1. The time of a step is divided by its rows, so a step with one row makes a row
+    /// look as expensive as a whole step, and the number of rows would never grow again.
+    pub(super) fn new(max_step: Duration, first: usize, limits: RangeInclusive<usize>) -> Self {
         Self {
             max_step,
             seconds_per_row: None,
             first,
-            max,
+            limits,
         }
     }
 
-    /// Returns the number of prompt rows for the next step, at least 1.
+    /// Returns the number of prompt rows for the next step.
     pub(super) fn rows(&self) -> usize {
         let Some(seconds) = self.seconds_per_row else {
             return self.first;
         };
         let per_row = Duration::from_secs_f64(seconds).max(Duration::from_nanos(1));
         let rows = self.max_step.as_nanos() / per_row.as_nanos();
-        usize::try_from(rows).map_or(self.max, |rows| rows.clamp(1, self.max))
+        let rows = usize::try_from(rows).unwrap_or(usize::MAX);
+        rows.clamp(*self.limits.start(), *self.limits.end())
     }
 
     /// Records that a step with this number of rows took this long. All its rows count, so that a step that also
@@ -56,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_step_gets_as_many_rows_as_its_time_allows() {
-        let mut budget = StepBudget::new(Duration::from_millis(500), 64, 512);
+        let mut budget = StepBudget::new(Duration::from_millis(500), 64, 8..=512);
         assert_eq!(budget.rows(), 64);
         budget.record(100, Duration::from_millis(400));
         assert_eq!(budget.rows(), 125);
@@ -67,12 +72,26 @@ mod tests {
 
     #[test]
     fn the_number_of_rows_has_limits() {
-        let mut budget = StepBudget::new(Duration::from_millis(100), 64, 512);
+        let mut budget = StepBudget::new(Duration::from_millis(100), 64, 8..=512);
         budget.record(10, Duration::from_nanos(10));
         assert_eq!(budget.rows(), 512);
         budget.record(1, Duration::from_secs(100));
-        assert_eq!(budget.rows(), 1);
+        assert_eq!(budget.rows(), 8);
         budget.record(0, Duration::from_secs(1));
-        assert_eq!(budget.rows(), 1);
+        assert_eq!(budget.rows(), 8);
+    }
+
+    #[test]
+    fn the_number_of_rows_recovers_from_one_slow_step() {
+        let mut budget = StepBudget::new(Duration::from_millis(700), 64, 8..=512);
+        budget.record(10, Duration::from_secs(30));
+        assert_eq!(budget.rows(), 8);
+        // Each step takes 400 ms, and 1 ms more for each row.
+        for _ in 0..100 {
+            let rows = budget.rows();
+            let milliseconds = 400 + u64::try_from(rows).unwrap();
+            budget.record(rows, Duration::from_millis(milliseconds));
+        }
+        assert!((280..=300).contains(&budget.rows()), "{}", budget.rows());
     }
 }

@@ -36,7 +36,10 @@ impl LlamaRunner {
                 }
                 match emitted {
                     Ok(()) => sequence.send(part.slot, step),
-                    Err(error) => step.fail(part.slot, error),
+                    Err(error) => {
+                        sequence.forget_computed();
+                        step.fail(part.slot, error);
+                    }
                 }
             }
         });

@@ -5,9 +5,10 @@ use llama_cpp_2::context::session::{LlamaStateSeqFlags, SeqState};
 
 use super::LlamaRunner;
 use super::slot_state::{SlotSource, SlotState};
-use crate::runner::Slot;
+use crate::request::TokenId;
 use crate::runner::llama::prefix_cache::{ComputedTokens, PrefixQuery, StoredSequence};
 use crate::runner::llama::sequence::{ActiveSequence, Leader};
+use crate::runner::{Sequence, Slot};
 
 /// Computed tokens from which a new sequence starts.
 enum Source {
@@ -37,8 +38,16 @@ impl Source {
 impl LlamaRunner {
     /// Returns the slot in which a new sequence should start: the slot whose tokens it reuses, if the slot loses at
     /// most half of them, or else the slot that was used least recently.
-    pub(super) fn choose_slot_by_prefix(&self, sequence: &ActiveSequence, free: &[Slot]) -> Slot {
-        let source = match self.find_source(sequence) {
+    pub(super) fn choose_slot_by_prefix(&self, sequence: &Sequence, free: &[Slot]) -> Slot {
+        let ids: Vec<TokenId> = [&*sequence.prompt, &*sequence.delivered].concat();
+        let plan = self.prefill_plan(&sequence.prompt);
+        let query = PrefixQuery {
+            ids: &ids,
+            plan: &plan,
+            salt: &sequence.options.cache_salt,
+        };
+        let query = Some(query).filter(|_| !sequence.scores_prompt);
+        let source = match self.find_source(query, u64::MAX) {
             Some(Source::Slot(source)) if free.contains(&source.slot) => source,
             Some(_) | None => return self.slots.least_recently_used(free, None),
         };
@@ -55,7 +64,7 @@ impl LlamaRunner {
     /// Starts a sequence in a slot that runs none. Returns the number of tokens that the sequence reuses. If it has a
     /// leader, they are not computed yet.
     pub(super) fn start(&mut self, slot: Slot, mut sequence: ActiveSequence) -> usize {
-        let source = self.find_source(&sequence);
+        let source = self.find_source(sequence.query(), sequence.admission);
         let kept = self.slots.take_kept(slot);
         let reused = match source {
             Some(Source::Slot(own)) if own.slot == slot => {
@@ -89,28 +98,33 @@ impl LlamaRunner {
         reused.max(promised)
     }
 
-    /// Copies computed tokens to the sequences whose leaders are done.
+    /// Copies computed tokens to the sequences whose leaders are done. If a leader has ended before it had computed them,
+    /// the first sequence that waited for it becomes the leader of the others.
     pub(super) fn copy_from_leaders(&mut self) {
         let slots = &self.slots;
         let waiting = slots.active().filter_map(|(slot, sequence)| {
             let leader = sequence.leader?;
-            slots.is_done(leader).then_some(slot)
+            slots.is_done(leader).then_some((sequence.admission, slot))
         });
-        let ready: Vec<Slot> = waiting.collect();
-        for slot in ready {
+        let mut ready: Vec<_> = waiting.collect();
+        ready.sort_unstable();
+        for (admission, slot) in ready {
             let Some(mut sequence) = self.slots.take_active(slot) else {
                 continue;
             };
             sequence.leader = None;
             // If the leader has ended, its tokens may be in its slot, in the store or in another sequence.
-            let query = sequence.query();
-            let reused = match query.and_then(|query| self.find_computed(&query)) {
+            let reused = match self.find_source(sequence.query(), admission) {
                 Some(Source::Slot(source)) => self.copy_from_slot(source, slot),
                 Some(Source::Stored { index, tokens }) => {
                     let stored = self.store.take(index);
                     self.restore(stored, tokens, slot)
                 }
-                Some(Source::Leader(_)) | None => 0,
+                Some(Source::Leader(leader)) => {
+                    sequence.leader = Some(leader);
+                    0
+                }
+                None => 0,
             };
             sequence.start_from(reused);
             self.slots.occupy(slot, *sequence);
@@ -127,12 +141,13 @@ impl LlamaRunner {
         }
     }
 
-    /// Returns the source with the most tokens for a new sequence.
-    fn find_source(&self, sequence: &ActiveSequence) -> Option<Source> {
-        let query = sequence.query().filter(|_| self.reuses_prefixes)?;
+    /// Returns the source with the most tokens for a sequence that has computed nothing yet. `None` if the query is
+    /// `None`. `admission` is the sequence's admission number.
+    fn find_source(&self, query: Option<PrefixQuery<'_>>, admission: u64) -> Option<Source> {
+        let query = query.filter(|_| self.reuses_prefixes)?;
         let computed = self.find_computed(&query);
         let count = computed.as_ref().map_or(0, Source::tokens);
-        match self.slots.find_leader(&query, count) {
+        match self.slots.find_leader(&query, count, admission) {
             Some(leader) => Some(Source::Leader(leader)),
             None => computed,
         }

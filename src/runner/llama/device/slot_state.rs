@@ -2,9 +2,11 @@
 //!
 //! This module must not know llama.cpp.
 
+use std::cmp::Reverse;
+
 use crate::runner::Slot;
 use crate::runner::llama::prefill::TILED_ROWS;
-use crate::runner::llama::prefix_cache::{ComputedTokens, PrefixQuery};
+use crate::runner::llama::prefix_cache::{ComputedTokens, PrefixQuery, is_worth_copying};
 use crate::runner::llama::sequence::{ActiveSequence, Leader};
 
 /// The state of one slot.
@@ -133,33 +135,49 @@ impl SlotStates {
         })
     }
 
-    /// Returns the slot with the most computed tokens that `query` can reuse now.
+    /// Returns the slot with the most computed tokens that `query` can reuse now. Leaves out slots that are not worth
+    /// copying. Of several, prefers a slot that runs no sequence, because a new sequence can start there without a copy,
+    /// and then the one with the fewest tokens.
     pub(super) fn find_computed(&self, query: &PrefixQuery<'_>) -> Option<SlotSource> {
         let states = self.states.iter().enumerate();
-        let sources = states.map(|(index, state)| SlotSource {
-            slot: Slot(index),
-            tokens: match state {
-                SlotState::Empty => 0,
-                SlotState::Kept(kept) => kept.tokens.reusable_by(query),
-                SlotState::Active(sequence) => sequence.reusable_now(query),
-            },
+        let sources = states.filter_map(|(index, state)| {
+            let (length, tokens) = match state {
+                SlotState::Empty => return None,
+                SlotState::Kept(kept) => (kept.tokens.ids.len(), kept.tokens.reusable_by(query)),
+                SlotState::Active(sequence) => (sequence.computed(), sequence.reusable_now(query)),
+            };
+            let is_kept = matches!(state, SlotState::Kept(_));
+            let slot = Slot(index);
+            let source = SlotSource { slot, tokens };
+            is_worth_copying(length, tokens).then_some((source, is_kept, length))
         });
-        sources
-            .filter(|source| source.tokens > 0)
-            .max_by_key(|source| source.tokens)
+        let best = sources
+            .max_by_key(|(source, is_kept, length)| (source.tokens, *is_kept, Reverse(*length)));
+        best.map(|(source, ..)| source)
     }
 
-    /// Returns the running sequence that will have computed the most tokens that `query` can reuse, if that is worth the
-    /// wait. `computed` is the number of tokens that `query` can reuse now.
+    /// Returns the running sequence that is going to compute the most tokens that `query` can reuse, if that is worth the
+    /// wait and the copy. `computed` is the number of tokens that `query` can reuse now, and `admission` the admission number of its
+    /// sequence. A sequence waits only for sequences that were admitted before it, so sequences never wait for each
+    /// other.
     ///
     /// A leader with a long prompt may wait for its turn behind other long prompts. A sequence waits with it only to save a
     /// call of the tiled kernel, for which the sequence would have to wait as long.
-    pub(super) fn find_leader(&self, query: &PrefixQuery<'_>, computed: usize) -> Option<Leader> {
-        let leaders = self.active().filter_map(|(slot, sequence)| {
+    pub(super) fn find_leader(
+        &self,
+        query: &PrefixQuery<'_>,
+        computed: usize,
+        admission: u64,
+    ) -> Option<Leader> {
+        let earlier = self.active();
+        let earlier = earlier.filter(|(_, sequence)| sequence.admission < admission);
+        let leaders = earlier.filter_map(|(slot, sequence)| {
             let tokens = sequence.reusable_later(query);
             let saved = tokens.saturating_sub(computed);
-            let is_worth_it = saved >= TILED_ROWS || sequence.is_short();
-            (saved > 0 && is_worth_it).then_some(Leader {
+            let is_worth_waiting = saved >= TILED_ROWS || (saved > 0 && sequence.is_short());
+            let is_worth_copying = is_worth_copying(sequence.certain_len(), tokens);
+            let is_ahead = tokens > sequence.computed();
+            (is_worth_waiting && is_worth_copying && is_ahead).then_some(Leader {
                 slot,
                 admission: sequence.admission,
                 tokens,

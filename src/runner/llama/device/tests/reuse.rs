@@ -48,7 +48,7 @@ fn a_rows_result_does_not_depend_on_the_size_of_its_call() {
     let (_, expected) = complete(&mut runner(1), sequence.clone());
     for rows in [64, 100, 128, 1000] {
         let mut runner = runner(1);
-        runner.tiled_budget = StepBudget::new(Duration::from_secs(1), rows, rows);
+        runner.tiled_budget = StepBudget::new(Duration::from_secs(1), rows, rows..=rows);
         let (_, outputs) = complete(&mut runner, sequence.clone());
         assert_same_bits(&outputs, &expected);
     }
@@ -162,6 +162,103 @@ fn a_sequence_whose_leader_is_cancelled_computes_the_prompt_itself() {
     outputs.iter_mut().for_each(|output| output.slot = Slot(0));
     let (_, expected) = complete(&mut self::runner(1), sequence);
     assert_same_bits(&outputs, &expected);
+}
+
+#[test]
+fn if_a_leader_is_cancelled_the_sequences_that_waited_compute_the_prompt_once() {
+    let mut runner = runner(3);
+    let sequence = greedy(&text(300), 3);
+    for slot in 0..3 {
+        runner.admit(Slot(slot), sequence.clone()).unwrap();
+    }
+    runner.release(Slot(0));
+    let mut rows = 0;
+    let mut outputs = Vec::new();
+    for _ in 0..MAX_STEPS {
+        if outputs.len() >= 6 {
+            break;
+        }
+        outputs.extend(step(&mut runner, None));
+        rows += usize::try_from(runner.batch.n_tokens()).unwrap();
+    }
+    assert_eq!(rows, 300 + 64 + 2 * 2);
+    let (_, expected) = complete(&mut self::runner(1), sequence);
+    for slot in 1..3 {
+        let mut of_slot: Vec<_> = outputs
+            .extract_if(.., |output| output.slot == Slot(slot))
+            .collect();
+        of_slot.iter_mut().for_each(|output| output.slot = Slot(0));
+        assert_same_bits(&of_slot, &expected);
+    }
+}
+
+#[test]
+fn a_long_sequence_is_not_copied_for_a_few_common_tokens() {
+    let mut runner = runner(2);
+    complete(&mut runner, greedy(&text(500), 1));
+    let other = |common: usize| {
+        let mut ids = text(common);
+        ids.extend(unrelated(150 - common));
+        greedy(&ids, 1)
+    };
+    assert_eq!(assert_same_as_fresh(&mut runner, &other(15)), 0);
+    assert_eq!(assert_same_as_fresh(&mut runner, &other(16)), 16);
+}
+
+#[test]
+fn a_prompt_does_not_wait_for_a_running_sequence_that_is_not_worth_copying() {
+    let mut runner = runner(2);
+    runner.admit(Slot(0), greedy(&text(500), 50)).unwrap();
+    run(&mut runner, Slot(0), 2);
+    let mut ids = text(10);
+    ids.extend(unrelated(90));
+    let start = runner.admit(Slot(1), greedy(&ids, 1)).unwrap();
+    assert_eq!(start.cached_tokens, 0);
+    assert_eq!(step(&mut runner, Some(Slot(0))).len(), 1);
+}
+
+#[test]
+fn a_prompt_starts_in_a_free_slot_with_its_tokens_even_if_a_running_sequence_has_them_too() {
+    let mut runner = runner(3);
+    let sequence = greedy(&text(200), 2);
+    for slot in [0, 1] {
+        runner.admit(Slot(slot), sequence.clone()).unwrap();
+        run(&mut runner, Slot(slot), 1);
+    }
+    runner.release(Slot(0));
+    let slot = runner.choose_slot(&sequence, &[Slot(0), Slot(2)]);
+    assert_eq!(slot, Slot(0));
+}
+
+#[test]
+fn a_short_prompt_does_not_wait_for_the_rest_of_a_resumed_sequence() {
+    let mut runner = runner(2);
+    let resumed = Sequence {
+        delivered: unrelated(300),
+        ..greedy(&text(10), 400)
+    };
+    runner.admit(Slot(0), resumed).unwrap();
+    runner.admit(Slot(1), greedy(&unrelated(12), 1)).unwrap();
+    assert_eq!(step(&mut runner, None).len(), 1);
+    let resumed = runner.slots.sequence(Slot(0)).expect("it runs");
+    assert_eq!(resumed.computed(), MAX_ROWS - 12);
+}
+
+#[test]
+fn a_resumed_sequence_goes_on_although_short_prompts_could_use_all_rows() {
+    let mut runner = runner(3);
+    let resumed = Sequence {
+        delivered: unrelated(300),
+        ..greedy(&text(10), 400)
+    };
+    runner.admit(Slot(0), resumed).unwrap();
+    for slot in [1, 2] {
+        let ids = unrelated(60 + slot);
+        runner.admit(Slot(slot), greedy(&ids[slot..], 1)).unwrap();
+    }
+    step(&mut runner, None);
+    let resumed = runner.slots.sequence(Slot(0)).expect("it runs");
+    assert_eq!(resumed.computed(), MAX_ROWS / 4);
 }
 
 #[test]
