@@ -1,8 +1,7 @@
 //! The subcommand `model`: compares Tokenway with llama.cpp's own server, and with vLLM, on the same real model.
 //!
-//! In every round, each scenario runs on one server after the other. Each server is the first of a round in turn, so
-//! that the order favours none. A target is judged by ratios of figures of the same round, so that a slower phase of the
-//! machine affects both figures.
+//! In every round, each scenario runs on one server after the other. Each server is the first of a round in turn. A
+//! target is judged by ratios of figures of the same round, so that a slower phase of the machine affects both figures.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -60,8 +59,8 @@ pub(crate) struct Options {
     /// each scenario of each round
     #[arg(long, value_name = "FILE")]
     vllm: Option<PathBuf>,
-    /// Number of rounds
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Number of rounds. With a multiple of the number of servers, each server is the first equally often
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Scenarios to measure, separated by commas [default: all]
     #[arg(long, value_name = "SCENARIO", value_delimiter = ',')]
@@ -175,7 +174,8 @@ async fn measure_server(
 ) -> anyhow::Result<Result<Measurement, Fault>> {
     bar.set_message(format!("{}: {}", plan.kind.title(), scenario.title()));
     let server = plan.start().await?;
-    let mut measured = scenario.run(&server.client, round).await;
+    let measured = scenario.run(&server.client, round).await;
+    let mut measured = measured.and_then(Measurement::checked);
     if let Ok(measurement) = &mut measured {
         // `None` if the process has ended.
         measurement.rss_bytes = server.process.usage().ok().map(|usage| usage.rss_bytes);

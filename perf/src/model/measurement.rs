@@ -6,6 +6,7 @@ use std::iter::Sum;
 use serde::Serialize;
 
 use super::client::Reply;
+use crate::fault::Fault;
 use crate::statistics::Spread;
 
 /// A quantity that a scenario measures.
@@ -117,6 +118,21 @@ impl Measurement {
             rss_bytes: None,
         }
     }
+
+    /// Returns the measurement if each figure is a number.
+    ///
+    /// # Errors
+    /// A figure is not finite, so it could not be compared. This happens if a server sends all tokens at once.
+    pub(super) fn checked(self) -> Result<Self, Fault> {
+        let undefined = self.figures.iter().find(|(_, value)| !value.is_finite());
+        match undefined {
+            None => Ok(self),
+            Some((figure, value)) => Err(Fault::unexpected(
+                "tokens that arrive one after the other",
+                format!("a {} of {value} {}", figure.name(), figure.unit()),
+            )),
+        }
+    }
 }
 
 impl Counts {
@@ -159,6 +175,16 @@ pub(super) fn median(values: Vec<f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_figure_that_is_not_a_number_is_a_fault() {
+        let of = |value| Measurement::new([(Figure::DecodeRate, value)], Counts::default());
+        assert!(of(0.5).checked().is_ok());
+        for value in [f64::INFINITY, f64::NAN] {
+            let fault = of(value).checked().expect_err("a fault").to_string();
+            assert!(fault.contains("got a rate of"), "{fault}");
+        }
+    }
 
     #[test]
     fn cached_tokens_are_unknown_if_one_request_does_not_report_them() {

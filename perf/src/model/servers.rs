@@ -107,8 +107,10 @@ impl ServerPlan {
 
     fn command(&self, port: u16) -> Command {
         let mut command = Command::new(&self.program);
-        // Variables of this process must not change a server's settings.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
+        // Variables of this process must not change a server's settings. vLLM's script needs its own.
+        let is_script = self.kind == ServerKind::Vllm;
+        let variables = std::env::vars_os().filter(|(name, _)| is_setting(name) && !is_script);
+        for (name, _) in variables {
             command.env_remove(name);
         }
         command
@@ -162,9 +164,14 @@ impl ServerPlan {
 /// Returns true for an environment variable that Tokenway or llama.cpp's server reads as a setting.
 fn is_setting(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    ["TOKENWAY_", "LLAMA_", "GGML_"]
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
+    let prefixes = [
+        "TOKENWAY_",
+        "TEST_RUNNER_",
+        "MODEL_RUNNER",
+        "LLAMA_",
+        "GGML_",
+    ];
+    prefixes.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Returns true if a server that is still loading its model causes this fault.
