@@ -1,4 +1,4 @@
-.PHONY: help run test test-long test-engines build perf perf-model scorecard venv model check
+.PHONY: help run test test-long test-engines test-vulkan build perf perf-model scorecard venv model check
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -14,6 +14,9 @@ test-long: ## End processes two hundred times in each way, and run each fuzz tar
 
 test-engines: ## Put real vLLM servers behind the gateway, and kill one of two
 	@scripts/test_engines.sh $(ARGS)
+
+test-vulkan: ## Run a real model on Mesa's software GPU, through Vulkan
+	@scripts/test_vulkan.sh $(ARGS)
 
 build: ## Build the server and the performance test
 	@bash -c 'set -euo pipefail; source scripts/llama.sh; cargo build --release "$${FEATURES[@]}"'
