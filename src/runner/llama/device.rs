@@ -37,6 +37,10 @@ mod slot_state;
 /// Maximum number of prompt rows in a call of the tiled kernel. More rows make a call longer, but a row hardly cheaper.
 const MAX_TILED_ROWS: usize = 512;
 
+/// Minimum budget of prompt rows in a call of the tiled kernel. Between two such calls, the running sequences compute one
+/// token each, which delays the prompt. On a slow CPU, eight sequences take about as long as ten rows of a prompt.
+const MIN_TILED_ROWS: usize = 96;
+
 /// Number of prompt rows in the first call of the tiled kernel, before the cost of a row is known.
 const FIRST_ROWS: usize = 64;
 
@@ -113,6 +117,7 @@ impl LlamaRunner {
         let allowed = context.with_dependent(|_, context| context.n_batch());
         let rows = batch_rows(slots).min(usize::try_from(allowed).unwrap_or(usize::MAX));
         let max_tiled = MAX_TILED_ROWS.min(rows);
+        let min_tiled = MIN_TILED_ROWS.min(max_tiled);
         Self {
             model: Arc::clone(context.borrow_owner()),
             context,
@@ -123,7 +128,7 @@ impl LlamaRunner {
             admitted: 0,
             sampler: Sampler::default(),
             parts: Vec::with_capacity(slots),
-            tiled_budget: StepBudget::new(max_step, FIRST_ROWS, TILED_ROWS..=max_tiled),
+            tiled_budget: StepBudget::new(max_step, FIRST_ROWS, min_tiled..=max_tiled),
             row_budget: StepBudget::new(max_step, MAX_ROWS, MIN_ROWS..=MAX_ROWS),
             has_prompt_rows: false,
             last_was_tiled: false,
@@ -251,13 +256,16 @@ impl LlamaRunner {
 
     /// Adjusts the budget of this kind of call, if the call had prompt rows.
     fn record_duration(&mut self, kind: CallKind, started_ns: u64) {
-        let rows: usize = self.parts.iter().map(|part| part.rows).sum();
-        let elapsed = Duration::from_nanos(monotonic_ns().saturating_sub(started_ns));
-        match kind {
-            _ if !self.has_prompt_rows => {}
-            CallKind::Tiled => self.tiled_budget.record(rows, elapsed),
-            CallKind::Rows => self.row_budget.record(rows, elapsed),
+        if !self.has_prompt_rows {
+            return;
         }
+        let rows = self.parts.iter().map(|part| part.rows).sum();
+        let elapsed = Duration::from_nanos(monotonic_ns().saturating_sub(started_ns));
+        let budget = match kind {
+            CallKind::Tiled => &mut self.tiled_budget,
+            CallKind::Rows => &mut self.row_budget,
+        };
+        budget.record(rows, elapsed);
     }
 }
 

@@ -36,7 +36,7 @@ pub struct LlamaOptions {
     /// in slots.
     pub prefix_cache_bytes: usize,
     /// Target for the longest duration of a step with prompt tokens. The runner adapts the number of prompt tokens in a
-    /// step to it. A large part of a prompt has at least 64 tokens, however long they take.
+    /// step to it. A long prompt is computed about 96 tokens at a time, even if they take longer.
     pub max_step: Duration,
 }
 

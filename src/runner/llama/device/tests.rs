@@ -215,6 +215,21 @@ fn short_prompts_share_the_rows_of_a_call_and_delay_no_running_sequence() {
 }
 
 #[test]
+fn a_long_prompt_is_computed_in_parts_of_about_96_rows_on_a_slow_device() {
+    let slow = LlamaLoader::new(LlamaOptions {
+        max_step: Duration::from_millis(1),
+        ..loader(1).options
+    });
+    let mut runner = slow.load_parts(1, &|_| ()).expect("the model loads").1;
+    runner.admit(Slot(0), greedy(&unrelated(300), 1)).unwrap();
+    // The first part is for measuring. No part may have fewer than 64 rows, so the last two are smaller.
+    for rows in [64, 96, 76, 64] {
+        step(&mut runner, None);
+        assert_eq!(runner.batch.n_tokens(), rows);
+    }
+}
+
+#[test]
 fn a_running_sequence_gets_a_token_between_two_parts_of_a_long_prompt() {
     let mut runner = runner(2);
     runner.admit(Slot(1), greedy(&text(5), 100)).unwrap();
