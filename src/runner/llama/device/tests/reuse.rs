@@ -165,30 +165,33 @@ fn a_sequence_whose_leader_is_cancelled_computes_the_prompt_itself() {
 }
 
 #[test]
-fn if_a_leader_is_cancelled_the_sequences_that_waited_compute_the_prompt_once() {
-    let mut runner = runner(3);
+fn if_a_leader_is_cancelled_the_other_sequences_compute_the_prompt_once() {
     let sequence = greedy(&text(300), 3);
-    for slot in 0..3 {
-        runner.admit(Slot(slot), sequence.clone()).unwrap();
-    }
-    runner.release(Slot(0));
-    let mut rows = 0;
-    let mut outputs = Vec::new();
-    for _ in 0..MAX_STEPS {
-        if outputs.len() >= 6 {
-            break;
+    let (_, expected) = complete(&mut runner(1), sequence.clone());
+    // The third sequence waits for the second one, which waits for the first one.
+    for cancelled in [0, 1] {
+        let mut runner = runner(3);
+        for slot in 0..3 {
+            runner.admit(Slot(slot), sequence.clone()).unwrap();
         }
-        outputs.extend(step(&mut runner, None));
-        rows += usize::try_from(runner.batch.n_tokens()).unwrap();
-    }
-    assert_eq!(rows, 300 + 64 + 2 * 2);
-    let (_, expected) = complete(&mut self::runner(1), sequence);
-    for slot in 1..3 {
-        let mut of_slot: Vec<_> = outputs
-            .extract_if(.., |output| output.slot == Slot(slot))
-            .collect();
-        of_slot.iter_mut().for_each(|output| output.slot = Slot(0));
-        assert_same_bits(&of_slot, &expected);
+        runner.release(Slot(cancelled));
+        let mut rows = 0;
+        let mut outputs = Vec::new();
+        for _ in 0..MAX_STEPS {
+            if outputs.len() >= 6 {
+                break;
+            }
+            outputs.extend(step(&mut runner, None));
+            rows += usize::try_from(runner.batch.n_tokens()).unwrap();
+        }
+        assert_eq!(rows, 300 + 64 + 2 * 2, "without {cancelled}");
+        for slot in [1 - cancelled, 2] {
+            let mut of_slot: Vec<_> = outputs
+                .extract_if(.., |output| output.slot == Slot(slot))
+                .collect();
+            of_slot.iter_mut().for_each(|output| output.slot = Slot(0));
+            assert_same_bits(&of_slot, &expected);
+        }
     }
 }
 
