@@ -22,7 +22,7 @@ use hf_hub::{Cache, CacheRepo, Repo};
 use rustix::fs::OFlags;
 
 use super::reference::{is_relative_path, is_repo};
-use super::repo_files::{RepoFile, RepoFiles};
+use super::repo_files::{RepoFile, RepoFiles, is_sha256};
 use crate::gguf_name::without_extension;
 
 /// Folder of the lists of files, within the folder of a repository.
@@ -93,7 +93,7 @@ impl RepoCache {
     pub(super) fn listed_files(&self, commit: &str) -> Option<RepoFiles> {
         let list = read_regular_file(&self.list_path(commit)).ok()?;
         let list: RepoFiles = serde_json::from_slice(&list).ok()?;
-        let is_valid = list.commit == commit && list.files.iter().all(RepoFile::stays_in_cache);
+        let is_valid = list.commit == commit && list.files.iter().all(stays_in_cache);
         is_valid.then_some(list)
     }
 
@@ -204,6 +204,12 @@ impl RepoCache {
     }
 }
 
+/// Returns true if the path of a file and the hash of its contents lead to no place outside the repository's folder.
+fn stays_in_cache(file: &RepoFile) -> bool {
+    let has_valid_hash = file.sha256.as_deref().is_none_or(is_sha256);
+    is_relative_path(&file.path) && has_valid_hash
+}
+
 /// Opens a file for reading and writing. Creates it if it does not exist, and keeps what it contains.
 ///
 /// # Errors
@@ -290,4 +296,23 @@ pub(super) fn cached_repos(cache: &Path) -> io::Result<Vec<String>> {
     }
     repos.sort();
     Ok(repos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_stays_in_the_cache_if_its_path_and_its_hash_do() {
+        let file = |path: &str, sha256: Option<&str>| RepoFile {
+            path: path.to_owned(),
+            size: 1,
+            sha256: sha256.map(str::to_owned),
+        };
+        let hash = "ab".repeat(32);
+        assert!(stays_in_cache(&file("a/m.gguf", Some(&hash))));
+        assert!(stays_in_cache(&file("m.gguf", None)));
+        assert!(!stays_in_cache(&file("../m.gguf", Some(&hash))));
+        assert!(!stays_in_cache(&file("m.gguf", Some("../../m"))));
+    }
 }

@@ -95,15 +95,8 @@ impl RepoFiles {
     }
 }
 
-impl RepoFile {
-    /// Returns true if the path and the hash of the contents lead to no place outside the repository's cache.
-    pub(super) fn stays_in_cache(&self) -> bool {
-        let has_valid_hash = self.sha256.as_deref().is_none_or(is_sha256);
-        is_relative_path(&self.path) && has_valid_hash
-    }
-}
-
-fn is_sha256(text: &str) -> bool {
+/// Returns true for a SHA-256 in hexadecimal digits.
+pub(super) fn is_sha256(text: &str) -> bool {
     text.len() == SHA256_DIGITS && is_hexadecimal(text)
 }
 
@@ -116,20 +109,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn a_file_stays_in_the_cache_if_its_path_and_its_hash_do() {
-        let file = |path: &str, sha256: Option<&str>| RepoFile {
-            path: path.to_owned(),
-            size: 1,
-            sha256: sha256.map(str::to_owned),
-        };
-        let hash = "ab".repeat(32);
-        assert!(file("a/m.gguf", Some(&hash)).stays_in_cache());
-        assert!(file("m.gguf", None).stays_in_cache());
-        assert!(!file("../m.gguf", Some(&hash)).stays_in_cache());
-        assert!(!file("m.gguf", Some("../../m")).stays_in_cache());
-    }
 
     #[test]
     fn the_response_of_the_hub_is_parsed() {
