@@ -10,8 +10,8 @@ mod support;
 fn a_short_run_has_every_behavior_and_finds_no_fault_and_no_leak() {
     let folder = tempfile::tempdir().expect("a folder");
     let [json, html] = ["run.json", "run.html"].map(|name| folder.path().join(name));
-    // Memory still grows in the first seconds, so the allowance is large.
-    let arguments = "soak --minutes 0.2 --seed 7 --peer-timeout-ms 1000 --rss-allowance-mib 200";
+    // Memory still grows in the first six seconds, so the allowance is large.
+    let arguments = "soak --minutes 0.1 --seed 7 --peer-timeout-ms 300 --rss-allowance-mib 200";
     let mut command = perf_command(split_words(arguments));
     command.args(["--json", path_text(&json), "--html", path_text(&html)]);
     let ran = run(command);
