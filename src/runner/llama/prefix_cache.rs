@@ -53,11 +53,10 @@ pub(super) fn reusable(
 }
 
 /// Maximum number of tokens that are copied for each token that a sequence reuses. A copy has all tokens of its source,
-/// because llama.cpp copies a sequence as a whole. On a CPU, computing a token takes about a thousand times as long as
-/// copying it; on a GPU, about ten times.
+/// because llama.cpp copies a sequence as a whole. The number is an estimate; the cost of a copy was not measured.
 const MAX_COPIED_PER_REUSED: usize = 32;
 
-/// Returns true if copying `computed` tokens costs less than computing the first `reused` of them again.
+/// Returns true if `reused` is a large enough part of the `computed` tokens to copy them all.
 pub(super) fn is_worth_copying(computed: usize, reused: usize) -> bool {
     reused > 0 && computed <= reused.saturating_mul(MAX_COPIED_PER_REUSED)
 }

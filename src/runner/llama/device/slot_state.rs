@@ -157,9 +157,9 @@ impl SlotStates {
     }
 
     /// Returns the running sequence that is going to compute the most tokens that `query` can reuse, if that is worth the
-    /// wait and the copy. `computed` is the number of tokens that `query` can reuse now, and `admission` the admission number of its
-    /// sequence. A sequence waits only for sequences that were admitted before it, so sequences never wait for each
-    /// other.
+    /// wait and the copy. `computed` is the number of tokens that `query` can reuse now, and `admission` the admission
+    /// number of its sequence. A sequence waits only for sequences that were admitted before it, so sequences never wait
+    /// for each other.
     ///
     /// A leader with a long prompt may wait for its turn behind other long prompts. A sequence waits with it only to save a
     /// call of the tiled kernel, for which the sequence would have to wait as long.
