@@ -59,7 +59,8 @@ pub(crate) struct Options {
     /// each scenario of each round
     #[arg(long, value_name = "FILE")]
     vllm: Option<PathBuf>,
-    /// Number of rounds. With a multiple of the number of servers, each server is the first equally often
+    /// Number of rounds. With a multiple of the number of servers, each server is the first equally often. The
+    /// decoding scenarios, which are short, have four times as many
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Scenarios to measure, separated by commas [default: all]
@@ -133,28 +134,42 @@ async fn measure(
     plans: &[ServerPlan],
 ) -> anyhow::Result<(Results, Vec<String>)> {
     let (mut results, mut faults) = (Results::default(), Vec::new());
-    let scenarios = options.scenarios();
-    let count = u64::try_from(scenarios.len() * plans.len())? * u64::from(options.rounds);
+    let turns = turns(&options.scenarios(), plans, options.rounds);
+    let count = u64::try_from(turns.len())?;
     let bar = progress::create_bar(count, "{bar:30} {pos}/{len} {elapsed} {msg}");
-    for round in 0..options.rounds {
-        for scenario in &scenarios {
-            for plan in turn_order(plans, round) {
-                let measured = measure_server(plan, *scenario, round, &bar).await?;
-                bar.inc(1);
-                let measured = measured.map_err(|fault| {
-                    let server = plan.kind.title();
-                    let scenario = scenario.title();
-                    faults.push(format!(
-                        "{server}, {scenario}, round {}: {fault}",
-                        round + 1
-                    ));
-                });
-                results.add(*scenario, plan.kind, measured.ok());
-            }
-        }
+    for (scenario, round, plan) in turns {
+        let measured = measure_server(plan, scenario, round, &bar).await?;
+        bar.inc(1);
+        let measured = measured.map_err(|fault| {
+            let (server, scenario) = (plan.kind.title(), scenario.title());
+            faults.push(format!(
+                "{server}, {scenario}, round {}: {fault}",
+                round + 1
+            ));
+        });
+        results.add(scenario, plan.kind, measured.ok());
     }
     bar.finish_and_clear();
     Ok((results, faults))
+}
+
+/// Returns the turns of a run in order: the scenario, its round, and the server.
+fn turns<'a>(
+    scenarios: &[Scenario],
+    plans: &'a [ServerPlan],
+    rounds: u32,
+) -> Vec<(Scenario, u32, &'a ServerPlan)> {
+    let mut turns = Vec::new();
+    for run_round in 0..rounds {
+        for scenario in scenarios {
+            let factor = scenario.rounds_factor();
+            for round in run_round * factor..(run_round + 1) * factor {
+                let servers = turn_order(plans, round);
+                turns.extend(servers.map(|plan| (*scenario, round, plan)));
+            }
+        }
+    }
+    turns
 }
 
 /// Returns the servers in the order in which they run in a round. The order is rotated from round to round.
@@ -192,19 +207,39 @@ async fn measure_server(
 mod tests {
     use super::*;
 
-    #[test]
-    fn each_server_is_the_first_of_a_round_in_turn() {
-        use ServerKind::{LlamaCpp, Tokenway, Vllm};
-        let plans = [Tokenway, LlamaCpp, Vllm].map(|kind| ServerPlan {
+    fn plans<const N: usize>(kinds: [ServerKind; N]) -> [ServerPlan; N] {
+        kinds.map(|kind| ServerPlan {
             kind,
             program: PathBuf::new(),
             model_path: PathBuf::new(),
             threads: 1,
-        });
+        })
+    }
+
+    #[test]
+    fn each_server_is_the_first_of_a_round_in_turn() {
+        use ServerKind::{LlamaCpp, Tokenway, Vllm};
+        let plans = plans([Tokenway, LlamaCpp, Vllm]);
         let order = |round| -> Vec<_> { turn_order(&plans, round).map(|plan| plan.kind).collect() };
         assert_eq!(order(0), [Tokenway, LlamaCpp, Vllm]);
         assert_eq!(order(1), [LlamaCpp, Vllm, Tokenway]);
         assert_eq!(order(2), [Vllm, Tokenway, LlamaCpp]);
         assert_eq!(order(3), order(0));
+    }
+
+    #[test]
+    fn the_decoding_scenarios_have_four_rounds_in_each_round_of_the_others() {
+        let plans = plans([ServerKind::Tokenway, ServerKind::LlamaCpp]);
+        let turns = turns(Scenario::value_variants(), &plans, 2);
+        for scenario in Scenario::value_variants() {
+            let of_scenario = turns.iter().filter(|turn| turn.0 == *scenario);
+            let rounds: Vec<_> = of_scenario.map(|turn| turn.1).collect();
+            let count = match scenario {
+                Scenario::DecodeOne | Scenario::DecodeEight => 8,
+                _ => 2,
+            };
+            let expected = (0..count).flat_map(|round| [round, round]);
+            assert!(expected.eq(rounds.iter().copied()), "{scenario:?}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use tokio::sync::Semaphore;
 
 use super::client::{Client, Reply};
 use super::interval::Interval;
-use super::measurement::{Counts, Figure, Measurement, median};
+use super::measurement::{Counts, Figure, Measurement};
 use super::prose::Prose;
 use crate::fault::Fault;
 use crate::stream::RequestInput;
@@ -15,8 +15,6 @@ use crate::stream::RequestInput;
 pub(super) const STREAMS: u32 = 8;
 /// Number of streams that run when a long prompt arrives. The prompt gets the last free slot.
 pub(super) const RUNNING_STREAMS: u32 = 7;
-/// Number of streams that decode alone, one after the other.
-const LONE_STREAMS: u32 = 3;
 /// Number of words in a short prompt.
 const SHORT_PROMPT_WORDS: usize = 16;
 /// Number of words in a long prompt, which has about 1,350 tokens.
@@ -33,14 +31,10 @@ const TOKENS_AFTER_PROMPT: u32 = 8;
 
 /// Measures the decode rate of a stream that runs alone.
 pub(super) async fn decode_alone(client: &Client, prose: &mut Prose) -> Result<Measurement, Fault> {
-    let mut replies = Vec::new();
-    for _ in 0..LONE_STREAMS {
-        let prompt = prose.text(SHORT_PROMPT_WORDS);
-        replies.push(client.complete(&prompt, LONE_TOKENS).await?);
-    }
-    let rate = median(replies.iter().map(Reply::decode_rate).collect());
-    let figures = [(Figure::DecodeRate, rate)];
-    Ok(Measurement::new(figures, Counts::of_replies(&replies)))
+    let prompt = prose.text(SHORT_PROMPT_WORDS);
+    let reply = client.complete(&prompt, LONE_TOKENS).await?;
+    let figures = [(Figure::DecodeRate, reply.decode_rate())];
+    Ok(Measurement::new(figures, Counts::of_replies([&reply])))
 }
 
 /// Measures the decode rate of all streams together, from the first token of the last stream to the end of the stream that

@@ -68,8 +68,8 @@ impl Figure {
     pub(super) fn definition(self) -> &'static str {
         match self {
             Self::DecodeRate => {
-                "(tokens − 1) / (time of the last token − time of the first token); the median over streams that run one \
-                 after the other, and the sum over streams that run at the same time, while all of them decode"
+                "(tokens − 1) / (time of the last token − time of the first token); the sum over streams that run at \
+                 the same time, while all of them decode"
             }
             Self::PromptRate => "prompt tokens / TTFT",
             Self::PromptTtft => "time from the request with the long prompt to its first token",

@@ -84,7 +84,7 @@ impl Settings {
         } = self;
         let rounds = match rounds {
             1 => "1 round".to_owned(),
-            rounds => format!("{rounds} rounds on each server"),
+            rounds => format!("{rounds} rounds"),
         };
         let first =
             format!("{model}; threads: {threads}; slots: {slots} of {context} tokens; {rounds}");

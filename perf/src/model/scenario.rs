@@ -66,6 +66,18 @@ impl Scenario {
         }
     }
 
+    /// Returns the factor by which the scenario has more rounds than `--rounds`. The decoding scenarios are short, and
+    /// their ratios vary by 7 % from round to round, which is more than the difference between the servers.
+    pub(super) fn rounds_factor(self) -> u32 {
+        match self {
+            Self::DecodeOne | Self::DecodeEight => 4,
+            Self::LongPrompt
+            | Self::GrowingChat
+            | Self::Conversations
+            | Self::PromptAmongStreams => 1,
+        }
+    }
+
     /// Returns the generator of the scenario's prompts in a round. Every server gets the same prompts.
     fn prose(self, round: u32) -> Prose {
         let position = Self::value_variants().iter().position(|one| *one == self);

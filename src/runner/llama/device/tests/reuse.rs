@@ -17,12 +17,29 @@ fn complete(runner: &mut LlamaRunner, sequence: Sequence) -> (u32, Vec<Output>) 
 /// Asserts that a sequence has the same outputs on this runner as on a new runner. Returns the number of reused tokens.
 fn assert_same_as_fresh(runner: &mut LlamaRunner, sequence: &Sequence) -> u32 {
     let (_, expected) = complete(&mut self::runner(1), sequence.clone());
-    let (cached, mut outputs) = complete(runner, sequence.clone());
-    for output in &mut outputs {
-        output.slot = Slot(0);
-    }
+    let (cached, outputs) = complete(runner, sequence.clone());
     assert_same_bits(&outputs, &expected);
     cached
+}
+
+/// Runs the sequences in these slots until each has the expected outputs. Returns the number of computed rows.
+fn run_to_end(runner: &mut LlamaRunner, slots: &[Slot], expected: &[Output]) -> usize {
+    let mut rows = 0;
+    let mut outputs = Vec::new();
+    for _ in 0..MAX_STEPS {
+        if outputs.len() >= slots.len() * expected.len() {
+            break;
+        }
+        outputs.extend(step(runner, None));
+        rows += usize::try_from(runner.batch.n_tokens()).unwrap();
+    }
+    for slot in slots {
+        let of_slot: Vec<_> = outputs
+            .extract_if(.., |output| output.slot == *slot)
+            .collect();
+        assert_same_bits(&of_slot, expected);
+    }
+    rows
 }
 
 /// Returns the ids of a chat's next prompt: the previous prompt, the completion, and a message of `tokens` tokens.
@@ -131,23 +148,8 @@ fn sequences_with_one_prompt_compute_it_once() {
         let start = runner.admit(Slot(slot), sequence.clone()).unwrap();
         assert_eq!(start.cached_tokens, if slot == 0 { 0 } else { 236 });
     }
-    let mut rows = 0;
-    let mut outputs = Vec::new();
-    for _ in 0..MAX_STEPS {
-        if outputs.len() >= 18 {
-            break;
-        }
-        outputs.extend(step(&mut runner, None));
-        rows += usize::try_from(runner.batch.n_tokens()).unwrap();
-    }
+    let rows = run_to_end(&mut runner, &[Slot(0), Slot(1), Slot(2)], &expected);
     assert_eq!(rows, 300 + 2 * 64 + 3 * 5);
-    for slot in 0..3 {
-        let mut of_slot: Vec<_> = outputs
-            .extract_if(.., |output| output.slot == Slot(slot))
-            .collect();
-        of_slot.iter_mut().for_each(|output| output.slot = Slot(0));
-        assert_same_bits(&of_slot, &expected);
-    }
 }
 
 #[test]
@@ -158,8 +160,7 @@ fn a_sequence_whose_leader_is_cancelled_computes_the_prompt_itself() {
     runner.admit(Slot(1), sequence.clone()).unwrap();
     step(&mut runner, None);
     runner.release(Slot(0));
-    let mut outputs = run(&mut runner, Slot(1), 3);
-    outputs.iter_mut().for_each(|output| output.slot = Slot(0));
+    let outputs = run(&mut runner, Slot(1), 3);
     let (_, expected) = complete(&mut self::runner(1), sequence);
     assert_same_bits(&outputs, &expected);
 }
@@ -175,23 +176,8 @@ fn if_a_leader_is_cancelled_the_other_sequences_compute_the_prompt_once() {
             runner.admit(Slot(slot), sequence.clone()).unwrap();
         }
         runner.release(Slot(cancelled));
-        let mut rows = 0;
-        let mut outputs = Vec::new();
-        for _ in 0..MAX_STEPS {
-            if outputs.len() >= 6 {
-                break;
-            }
-            outputs.extend(step(&mut runner, None));
-            rows += usize::try_from(runner.batch.n_tokens()).unwrap();
-        }
+        let rows = run_to_end(&mut runner, &[Slot(1 - cancelled), Slot(2)], &expected);
         assert_eq!(rows, 300 + 64 + 2 * 2, "without {cancelled}");
-        for slot in [1 - cancelled, 2] {
-            let mut of_slot: Vec<_> = outputs
-                .extract_if(.., |output| output.slot == Slot(slot))
-                .collect();
-            of_slot.iter_mut().for_each(|output| output.slot = Slot(0));
-            assert_same_bits(&of_slot, &expected);
-        }
     }
 }
 
