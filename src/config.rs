@@ -28,6 +28,7 @@ mod file;
 pub(crate) mod fuzzing;
 mod grpc;
 mod http;
+mod hub_variables;
 mod log;
 mod model;
 mod nested_tables;
@@ -172,7 +173,7 @@ pub fn read(
         }
         Command::Complete(options) => Ok(ParsedCommand::Complete(options)),
         #[cfg(feature = "llama-cpp")]
-        Command::Models => downloads::list_models().map(ParsedCommand::Print),
+        Command::Models => hub_variables::list_models().map(ParsedCommand::Print),
         Command::Config(ConfigCommand::Check { file }) => {
             check::check_file(&file.display().to_string()).map(ParsedCommand::Print)
         }

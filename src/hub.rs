@@ -1,5 +1,5 @@
 //! Models on the Hugging Face Hub: their names, the cache of their files, and downloads. This module must not know
-//! settings, servers or runners.
+//! settings, servers or runners; only the advice in its errors names settings.
 //!
 //! Other programs share the cache, whose layout comes from the crate `hf-hub`. This module sends its own HTTP requests
 //! instead of those of `hf-hub`, for the reasons in `docs/decisions/010-hub-downloads.md`.

@@ -107,6 +107,33 @@ async fn a_server_that_ignores_ranges_sends_the_file_from_its_start() {
 }
 
 #[tokio::test]
+async fn a_download_that_always_breaks_before_its_longest_part_fails() {
+    let cache = folder();
+    let hub = TestHub::start(&[(FILE, &contents())]).await;
+    let mut faults = vec![Fault::CutAfter(50_000)];
+    faults.extend(
+        [40_000, 50_000]
+            .map(Fault::IgnoreRangeAndCutAfter)
+            .repeat(4),
+    );
+    hub.inject(&faults);
+    let error = error_of("", &hub.options(cache.path())).await;
+    assert!(error.contains("stopped at 50.00 kB"), "{error}");
+    assert_eq!(hub.downloads().len(), 5);
+}
+
+#[tokio::test]
+async fn a_download_that_is_redirected_to_another_scheme_is_not_tried_again() {
+    let cache = folder();
+    let hub = TestHub::start(&[(FILE, &contents())]).await;
+    hub.inject(&[Fault::Redirect("ftp://storage.example/m.gguf"); 2]);
+    let error = error_of("", &hub.options(cache.path())).await;
+    let expected = "redirects to an address that is not http or https; check HF_ENDPOINT";
+    assert!(error.contains(expected), "{error}");
+    assert_eq!(hub.downloads().len(), 1);
+}
+
+#[tokio::test]
 async fn a_damaged_download_is_rejected_and_deleted() {
     let cache = folder();
     let hub = TestHub::start(&[(FILE, &contents())]).await;
@@ -151,7 +178,7 @@ async fn a_page_in_place_of_the_rest_of_a_file_does_not_destroy_the_bytes_so_far
     for has_length in [true, false] {
         let cache = folder();
         let hub = TestHub::start(&[(FILE, &contents())]).await;
-        hub.inject(&[Fault::CutAfter(70_000), Fault::Page(has_length)]);
+        hub.inject(&[Fault::CutAfter(70_000), Fault::Page { has_length }]);
         let error = error_of("", &hub.options(cache.path())).await;
         assert!(error.contains("must have 100000 bytes"), "{error}");
         let path = fetch_quietly("", &hub.options(cache.path())).await.unwrap();
@@ -182,7 +209,7 @@ async fn the_token_is_sent_to_the_hub_and_not_to_the_server_that_it_redirects_to
     hub.require_token("hf_secret", StatusCode::UNAUTHORIZED);
     let mut options = hub.options(cache.path());
     options.token = HubToken::parse("hf_secret").unwrap();
-    // The Hub redirects the old name of a repository to itself.
+    // The Hub redirects the repository's old name to its new name on the same host.
     let renamed: HubModel = "hf:org/renamed".parse().unwrap();
     let error = fetch(&renamed, &options, &|_| ()).await.unwrap_err();
     assert!(error.to_string().contains("has no file"), "{error}");

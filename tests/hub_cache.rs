@@ -88,7 +88,7 @@ async fn a_model_that_is_not_cached_needs_a_network() {
 }
 
 #[tokio::test]
-async fn another_quantization_than_the_cached_one_is_never_chosen_without_a_network() {
+async fn offline_a_cached_quantization_never_replaces_the_requested_one() {
     let cache = folder();
     let hub = TestHub::start(&[(FILE, b"x"), ("m-Q8_0.gguf", b"y")]).await;
     fetch_quietly(":Q8_0", &hub.options(cache.path()))

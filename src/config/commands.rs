@@ -81,10 +81,9 @@ pub(super) struct GatewaySettings {
         value_name = "ADDRESS"
     )]
     engine: Vec<ParsedText<EngineAddress>>,
-    /// Maximum number of blocks of prompts that the gateway remembers, as hashes, for cache-aware placement: a request
-    /// goes to the engine that has worked on the longest prefix of its prompt, unless that engine has more outstanding
-    /// tokens than another one, by more than it would reuse. A block is up to 512 bytes of a message, and takes about
-    /// 40 bytes of memory. 0: requests are placed by load alone
+    /// Maximum number of prompt blocks whose hashes the gateway keeps for cache-aware placement. A request goes to the
+    /// engine that can reuse most of its prompt, unless that engine's additional load is larger than the reuse. A block
+    /// is at most 512 bytes of text or 128 token ids, and takes about 40 bytes. 0: requests are placed by load alone
     #[arg(
         long,
         env = "TOKENWAY_PREFIX_INDEX_BLOCKS",

@@ -15,7 +15,7 @@ use super::cluster::ClusterFile;
 use super::error::{ConfigError, FileError, Position, first_error};
 use super::nested_tables::SourceFile;
 
-/// Key of the `[[model]]` tables. If its value is a string, it is the setting `model`.
+/// Key of the `[[model]]` tables. A string value is the setting `model`; a list is the tables.
 const MODEL_TABLES_KEY: &str = "model";
 
 /// Settings whose key in a `[[model]]` table differs from the key outside: (key outside the tables, key in a table).
@@ -160,7 +160,6 @@ impl Parser<'_> {
         }
         let is_text = values.get(MODEL_TABLES_KEY).is_some_and(Value::is_str);
         if !known.model.is_empty()
-            // As a string, the key is the setting `model`.
             && !is_text
             && let Some((spans, values)) = spans
                 .remove(MODEL_TABLES_KEY)

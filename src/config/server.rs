@@ -27,8 +27,8 @@ pub(super) struct ServerSettings {
     )]
     request_timeout: PositiveSeconds,
     /// Requests that may share computed prompt tokens: `all`, or `caller` (only requests with the same Authorization
-    /// header and the same `user`). With `caller`, no client can learn from response times which prompts others have
-    /// sent
+    /// header, `user` and `cache_salt`). With `caller`, a client cannot learn from response times which prompts other
+    /// callers have sent
     #[arg(
         long,
         env = "TOKENWAY_PREFIX_SHARING",

@@ -7,8 +7,8 @@ use crate::server::{EngineParts, Source};
 
 mod check;
 mod cluster;
-mod downloads;
 mod http;
+mod hub_variables;
 mod log;
 mod models;
 mod servers;

@@ -241,7 +241,8 @@ impl AttachSettings {
             );
             return Err(settings.error("runner", problem));
         }
-        // `resolve` adds the runner's default name of the model. Without --model-name, it is the engine's only model.
+        // Read before `resolve` adds the runner's default name. Without --model-name, the worker serves the engine's
+        // only model.
         let model = settings.get::<Self>()?.model_name;
         let (_, loader) = resolve(&mut settings)?;
         let attach: Self = settings.get()?;

@@ -5,7 +5,7 @@
 //! models--OWNER--REPO/blobs/SHA256                the contents of each file; SHA256.incomplete while it is downloaded
 //! models--OWNER--REPO/refs/main                   the commit of the last download
 //! models--OWNER--REPO/snapshots/COMMIT/FILE       links to the contents
-//! models--OWNER--REPO/tokenway-files/COMMIT.json  the commit's list of files, to choose a file without a network
+//! models--OWNER--REPO/tokenway-files/COMMIT.json  the commit's list of GGUF files, to choose a file without a network
 //! .locks/models--OWNER--REPO/SHA256.lock          held by the process that downloads the file
 //! ```
 //!
@@ -62,8 +62,8 @@ impl RepoCache {
         &self.folder
     }
 
-    /// Returns the commits that have cached files, in the order in which they are searched for a model: first the one in
-    /// `refs/main`, which is the commit of the last download, then the others, the last changed first.
+    /// Returns the commits that have cached files, in the order in which they are searched for a model: first the one
+    /// in `refs/main`, which is the commit of the last download, then the others, the last changed first.
     pub(super) fn commits(&self) -> Vec<String> {
         let main = read_regular_file(&self.main_ref()).unwrap_or_default();
         let main = String::from_utf8_lossy(&main);
@@ -88,8 +88,8 @@ impl RepoCache {
             .join(format!("{commit}.json"))
     }
 
-    /// Returns the list of all files of a commit. `None` if only other programs have downloaded files of it, or the list
-    /// is not one that Tokenway wrote.
+    /// Returns the stored list of a commit's GGUF files. `None` if Tokenway has not stored a list, or the list is not
+    /// valid.
     pub(super) fn listed_files(&self, commit: &str) -> Option<RepoFiles> {
         let list = read_regular_file(&self.list_path(commit)).ok()?;
         let list: RepoFiles = serde_json::from_slice(&list).ok()?;
@@ -210,7 +210,7 @@ fn stays_in_cache(file: &RepoFile) -> bool {
     is_relative_path(&file.path) && has_valid_hash
 }
 
-/// Opens a file for reading and writing. Creates it if it does not exist, and keeps what it contains.
+/// Opens a file for reading and writing. Creates it if it does not exist, and keeps its contents.
 ///
 /// # Errors
 /// The file cannot be opened, or it is a link or not a regular file: another user of a shared cache could have put it

@@ -51,6 +51,9 @@ pub(super) enum ClientError {
     /// A redirect that must not or cannot be followed.
     #[error("{host} redirects {reason}")]
     Redirect { host: String, reason: String },
+    /// The response is longer than the caller allows.
+    #[error("the response of {host} is longer than {max} bytes")]
+    TooLong { host: String, max: usize },
 }
 
 /// A client for one Hub.
@@ -225,9 +228,8 @@ impl ResponseBody {
         let mut bytes = Vec::new();
         while let Some(chunk) = self.next_chunk().await? {
             if bytes.len() + chunk.len() > max {
-                let reason = format!("the response is longer than {max} bytes");
                 let host = self.host;
-                return Err(ClientError::Broken { host, reason });
+                return Err(ClientError::TooLong { host, max });
             }
             bytes.extend_from_slice(&chunk);
         }

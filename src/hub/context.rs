@@ -5,8 +5,8 @@ use std::io::{self, ErrorKind};
 
 use http::StatusCode;
 
-use super::client::HubClient;
-use super::error::HubError;
+use super::client::{ClientError, HubClient};
+use super::error::{Failure, HubError};
 use super::options::HubOptions;
 use super::reference::HubModel;
 
@@ -34,8 +34,8 @@ impl FetchContext<'_> {
         self.options.endpoint.as_str().to_owned()
     }
 
-    /// Returns the error for an unsuccessful HTTP status. `what` names the requested repository or file.
-    pub(super) fn status_error(&self, status: StatusCode, what: String) -> HubError {
+    /// Returns the error for an unsuccessful HTTP status. `resource` names the requested repository or file.
+    pub(super) fn status_error(&self, status: StatusCode, resource: String) -> HubError {
         let (model, endpoint) = (self.model.to_string(), self.endpoint());
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => HubError::Denied {
@@ -44,20 +44,36 @@ impl FetchContext<'_> {
                 endpoint,
                 status: status.as_u16(),
                 token_hint: match self.options.token {
-                    Some(_) => " (the token that was sent may not)",
+                    Some(_) => " (the token that was sent has no access)",
                     None => " (no token was sent)",
                 },
             },
             StatusCode::NOT_FOUND => HubError::NotFound {
                 model,
                 endpoint,
-                what,
+                resource,
             },
             _ => HubError::Status {
                 model,
                 endpoint,
                 status: status.as_u16(),
             },
+        }
+    }
+
+    /// Returns the failure of a request for a file.
+    pub(super) fn request_failure(&self, error: ClientError) -> Failure {
+        match error {
+            ClientError::Connect { .. } | ClientError::Broken { .. } => {
+                Failure::Temporary(error.to_string())
+            }
+            ClientError::Redirect { .. } | ClientError::TooLong { .. } => {
+                Failure::Final(HubError::InvalidResponse {
+                    model: self.model.to_string(),
+                    endpoint: self.endpoint(),
+                    problem: error.to_string(),
+                })
+            }
         }
     }
 

@@ -20,7 +20,8 @@ use super::repo_files::RepoFile;
 use super::url::encode_path;
 use crate::backoff::{Backoff, BackoffPolicy};
 
-/// Number of failures in a row, with no new byte between them, after which a download fails.
+/// Number of failures in a row after which a download fails. A failure starts a new row if the file became longer than
+/// it ever was.
 const MAX_ATTEMPTS: u32 = 5;
 
 /// Maximum delay between two attempts.
@@ -112,15 +113,17 @@ impl Download<'_> {
             jitter: 0.5,
         });
         let mut failures = 0;
+        // A server that ignores ranges sends the first bytes again, which is no progress.
+        let mut longest = self.partial.length;
         self.report_progress();
         while self.partial.length < self.file.size {
-            let before = self.partial.length;
             let reason = match self.request_rest().await {
                 Ok(()) => continue,
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Temporary(reason)) => reason,
             };
-            if self.partial.length > before {
+            if self.partial.length > longest {
+                longest = self.partial.length;
                 failures = 0;
                 backoff.reset();
             }
@@ -150,7 +153,8 @@ impl Download<'_> {
         let (repo, file) = (context.model.repo(), encode_path(&self.file.path));
         let path = format!("/{repo}/resolve/{}/{file}", self.commit);
         let from = Some(self.partial.length).filter(|from| *from > 0);
-        let response = context.client.get(&path, from).await?;
+        let response = context.client.get(&path, from).await;
+        let response = response.map_err(|error| context.request_failure(error))?;
         match response.status() {
             StatusCode::PARTIAL_CONTENT => self.check_range(&response)?,
             StatusCode::OK => {
@@ -160,7 +164,7 @@ impl Download<'_> {
                     return Err(self.wrong_size(length).into());
                 }
                 if length.is_none() && self.partial.length > 0 {
-                    // It may be an error page. The bytes so far are worth more.
+                    // A response of unknown length may be an error page, so the partial file is kept.
                     return Err(self.wrong_size("a response of unknown length").into());
                 }
                 // The server ignores ranges, so the response starts at the first byte.
@@ -176,8 +180,8 @@ impl Download<'_> {
                 return Err(Failure::Temporary(reason));
             }
             status => {
-                let what = format!("file {} in {repo}", self.file.path);
-                return Err(context.status_error(status, what).into());
+                let resource = format!("file {} in {repo}", self.file.path);
+                return Err(context.status_error(status, resource).into());
             }
         }
         self.append(response.into_body()).await
@@ -196,7 +200,11 @@ impl Download<'_> {
     }
 
     async fn append(&mut self, mut body: ResponseBody) -> Result<(), Failure> {
-        while let Some(chunk) = body.next_chunk().await? {
+        let context = self.context;
+        loop {
+            let chunk = body.next_chunk().await;
+            let chunk = chunk.map_err(|error| context.request_failure(error))?;
+            let Some(chunk) = chunk else { break };
             let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
             if length > self.file.size - self.partial.length {
                 return Err(self.wrong_size("more").into());
@@ -252,7 +260,7 @@ impl Download<'_> {
                 found,
             });
         }
-        // Without this, a power failure could leave a file with the right name and without its contents.
+        // Without `sync_all`, a power failure could leave a file with the right name and without its contents.
         let stored = file.sync_all().and_then(|()| fs::rename(path, blob));
         stored.map_err(|error| self.write_error(error))
     }

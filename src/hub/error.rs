@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use indicatif::DecimalBytes;
 
-use super::client::ClientError;
 use super::select::SelectError;
 
 /// Reason why the files of a model are not available. `model` is its name without `hf:`.
@@ -63,14 +62,14 @@ pub enum HubError {
         token_hint: &'static str,
     },
     /// The Hub does not have the repository or the file.
-    #[error("hf:{model}: {endpoint} has no {what}; check the name")]
+    #[error("hf:{model}: {endpoint} has no {resource}; check the name")]
     NotFound {
         /// Name of the model.
         model: String,
         /// Address of the Hub.
         endpoint: String,
         /// The repository or file.
-        what: String,
+        resource: String,
     },
     /// The Hub answers with another unsuccessful status.
     #[error("hf:{model}: {endpoint} answers with the HTTP status {status}; try again later")]
@@ -82,7 +81,7 @@ pub enum HubError {
         /// HTTP status.
         status: u16,
     },
-    /// The response is not one that the Hub's API returns.
+    /// The response is not one that the Hub returns, or redirects to an address that must not be followed.
     #[error("hf:{model}: the response of {endpoint} is not valid: {problem}; check HF_ENDPOINT")]
     InvalidResponse {
         /// Name of the model.
@@ -152,13 +151,13 @@ pub enum HubError {
     },
     /// The disk has no room for the files that are still to be downloaded.
     #[error(
-        "hf:{model}: the download needs {} more, but {} has only {} free; free some space, or set HF_HUB_CACHE to \
+        "hf:{model}: the download needs {} of free space, but {} has only {}; free some space, or set HF_HUB_CACHE to \
          a folder on another disk", DecimalBytes(*.needed), cache.display(), DecimalBytes(*.free)
     )]
     NoSpace {
         /// Name of the model.
         model: String,
-        /// Number of bytes that are still to be downloaded, of all files.
+        /// Number of bytes that must be free: those still to be downloaded, and a reserve.
         needed: u64,
         /// Number of bytes that are free.
         free: u64,
@@ -203,10 +202,4 @@ pub(super) enum Failure {
     /// Another attempt would fail in the same way.
     #[error(transparent)]
     Final(#[from] HubError),
-}
-
-impl From<ClientError> for Failure {
-    fn from(error: ClientError) -> Self {
-        Self::Temporary(error.to_string())
-    }
 }

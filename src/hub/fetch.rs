@@ -1,7 +1,7 @@
 //! Finds the files of a model in the cache, or downloads them from the Hub.
 //!
-//! A model in the cache is used without any request, whatever commit it is from. So a server can start without a network,
-//! and serves the same file after each start, even if the repository has a newer one.
+//! A model in the cache is used without any request, whatever commit it is from, so a server can start without a network.
+//! A newer commit on the Hub changes nothing until a program downloads from it into the cache.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use http::StatusCode;
 
 use super::cache::RepoCache;
-use super::client::HubClient;
+use super::client::{ClientError, HubClient};
 use super::context::{DownloadProgress, FetchContext};
 use super::download::download;
 use super::error::HubError;
@@ -135,13 +135,17 @@ impl FetchContext<'_> {
         if status != StatusCode::OK {
             return Err(self.status_error(status, format!("repository {repo}")));
         }
-        let body = response.into_body().read_all(MAX_LIST_BYTES).await;
-        let body = body.map_err(|error| unreachable(error.to_string()))?;
-        RepoFiles::parse(&body).map_err(|problem| HubError::InvalidResponse {
+        let invalid = |problem: String| HubError::InvalidResponse {
             model: self.model.to_string(),
             endpoint: self.endpoint(),
             problem,
-        })
+        };
+        let body = response.into_body().read_all(MAX_LIST_BYTES).await;
+        let body = body.map_err(|error| match error {
+            ClientError::TooLong { .. } => invalid(error.to_string()),
+            error => unreachable(error.to_string()),
+        })?;
+        RepoFiles::parse(&body).map_err(invalid)
     }
 
     /// Downloads the files of the model one after the other.

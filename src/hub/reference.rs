@@ -32,7 +32,7 @@ pub struct HubModel {
 /// The file of a repository that a name selects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FileChoice {
-    /// The default: the only model, or the quantization that most users want.
+    /// The default: the only model, else `Q4_K_M`, else `Q8_0`.
     Default,
     /// The file of this quantization, such as `Q4_K_M`, in upper or lower case.
     Quantization(String),

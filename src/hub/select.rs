@@ -25,7 +25,7 @@ const MAX_LISTED: usize = 20;
 pub enum SelectError {
     /// The repository has no GGUF model.
     #[error(
-        "the repository has no GGUF model; look for one whose name ends in -GGUF, or convert the model"
+        "the repository has no GGUF model; look for a repository whose name ends in -GGUF, or convert the model"
     )]
     NoModel,
     /// The repository does not have the selected file or quantization.
@@ -303,7 +303,7 @@ mod tests {
             "the repository has no model with the quantization Q5_K_M; it has hf:a/b:m-Q4_0.gguf";
         assert!(error.starts_with(expected), "{error}");
         assert!(!error.contains("mmproj"), "{error}");
-        let error = selected(":0", &REPO).expect_err("the name has another last word");
+        let error = selected(":0", &REPO).expect_err("several models end in 0");
         assert!(matches!(error, SelectError::Ambiguous { .. }), "{error}");
         let several = ["x-Q4_K_M.gguf", "y-Q4_K_M.gguf", "y-Q8_0.gguf"];
         for choice in ["", ":Q4_K_M"] {

@@ -20,10 +20,11 @@ pub(super) fn check_space(
     cache: &RepoCache,
     files: &[&RepoFile],
 ) -> Result<(), HubError> {
-    let needed = missing_bytes(cache, files);
-    if needed == 0 {
+    let missing = missing_bytes(cache, files);
+    if missing == 0 {
         return Ok(());
     }
+    let needed = missing.saturating_add(SPARE_BYTES);
     // Before the first download, the folder does not exist.
     let mut folders = cache.folder().ancestors();
     let disk = folders.find_map(|folder| rustix::fs::statvfs(folder).ok());
@@ -32,7 +33,7 @@ pub(super) fn check_space(
         return Ok(());
     };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    match needed.saturating_add(SPARE_BYTES) > free {
+    match needed > free {
         false => Ok(()),
         true => Err(HubError::NoSpace {
             model: context.model.to_string(),

@@ -35,11 +35,14 @@ pub(super) fn join(address: &str, location: &str) -> Option<String> {
         return Some(format!("{scheme}://{authority}{location}"));
     }
     let path = path.split('?').next().unwrap_or_default();
+    if location.is_empty() || location.starts_with('?') {
+        return Some(format!("{scheme}://{authority}{path}{location}"));
+    }
     let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
     Some(format!("{scheme}://{authority}{folder}/{location}"))
 }
 
-/// Splits an address into its scheme and what follows the colon. Returns `None` for a relative address, whose first
+/// Splits an address into its scheme and the rest after the colon. Returns `None` for a relative address, whose first
 /// segment has no colon (RFC 3986, sections 3.1 and 4.2).
 fn split_scheme(address: &str) -> Option<(&str, &str)> {
     let segment_end = address.find(['/', '?']).unwrap_or(address.len());
@@ -82,6 +85,8 @@ mod tests {
             ("//cdn/c", "https://cdn/c"),
             ("/c?z", "https://hub:1/c?z"),
             ("c", "https://hub:1/a/c"),
+            ("?z", "https://hub:1/a/b?z"),
+            ("#f", "https://hub:1/a/b"),
             ("c/d:e?f:g", "https://hub:1/a/c/d:e?f:g"),
         ] {
             assert_eq!(join(address, location).as_deref(), Some(expected));

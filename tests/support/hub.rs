@@ -68,8 +68,12 @@ pub enum Fault {
     Status(StatusCode),
     /// The response has the whole file, although a part was requested.
     IgnoreRange,
-    /// The response is a page that is not the file, with the status of a success. True if its length is known.
-    Page(bool),
+    /// The response starts at the first byte, although a part was requested, and breaks after this many bytes.
+    IgnoreRangeAndCutAfter(usize),
+    /// The response redirects to this address.
+    Redirect(&'static str),
+    /// The response is a page that is not the file, with the status of a success.
+    Page { has_length: bool },
     /// The last byte is wrong.
     WrongByte,
     /// The file has another byte at its end.
@@ -129,7 +133,7 @@ impl TestHub {
         }
     }
 
-    /// Returns options for this Hub with an empty cache in this folder.
+    /// Returns options for this Hub with the cache in this folder.
     pub fn options(&self, cache: &Path) -> HubOptions {
         let endpoint = Endpoint::parse(&self.endpoint).expect("a valid address");
         let mut options = HubOptions::new(endpoint, cache.to_owned());
@@ -335,8 +339,11 @@ async fn store(
     let size = bytes.len();
     match fault {
         Some(Fault::Status(status)) => return status.into_response(),
-        Some(Fault::Page(true)) => return "please log in".into_response(),
-        Some(Fault::Page(false)) => {
+        Some(Fault::Redirect(address)) => {
+            return (StatusCode::FOUND, [(LOCATION, address)]).into_response();
+        }
+        Some(Fault::Page { has_length: true }) => return "please log in".into_response(),
+        Some(Fault::Page { has_length: false }) => {
             let page = futures_util::stream::iter([Ok::<_, io::Error>("please log in")]);
             return Body::from_stream(page).into_response();
         }
@@ -352,7 +359,11 @@ async fn store(
         let start: usize = start.and_then(|it| it.parse().ok()).expect("an open range");
         start
     });
-    let range = range.filter(|_| !matches!(fault, Some(Fault::IgnoreRange)));
+    let is_ignored = matches!(
+        fault,
+        Some(Fault::IgnoreRange | Fault::IgnoreRangeAndCutAfter(_))
+    );
+    let range = range.filter(|_| !is_ignored);
     let start = range.unwrap_or(0);
     let (status, mut response) = (
         range.map_or(StatusCode::OK, |_| StatusCode::PARTIAL_CONTENT),
@@ -375,12 +386,16 @@ async fn store(
 /// Sends the bytes, or as many of them as the fault allows.
 fn body(bytes: Bytes, fault: Option<Fault>) -> Body {
     let first = match fault {
-        Some(Fault::CutAfter(count) | Fault::StallAfter(count)) => bytes.slice(..count),
+        Some(
+            Fault::CutAfter(count)
+            | Fault::IgnoreRangeAndCutAfter(count)
+            | Fault::StallAfter(count),
+        ) => bytes.slice(..count),
         _ => return bytes.into(),
     };
     let sent = futures_util::stream::iter([Ok(first)]);
     match fault {
-        Some(Fault::CutAfter(_)) => {
+        Some(Fault::CutAfter(_) | Fault::IgnoreRangeAndCutAfter(_)) => {
             // The bytes reach the socket before the connection breaks.
             let broken = futures_util::stream::once(async {
                 tokio::task::yield_now().await;

@@ -90,8 +90,8 @@ pub(super) struct LlamaSettings {
     )]
     prefix_cache_mib: u32,
     /// Maximum time that a step with prompt tokens should take, in milliseconds. Running streams wait for the
-    /// step; shorter steps compute a prompt more slowly. A long prompt is computed about 96 tokens at a time, even
-    /// if they take longer (llama only)
+    /// step; shorter steps compute a prompt more slowly. A long prompt is computed in parts of at least about 96
+    /// tokens, even if a part takes longer (llama only)
     #[arg(
         long,
         env = "TOKENWAY_MAX_STEP_MS",

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use crate::hub::{HubModel, HubOptions};
 use crate::output::Output;
 
+#[cfg(feature = "llama-cpp")]
+mod display;
+
 /// The file of each downloaded model; the first one of a split model.
 pub type ModelFiles = BTreeMap<HubModel, PathBuf>;
 
@@ -68,7 +71,7 @@ pub async fn download_until_signalled(
     }
 }
 
-/// Fails, because a build without llama.cpp needs no model files.
+/// Fails. A build without llama.cpp does not call this function, because its settings reject models in files.
 ///
 /// # Errors
 /// Always.
@@ -94,76 +97,4 @@ async fn download_all(downloads: &Downloads, err: &Output) -> Result<ModelFiles,
         files.insert(model.clone(), path);
     }
     Ok(files)
-}
-
-#[cfg(feature = "llama-cpp")]
-mod display {
-    use std::sync::{Mutex, PoisonError};
-
-    use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
-
-    use super::super::progress::draw_target;
-    use crate::hub::DownloadProgress;
-    use crate::output::Output;
-
-    /// Progress between two log lines about a download, in per cent.
-    const LOG_STEP_PERCENT: u64 = 10;
-
-    const TEMPLATE: &str = "download {bar:30} {decimal_bytes}/{decimal_total_bytes} \
-                            {decimal_bytes_per_sec} {eta} {wide_msg}";
-
-    /// Progress of the download of one model: a bar on a terminal, otherwise log lines.
-    pub(super) struct Display {
-        bar: ProgressBar,
-        /// The current file, and the percentage of its last log line.
-        logged: Mutex<(String, u64)>,
-    }
-
-    impl Display {
-        pub(super) fn new(err: &Output) -> Self {
-            let bar = ProgressBar::new(0);
-            bar.set_draw_target(draw_target(err));
-            let style = ProgressStyle::with_template(TEMPLATE);
-            bar.set_style(style.expect("the progress bar's template is valid"));
-            Self {
-                bar,
-                logged: Mutex::default(),
-            }
-        }
-
-        pub(super) fn show(&self, progress: DownloadProgress<'_>) {
-            let DownloadProgress {
-                file,
-                received,
-                size,
-            } = progress;
-            let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_new_file = logged.0 != file;
-            if is_new_file {
-                *logged = (file.to_owned(), 0);
-                self.bar.set_length(size);
-                self.bar.set_message(file.to_owned());
-                self.bar.set_position(received);
-                // The bytes of an earlier download must not count for the speed and the remaining time.
-                self.bar.reset_eta();
-            }
-            self.bar.set_position(received);
-            if !self.bar.is_hidden() {
-                return;
-            }
-            let percent = received.saturating_mul(100) / size.max(1);
-            if is_new_file {
-                let (size, received) = (DecimalBytes(size), DecimalBytes(received));
-                tracing::info!(file, %size, %received, "downloading");
-                logged.1 = percent;
-            } else if percent >= logged.1 + LOG_STEP_PERCENT {
-                tracing::info!(file, percent, "downloading");
-                logged.1 = percent - percent % LOG_STEP_PERCENT;
-            }
-        }
-
-        pub(super) fn finish(&self) {
-            self.bar.finish_and_clear();
-        }
-    }
 }

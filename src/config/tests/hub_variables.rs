@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::env::VarError;
 
 use super::*;
-use crate::config::downloads::hub_options;
+use crate::config::hub_variables::hub_options;
 use crate::hub::HubOptions;
 
 /// Returns the Hub's options for an environment that has only these variables.
