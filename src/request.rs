@@ -148,7 +148,7 @@ pub struct SequenceOptions {
     pub timestamps: bool,
     /// The end user on whose behalf the client sends the request (`user`).
     pub user: EndUser,
-    /// Salt of the prompt in prefix caches, where it shares computed tokens only with prompts of the same salt.
+    /// Salt for prefix caches. Only prompts with the same salt share computed tokens.
     pub cache_salt: CacheSalt,
 }
 

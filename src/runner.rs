@@ -204,8 +204,9 @@ pub struct Token {
 /// The result of [`Runner::admit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SequenceStart {
-    /// Number of tokens at the start of the prompt that the device does not compute again, because it has computed
-    /// them for an earlier sequence. At most the length of the prompt.
+    /// Number of tokens at the start of the prompt that the sequence is expected to reuse. At most the length of the
+    /// prompt. Another running sequence may still have to compute some of them. If that sequence is cancelled, the
+    /// number is too high.
     pub cached_tokens: u32,
 }
 
@@ -229,8 +230,8 @@ pub struct PrefixCacheStats {
 /// and releases sequences. If the runner panics, the worker catches the panic, gives up all sequences of the device and
 /// loads the model again.
 pub trait Runner {
-    /// Chooses the slot of the next sequence. `free` lists the free slots. It has at least one, and ends with the one
-    /// that was freed last. The worker then calls [`Runner::admit`] with the chosen slot. The default implementation
+    /// Chooses the slot of the next sequence. `free` lists the free slots. It is not empty, and its last slot is the
+    /// most recently freed. The worker then calls [`Runner::admit`] with the chosen slot. The default implementation
     /// chooses the last one.
     fn choose_slot(&self, sequence: &Sequence, free: &[Slot]) -> Slot {
         let _ = sequence;

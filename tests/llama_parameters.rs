@@ -120,7 +120,7 @@ async fn logprobs_are_taken_before_the_bias() {
 }
 
 #[tokio::test]
-async fn scoring_a_prompt_gives_the_logprobs_of_sampling_it() {
+async fn scoring_a_long_prompt_gives_about_the_logprobs_of_sampling_it() {
     let written = v1::CompletionRequest {
         logprobs: Some(2),
         echo: true,
@@ -147,15 +147,19 @@ async fn scoring_a_prompt_gives_the_logprobs_of_sampling_it() {
     );
     assert_eq!(prompt[0].logprobs.as_ref().and_then(|it| it.logprob), None);
     // The scored prompt has more than 64 tokens, so llama.cpp computes it with another kernel than the completion. The
-    // two kernels round differently.
+    // two kernels round differently. On one processor, the differences were 0.017 on average and at most 0.18.
     let expected = [&prompt[..], completion].concat();
     let (read, expected) = (logprobs(&read.prompt.tokens), logprobs(&expected));
     assert_eq!(read.len(), expected.len());
+    let mut differences = Vec::new();
     for (read, expected) in read.iter().zip(expected).skip(1) {
         assert_eq!(read.token_bytes, expected.token_bytes);
-        let difference = (read.logprob() - expected.logprob()).abs();
-        assert!(difference < 0.2, "{read:?} instead of {expected:?}");
+        differences.push((read.logprob() - expected.logprob()).abs());
     }
+    let count = f32::from(u16::try_from(differences.len()).expect("few tokens"));
+    let mean = differences.iter().sum::<f32>() / count;
+    let largest = differences.iter().copied().fold(0.0, f32::max);
+    assert!(mean < 0.05 && largest < 0.5, "{mean}, {largest}");
 }
 
 #[tokio::test]

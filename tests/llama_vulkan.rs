@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use support::http::{completion, get};
+use support::program::{start_serving, tokenway};
 use support::{Setup, TestServer, model_path};
 use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 use tokenway::runner::{Loader, Resumption};
@@ -90,6 +91,35 @@ async fn without_gpu_layers_the_cpu_computes_the_model() {
     };
     let server = start(on_cpu).await;
     assert_eq!(device(&server).await, "CPU, 1 thread");
+}
+
+#[tokio::test]
+async fn without_gpu_layers_the_results_are_those_of_a_machine_without_a_gpu() {
+    let path = model_path();
+    let path = path.to_str().expect("a path in UTF-8");
+    let arguments = [
+        "--runner",
+        "llama",
+        "--model-path",
+        path,
+        "--threads",
+        "1",
+        "--gpu-layers",
+        "0",
+    ];
+    // Long enough for the batches that llama.cpp would otherwise compute on a GPU.
+    let prompt = "The clocks of the museum tell the time in every town. ".repeat(40);
+    let body = json!({"prompt": prompt, "max_tokens": 8, "temperature": 0, "logprobs": 2});
+    let mut choices = Vec::new();
+    for visible_devices in ["0", ""] {
+        let program = tokenway().env("GGML_VK_VISIBLE_DEVICES", visible_devices);
+        let (_server, [http, _]) = start_serving(program, &arguments).await;
+        let address = http.trim_start_matches("http://");
+        let mut response = completion(&body).send_to(address).await;
+        choices.push(response.read_rest().await.json()["choices"].clone());
+    }
+    assert_eq!(choices[0], choices[1]);
+    assert!(choices[0][0]["text"].is_string(), "{choices:?}");
 }
 
 #[test]

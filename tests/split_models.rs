@@ -87,8 +87,7 @@ async fn a_missing_file_or_another_than_the_first_is_rejected_before_anything_li
     let first = write_parts(folder.path(), &Gguf::tiny().split(FIRST_TENSORS));
     let second = folder.path().join("tiny-Q8_0-00002-of-00002.gguf");
     let (code, error) = serve_error(&second).await;
-    let expected =
-        "this is file 2 of 2 of a split model; give the first one, tiny-Q8_0-00001-of-00002.gguf";
+    let expected = "this is file 2 of 2 of a split model; set the model path to the first file, tiny-Q8_0-00001-of-00002.gguf";
     assert!(code == Some(2) && error.contains(expected), "{error}");
     fs::write(&second, "not a model").expect("a file");
     let (code, error) = serve_error(&first).await;
@@ -102,69 +101,89 @@ async fn a_missing_file_or_another_than_the_first_is_rejected_before_anything_li
     );
 }
 
+/// Returns the two files of a split model, with this value in one of them.
+fn parts_with(index: usize, key: &str, value: Value) -> [Gguf; 2] {
+    let mut parts = Gguf::tiny().split(FIRST_TENSORS);
+    parts[index] = parts[index].clone().with(key, value);
+    parts
+}
+
+/// Returns the two files of a split model, without this key in one of them.
+fn parts_without(index: usize, key: &str) -> [Gguf; 2] {
+    let mut parts = Gguf::tiny().split(FIRST_TENSORS);
+    parts[index] = parts[index].clone().without(key);
+    parts
+}
+
+async fn assert_rejected(parts: &[Gguf; 2], expected: &str) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (code, error) = serve_error(&write_parts(folder.path(), parts)).await;
+    assert!(
+        code == Some(1) && error.contains(expected),
+        "{expected}: {code:?} {error}"
+    );
+}
+
 #[tokio::test]
-async fn files_that_do_not_belong_together_are_rejected_and_never_abort_the_process() {
-    let parts = || Gguf::tiny().split(FIRST_TENSORS);
-    let with = |index: usize, key: &str, value: Value| {
-        let mut parts = parts();
-        parts[index] = parts[index].clone().with(key, value);
-        parts
-    };
-    let without = |index: usize, key: &str| {
-        let mut parts = parts();
-        parts[index] = parts[index].clone().without(key);
-        parts
-    };
-    let [first, second] = parts();
+async fn files_that_do_not_belong_together_are_rejected() {
+    let [first, second] = Gguf::tiny().split(FIRST_TENSORS);
     let mut same_tensor = second.clone();
     same_tensor.tensors[0].name = first.tensors[0].name.clone();
-    let mut no_tensors = [first.clone(), second.clone()];
+    let mut no_tensors = [first.clone(), second];
     no_tensors.iter_mut().for_each(|part| part.tensors.clear());
     for (parts, expected) in [
         (
-            with(0, "split.count", Value::U16(3)),
-            "`split.count` is 3, but the name of the file says 2",
+            parts_with(0, "split.count", Value::U16(3)),
+            "`split.count` is 3, but the file's name stands for a model of 2",
         ),
         (
-            without(0, "split.count"),
-            "`split.count` is 1, but the name of the file says 2",
+            parts_without(0, "split.count"),
+            "`split.count` is 1, but the file's name stands for a model of 2",
         ),
         (
-            with(1, "split.count", Value::U16(9)),
+            parts_with(1, "split.count", Value::U16(9)),
             "another file of this split model: `split.count` is 9",
         ),
         (
-            with(0, "split.no", Value::U16(1)),
+            parts_with(0, "split.no", Value::U16(1)),
             "`split.no` must be 0 for this name (got 1)",
         ),
         (
-            with(1, "split.no", Value::U16(0)),
+            parts_with(1, "split.no", Value::U16(0)),
             "`split.no` must be 1 for this name (got 0)",
         ),
         (
-            without(1, "split.no"),
+            parts_without(1, "split.no"),
             "`split.no` must be 1 for this name (got 0)",
         ),
         (
-            with(1, "split.no", Value::U32(1)),
+            parts_with(1, "split.no", Value::U32(1)),
             "`split.no` must be an unsigned integer of 16 bits",
         ),
         (
-            with(0, "split.count", Value::Text("2".to_owned())),
+            parts_with(0, "split.count", Value::Text("2".to_owned())),
             "`split.count` must be an unsigned integer",
         ),
         (
-            [first.clone(), same_tensor],
+            [first, same_tensor],
             "tensor `token_embd.weight` is in the model twice",
         ),
         (no_tensors, "the model has no tensors"),
-        // llama.cpp itself rejects the following models.
+    ] {
+        assert_rejected(&parts, expected).await;
+    }
+}
+
+#[tokio::test]
+async fn files_that_llama_cpp_rejects_are_an_error_and_do_not_abort_the_process() {
+    let [first, second] = Gguf::tiny().split(FIRST_TENSORS);
+    for (parts, expected) in [
         (
-            with(0, "split.tensors.count", Value::I32(5)),
+            parts_with(0, "split.tensors.count", Value::I32(5)),
             "could not load this model file",
         ),
         (
-            without(0, "split.tensors.count"),
+            parts_without(0, "split.tensors.count"),
             "could not load this model file",
         ),
         (
@@ -172,12 +191,7 @@ async fn files_that_do_not_belong_together_are_rejected_and_never_abort_the_proc
             "general.alignment",
         ),
     ] {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let (code, error) = serve_error(&write_parts(folder.path(), &parts)).await;
-        assert!(
-            code == Some(1) && error.contains(expected),
-            "{expected}: {code:?} {error}"
-        );
+        assert_rejected(&parts, expected).await;
     }
 }
 
@@ -188,6 +202,6 @@ async fn a_renamed_file_of_a_split_model_is_rejected() {
     let path = folder.path().join("model.gguf");
     fs::write(&path, first.bytes()).expect("a file");
     let (code, error) = serve_error(&path).await;
-    let expected = "split models keep their names, such as model-00001-of-00002.gguf";
+    let expected = "give each file its original name, such as model-00001-of-00002.gguf";
     assert!(code == Some(1) && error.contains(expected), "{error}");
 }

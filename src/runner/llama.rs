@@ -21,6 +21,7 @@ use model::{GgufModel, Guarantees};
 pub use options::{CacheType, FlashAttention, LlamaOptions};
 
 mod chat;
+mod computed_tokens;
 mod device;
 mod devices;
 #[cfg(any(test, feature = "fuzzing"))]

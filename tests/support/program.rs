@@ -169,8 +169,13 @@ pub fn chromium(url: &str, profile: &Path) -> Program {
 
 /// Starts `tokenway serve` on free ports. Returns the process and the URLs of its HTTP and gRPC APIs.
 pub async fn start_server(arguments: &[&str]) -> (RunningProgram, [String; 2]) {
+    start_serving(tokenway(), arguments).await
+}
+
+/// Like [`start_server`], with the environment of `program`.
+pub async fn start_serving(program: Program, arguments: &[&str]) -> (RunningProgram, [String; 2]) {
     let free = "127.0.0.1:0";
-    let mut program = tokenway().args(["serve", "--http-listen", free, "--grpc-listen", free]);
+    let mut program = program.args(["serve", "--http-listen", free, "--grpc-listen", free]);
     program.0.stderr(Stdio::piped());
     let mut running = program.args(arguments).start();
     let mut url = async || {

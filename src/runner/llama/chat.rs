@@ -91,7 +91,7 @@ impl ChatTemplate {
     }
 
     /// Returns the text that the template puts before the assistant's message. `None` if the template rejects a chat of
-    /// one message, or if the rendered chat does not end with this text.
+    /// one message, or if the generation prompt changes more than the end of the rendered chat.
     pub(super) fn generation_prompt(&self) -> Option<String> {
         let messages = [ChatMessage {
             role: "user".to_owned(),

@@ -1,7 +1,7 @@
-//! Runs sequences in a llama.cpp context with continuous batching. A step is one call of llama.cpp: either one row for
-//! every sequence that has finished its prompt, together with short parts of other prompts, or a large part of one
-//! prompt. Steps of the two kinds take turns, so that a long prompt delays running sequences only a little. A row is
-//! one token of one sequence in such a call.
+//! Runs sequences in a llama.cpp context with continuous batching. A step sends the tokens that sequences had no credit
+//! for, samples from reused logits, or makes one call of llama.cpp. A call computes either one row for every sequence that has finished its prompt,
+//! together with short parts of other prompts, or a large part of one prompt. Calls of the two kinds take turns, so that
+//! a long prompt delays running sequences only a little. A row is one token of one sequence in such a call.
 //!
 //! llama.cpp aborts the process on many invalid arguments, so everything is checked before a call: token ids, slots
 //! and KV cells when a sequence is admitted, rows when a batch is filled.
@@ -34,12 +34,13 @@ mod emission;
 mod prefix_reuse;
 mod slot_state;
 
-/// Maximum number of prompt rows in a call of the tiled kernel. More rows make a call longer, but a row hardly cheaper.
+/// Maximum number of prompt rows in a call of the tiled kernel. It is an estimate of the number from which a row hardly
+/// becomes cheaper.
 const MAX_TILED_ROWS: usize = 512;
 
-/// Minimum budget of prompt rows in a call of the tiled kernel. Between two such calls, the running sequences compute one
-/// token each, which delays the prompt. On a CPU that generates 62 tokens/s with eight sequences and computes 78 prompt
-/// tokens/s, that takes as long as ten rows of a prompt. The minimum was calculated from this, not measured.
+/// Minimum budget of prompt rows in a call of the tiled kernel, except for the first call. Between two such calls, the
+/// running sequences compute one token each, which delays the prompt. With eight sequences on a CPU, this takes about as
+/// long as ten prompt rows, so 96 rows limit the delay to about a tenth. The minimum is an estimate.
 const MIN_TILED_ROWS: usize = 96;
 
 /// Number of prompt rows in the first call of the tiled kernel, before the cost of a row is known.
@@ -51,7 +52,8 @@ const MAX_ROWS: usize = TILED_ROWS - 1;
 /// Minimum budget of prompt rows for the row kernel in one call.
 const MIN_ROWS: usize = 8;
 
-/// One part in this many of the budget for the row kernel is reserved for sequences that one call cannot finish.
+/// Divisor of the budget for the row kernel: a quarter is reserved for sequences with at least [`TILED_ROWS`] rows left,
+/// so that short prompts cannot stop them.
 const RESERVED_SHARE: usize = 4;
 
 self_cell!(
@@ -184,7 +186,6 @@ impl LlamaRunner {
 
     /// Decides which rows the next call computes. Calls of the two kinds take turns while both have work.
     fn plan_call(&mut self, step: &Step<'_>) -> CallKind {
-        self.parts.clear();
         let budget = self.tiled_budget.rows();
         let mut tiled = None;
         for (slot, sequence) in self.slots.active() {
@@ -212,8 +213,8 @@ impl LlamaRunner {
     }
 
     /// Limits the prompt rows in a call of the row kernel. A sequence that needs only one row always gets it. The other
-    /// sequences share the budget: first those that one call can finish, in the order of their admission, then those that
-    /// need several calls. A part of the budget is reserved for the latter.
+    /// sequences share the budget: first those with fewer than [`TILED_ROWS`] rows left, in the order of their admission,
+    /// then longer ones. A part of the budget is reserved for the longer ones.
     fn share_rows(&mut self) {
         let slots = &self.slots;
         let sequence = |part: &BatchPart| slots.sequence(part.slot);
@@ -304,6 +305,7 @@ impl Runner for LlamaRunner {
         let any = self.slots.active().any(|(slot, sequence)| {
             let credit = credit.credit(slot);
             sequence.has_unsent(credit)
+                || sequence.reused_logits(credit).is_some()
                 || sequence.next_chunk(credit, budget).is_some()
                 || sequence
                     .leader
@@ -313,11 +315,16 @@ impl Runner for LlamaRunner {
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
+        self.parts.clear();
+        self.batch.clear();
+        // The credit does not go down within a step, so a call must not emit more tokens of the same sequences.
         if self.send_unsent(step) {
-            // The credit does not go down within a step, so a call must not emit more tokens of the same sequences.
             return Ok(());
         }
         self.copy_from_leaders();
+        if self.sample_reused(step) {
+            return Ok(());
+        }
         let kind = self.plan_call(step);
         if self.parts.is_empty() {
             return Ok(());
@@ -327,10 +334,10 @@ impl Runner for LlamaRunner {
             .map_err(|error| StepError(format!("could not fill a batch: {error}")))?;
         let started_ns = monotonic_ns();
         let (context, batch) = (&mut self.context, &mut self.batch);
-        match context.with_dependent_mut(|_, context| context.decode(batch)) {
+        match context.with_dependent_mut(|_, context| compute(context, batch)) {
             Ok(()) => {
-                self.emit_tokens(step);
                 self.record_duration(kind, started_ns);
+                self.emit_tokens(step);
             }
             // This should not happen, because each sequence has enough KV cells for its whole context. llama.cpp has
             // left the context unchanged, so only these sequences fail, and the device continues.
@@ -358,6 +365,14 @@ impl Runner for LlamaRunner {
 /// part of one prompt.
 pub(super) fn batch_rows(slots: usize) -> usize {
     (slots + MAX_ROWS).max(MAX_TILED_ROWS)
+}
+
+/// Computes a batch, and waits for the result. Without waiting, `decode` only queues the work of a GPU, and the budgets
+/// would be computed from the time that this takes.
+fn compute(context: &mut LlamaContext<'_>, batch: &mut LlamaBatch<'_>) -> Result<(), DecodeError> {
+    context.decode(batch)?;
+    context.synchronize();
+    Ok(())
 }
 
 fn invalid_input(reason: String) -> ModelError {

@@ -121,18 +121,8 @@ impl GgufModel {
             eos_token: Some(eos_token.clone()).filter(|it| !it.is_empty()),
         };
         let chat = chat_template(&llama, bos_token, eos_token);
-        let generation_prompt = chat.as_ref().ok().and_then(ChatTemplate::generation_prompt);
-        let generation_prompt = vocab.tokenize(
-            generation_prompt.unwrap_or_default().as_bytes(),
-            false,
-            true,
-        );
-        let chat_markers = ChatMarkers {
-            generation_prompt: generation_prompt.into_iter().filter_map(token_id).collect(),
-            end_tokens: end_tokens.clone(),
-        };
         Ok(Self {
-            chat_markers,
+            chat_markers: chat_markers(&llama, chat.as_ref().ok(), &end_tokens),
             llama,
             facts,
             vocabulary,
@@ -304,6 +294,22 @@ fn check_can_complete(llama: &LlamaModel) -> Result<(), LoadError> {
         return Ok(());
     };
     Err(LoadError(format!("the model {reason}")))
+}
+
+/// Returns the token ids that mark the assistant's text in a chat.
+fn chat_markers(
+    llama: &LlamaModel,
+    chat: Option<&ChatTemplate>,
+    end_tokens: &[TokenId],
+) -> ChatMarkers {
+    let text = chat.and_then(ChatTemplate::generation_prompt);
+    let tokens = llama
+        .vocab()
+        .tokenize(text.unwrap_or_default().as_bytes(), false, true);
+    ChatMarkers {
+        generation_prompt: tokens.into_iter().filter_map(token_id).collect(),
+        end_tokens: end_tokens.to_vec(),
+    }
 }
 
 fn chat_template(llama: &LlamaModel, bos: String, eos: String) -> Result<ChatTemplate, String> {

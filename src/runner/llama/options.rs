@@ -20,7 +20,8 @@ pub struct LlamaOptions {
     /// trained on. `None` selects the trained length, but at most 2,048. Every slot uses memory
     /// for this many tokens.
     pub context_length: Option<u32>,
-    /// Names of the GPUs that hold the model, such as `CUDA0`. Several GPUs share the layers. Empty selects all GPUs.
+    /// Names of the GPUs that hold the model, such as `CUDA0`. Several GPUs share the layers. If empty, all discrete
+    /// GPUs hold the model, or the integrated GPUs if there is no discrete one.
     pub devices: Vec<String>,
     /// Number of layers that GPUs hold; the CPU holds the others. `None` means all. Without a GPU it has no effect.
     pub gpu_layers: Option<u32>,
@@ -36,7 +37,7 @@ pub struct LlamaOptions {
     /// in slots.
     pub prefix_cache_bytes: usize,
     /// Target for the longest duration of a step with prompt tokens. The runner adapts the number of prompt tokens in a
-    /// step to it. A long prompt is computed about 96 tokens at a time, even if they take longer.
+    /// step to it. A long prompt is computed in parts of at least about 96 tokens, even if a part takes longer.
     pub max_step: Duration,
 }
 

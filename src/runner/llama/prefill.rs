@@ -1,5 +1,6 @@
-//! Decides how many rows (tokens) of a prompt go into one call of llama.cpp. A row's result must not depend on that
-//! decision. This module knows token ids. It must not know the device or other sequences.
+//! Decides how many rows (tokens) of a prompt go into one call of llama.cpp. With an exact plan, a row's result does
+//! not depend on the number of rows in its call. This module knows token ids. It must not know the device or other
+//! sequences.
 //!
 //! llama.cpp's attention on a CPU has two kernels, which round differently: the tiled kernel for calls of at least 64
 //! rows of a sequence, and the row kernel for fewer. The tiled kernel is much faster. A row's result depends on the
@@ -42,7 +43,7 @@ pub(super) enum PrefillPlan {
 pub(super) enum Chunk {
     /// Rows for the tiled kernel, in a call of their own.
     Tiled(usize),
-    /// Up to 63 rows for the row kernel, which may share a call with other sequences.
+    /// Up to 63 rows for the row kernel. They may share a call with rows of other sequences.
     Rows(usize),
 }
 
@@ -65,7 +66,7 @@ impl PrefillPlan {
 
     /// Returns the number of rows that a sequence with this plan can reuse from a sequence with the plan `other`.
     /// `common` is the number of tokens with which both sequences start, and `total` the number of this sequence's
-    /// tokens. At least the last row is computed again, because it gives the next token.
+    /// tokens. The last row is computed again, because its logits give the next token.
     pub(super) fn reusable(&self, other: &Self, common: usize, total: usize) -> usize {
         let reusable = common.min(total.saturating_sub(1));
         let (Self::Exact(own), Self::Exact(others)) = (self, other) else {

@@ -2,64 +2,8 @@
 //! tokens and the size of a sequence's state. It must not know llama.cpp or the slots.
 
 use std::cmp::Reverse;
-use std::sync::Arc;
 
-use super::prefill::PrefillPlan;
-use crate::request::{CacheSalt, TokenId};
-
-/// The tokens of a sequence that a device has computed.
-#[derive(Clone, Debug)]
-pub(super) struct ComputedTokens {
-    pub(super) ids: Arc<[TokenId]>,
-    pub(super) plan: PrefillPlan,
-    pub(super) salt: CacheSalt,
-}
-
-impl ComputedTokens {
-    /// Returns the number of these tokens that `sequence` can reuse.
-    pub(super) fn reusable_by(&self, sequence: &PrefixQuery<'_>) -> usize {
-        reusable(&self.ids, &self.plan, &self.salt, sequence)
-    }
-
-    /// Returns true if `other` has all these tokens, computed in the same way, so that a copy of them is of no use.
-    pub(super) fn is_part_of(&self, other: &Self) -> bool {
-        self.salt == other.salt
-            && other.ids.starts_with(&self.ids)
-            && self.plan.reusable(&other.plan, self.ids.len(), usize::MAX) >= self.ids.len()
-    }
-}
-
-/// A sequence that looks for computed tokens.
-pub(super) struct PrefixQuery<'a> {
-    pub(super) ids: &'a [TokenId],
-    pub(super) plan: &'a PrefillPlan,
-    pub(super) salt: &'a CacheSalt,
-}
-
-/// Returns the number of computed tokens that `query` can reuse. `ids`, `plan` and `salt` belong to the sequence for
-/// which the tokens were computed.
-pub(super) fn reusable(
-    ids: &[TokenId],
-    plan: &PrefillPlan,
-    salt: &CacheSalt,
-    query: &PrefixQuery<'_>,
-) -> usize {
-    if salt != query.salt {
-        return 0;
-    }
-    let pairs = ids.iter().zip(query.ids);
-    let common = pairs.take_while(|(own, other)| own == other).count();
-    query.plan.reusable(plan, common, query.ids.len())
-}
-
-/// Maximum number of tokens that are copied for each token that a sequence reuses. A copy has all tokens of its source,
-/// because llama.cpp copies a sequence as a whole. The number is an estimate; the cost of a copy was not measured.
-const MAX_COPIED_PER_REUSED: usize = 32;
-
-/// Returns true if `reused` is a large enough part of the `computed` tokens to copy them all.
-pub(super) fn is_worth_copying(computed: usize, reused: usize) -> bool {
-    reused > 0 && computed <= reused.saturating_mul(MAX_COPIED_PER_REUSED)
-}
+use super::computed_tokens::{ComputedTokens, PrefixQuery, is_worth_copying};
 
 /// Sequences that had to leave their slot, with their states. `S` is the type of a state.
 pub(super) struct PrefixStore<S> {
@@ -93,7 +37,8 @@ impl<S> PrefixStore<S> {
         self.bytes
     }
 
-    /// Number of sequences that were dropped to make room.
+    /// Number of sequences whose computed tokens were lost, because they were dropped to make room or could not be
+    /// stored.
     pub(super) fn evictions(&self) -> u64 {
         self.evictions
     }
@@ -108,8 +53,8 @@ impl<S> PrefixStore<S> {
         bytes <= self.capacity
     }
 
-    /// Returns the index of the entry of which `query` can reuse the most tokens, and the number of these tokens. Leaves
-    /// out entries that are not worth copying.
+    /// Returns the index of the entry of which `query` can reuse the most tokens, and the number of these tokens.
+    /// Leaves out entries that are not worth copying.
     pub(super) fn find(&self, query: &PrefixQuery<'_>) -> Option<(usize, usize)> {
         let entries = self.entries.iter().enumerate();
         let found = entries.map(|(index, entry)| (index, entry.tokens.reusable_by(query)));
@@ -123,6 +68,11 @@ impl<S> PrefixStore<S> {
     pub(super) fn contains(&self, tokens: &ComputedTokens) -> bool {
         let mut entries = self.entries.iter();
         entries.any(|entry| tokens.is_part_of(&entry.tokens))
+    }
+
+    /// Returns the tokens of an entry that [`PrefixStore::find`] returned.
+    pub(super) fn tokens(&self, index: usize) -> &ComputedTokens {
+        &self.entries[index].tokens
     }
 
     /// Removes an entry that [`PrefixStore::find`] returned.
@@ -162,12 +112,15 @@ impl<S> PrefixStore<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::{CacheSalt, TokenId};
+    use crate::runner::llama::prefill::PrefillPlan;
 
     fn tokens(ids: &[TokenId]) -> ComputedTokens {
         ComputedTokens {
             ids: ids.into(),
             plan: PrefillPlan::Contiguous,
             salt: CacheSalt::default(),
+            first_logits: None,
         }
     }
 
@@ -220,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_sequence_replaces_its_own_beginning_without_an_eviction() {
+    fn a_longer_sequence_replaces_its_own_prefix_without_an_eviction() {
         let mut store = store(&[&[1, 2], &[1, 3]]);
         assert!(store.contains(&tokens(&[1])));
         store.add(tokens(&[1, 2, 3]), (), 10);

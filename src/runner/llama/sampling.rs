@@ -222,8 +222,8 @@ fn most_likely(logits: &[f32]) -> Option<(TokenId, f32)> {
     ids.find_map(|(id, &logit)| (logit == max).then_some((id, max)))
 }
 
-/// Returns the largest number. The comparisons run in independent lanes, which the compiler turns into vector instructions:
-/// with one running maximum it cannot.
+/// Returns the largest number. The comparisons run in independent lanes, so that the compiler can use vector
+/// instructions. With a single running maximum, each comparison would depend on the one before.
 fn largest(numbers: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (chunks, rest) = numbers.as_chunks::<LANES>();

@@ -4,14 +4,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::computed_tokens::{ComputedTokens, FirstLogits, PrefixQuery};
 use super::prefill::{Chunk, PrefillPlan, TILED_ROWS};
-use super::prefix_cache::{ComputedTokens, PrefixQuery, reusable};
 use super::sampling::{DrawKey, LogitAdjustments, PenaltyHistory};
 use crate::request::{CacheSalt, Sampling, StopTokens, TokenId};
 use crate::runner::{Emission, Sequence, Slot, Step};
 
-/// Budget for the rows of a scored prompt in one call, because each row needs memory for the logits of the whole
-/// vocabulary. A call has up to 127 rows if the rest would be too small for the tiled kernel.
+/// Maximum budget for the rows of a scored prompt in one call. Each of its rows needs memory for the logits of the
+/// whole vocabulary. A call has up to 127 rows if the rest would be too small for the tiled kernel.
 const SCORED_ROWS: usize = 64;
 
 /// A sequence that has a slot.
@@ -20,8 +20,11 @@ pub(super) struct ActiveSequence {
     tokens: Vec<TokenId>,
     prompt_len: usize,
     /// Number of entries of `tokens` that the device has computed. While the sequence runs, at least one entry is not
-    /// computed yet, because the logits of the last token give the next token.
+    /// computed yet, because the logits of the last token give the next token. Only a sequence that reuses
+    /// `first_logits` starts with all entries computed.
     computed: usize,
+    /// The logits from which the first token was or will be sampled. `None` before they are known.
+    first_logits: Option<FirstLogits>,
     /// Maximum length of `tokens`.
     max_len: usize,
     pub(super) sampling: Sampling,
@@ -77,6 +80,7 @@ impl ActiveSequence {
             tokens,
             prompt_len,
             computed: 0,
+            first_logits: None,
             max_len,
             sampling: options.sampling,
             history: PenaltyHistory::new(&options.sampling, &sequence.prompt, &sequence.delivered),
@@ -108,17 +112,25 @@ impl ActiveSequence {
     /// Returns the number of this sequence's tokens that `query` can reuse now.
     pub(super) fn reusable_now(&self, query: &PrefixQuery<'_>) -> usize {
         let computed = &self.tokens[..self.computed];
-        reusable(computed, &self.plan, &self.salt, query)
+        let tokens_before_logits = self.first_logits.as_ref().map(|it| it.tokens);
+        query.reusable(computed, &self.plan, &self.salt, tokens_before_logits)
     }
 
     /// Returns the number of this sequence's tokens that `query` can reuse once this sequence has computed its prompt.
-    /// Returns 0 for a scored prompt. It may wait for its reader, and no other sequence should wait with it.
+    /// Returns 0 for a scored prompt: it stops while its reader is slow, and would hold up the sequences that wait for
+    /// it.
     pub(super) fn reusable_later(&self, query: &PrefixQuery<'_>) -> usize {
         if self.scores_prompt {
             return 0;
         }
+        let is_prefill = self.first_logits.is_none() && self.tokens.len() < self.max_len;
+        if is_prefill {
+            // The sequence is going to sample a token after all its present tokens.
+            let count = Some(self.tokens.len());
+            return query.reusable(&self.tokens, &self.plan, &self.salt, count);
+        }
         let certain = &self.tokens[..self.certain_len()];
-        reusable(certain, &self.plan, &self.salt, query)
+        query.reusable(certain, &self.plan, &self.salt, None)
     }
 
     /// Returns the number of tokens that the device is certain to compute. The last one may never be computed: no token
@@ -134,12 +146,40 @@ impl ActiveSequence {
             ids: self.tokens.into(),
             plan: self.plan,
             salt: self.salt,
+            first_logits: self.first_logits,
         }
     }
 
-    /// Sets the number of computed tokens of a sequence that starts from the tokens of another one.
-    pub(super) fn start_from(&mut self, computed: usize) {
+    /// Sets the number of computed tokens of a sequence that starts from the tokens of another one. `first_logits` are
+    /// those of the other sequence. They are needed if all tokens are computed.
+    pub(super) fn start_from(&mut self, computed: usize, first_logits: Option<FirstLogits>) {
         self.computed = computed;
+        self.first_logits = first_logits.filter(|it| computed == it.tokens && self.is_computed());
+    }
+
+    /// Returns true if all tokens are computed.
+    fn is_computed(&self) -> bool {
+        self.computed == self.tokens.len()
+    }
+
+    pub(super) fn first_logits(&self) -> Option<&FirstLogits> {
+        self.first_logits.as_ref()
+    }
+
+    /// Keeps the logits of the last row, from which the first token is sampled. Later calls have no effect.
+    pub(super) fn keep_first_logits(&mut self, logits: &[f32]) {
+        if self.first_logits.is_none() {
+            self.first_logits = Some(FirstLogits {
+                tokens: self.tokens.len(),
+                logits: logits.into(),
+            });
+        }
+    }
+
+    /// Returns the logits of the next token if the sequence reuses them and has credit for the token.
+    pub(super) fn reused_logits(&self, credit: usize) -> Option<&FirstLogits> {
+        let is_ready = credit > 0 && self.leader.is_none() && self.is_computed();
+        self.first_logits.as_ref().filter(|_| is_ready)
     }
 
     /// Returns the number of tokens to compute before the next token can be sampled. Returns 0 if the sequence is
@@ -192,7 +232,7 @@ impl ActiveSequence {
         self.unsent.push_back(emission);
     }
 
-    /// Returns true while prompt tokens are still to be emitted.
+    /// Returns true while rows of a scored prompt are still to be computed.
     pub(super) fn is_scoring(&self) -> bool {
         self.scores_prompt && self.computed < self.prompt_len
     }

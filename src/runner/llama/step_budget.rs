@@ -14,15 +14,15 @@ pub(super) struct StepBudget {
     seconds_per_row: Option<f64>,
     /// Number of rows in the first step.
     first: usize,
-    /// The lowest and the highest number of rows in a step.
+    /// Limits of the number of rows in every step after the first.
     limits: RangeInclusive<usize>,
 }
 
 impl StepBudget {
     /// Creates a budget for steps that take about `max_step`. The first step has `first` rows.
     ///
-    /// The lowest limit should be above 1. The time of a step is divided by its rows, so a step with one row makes a row
-    /// look as expensive as a whole step, and the number of rows would never grow again.
+    /// The lowest limit should be above 1. The time of a step is divided by its rows, so a step with one row makes a
+    /// row look as expensive as a whole step, and the number of rows would never grow again.
     pub(super) fn new(max_step: Duration, first: usize, limits: RangeInclusive<usize>) -> Self {
         Self {
             max_step,

@@ -49,7 +49,6 @@ impl LlamaRunner {
     /// Adds the planned rows to the batch. Logits are requested for rows that a token is sampled from, and for all
     /// rows of a scored prompt.
     pub(super) fn fill_batch(&mut self) -> Result<(), BatchError> {
-        self.batch.clear();
         for part in &mut self.parts {
             let Some(sequence) = self.slots.sequence(part.slot) else {
                 continue;

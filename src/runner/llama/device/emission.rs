@@ -1,5 +1,5 @@
-//! Turns the logits of a call into emissions: the tokens of scored prompts, and the next token of every sequence that
-//! has finished its prompt.
+//! Turns logits into emissions: the tokens of scored prompts, and the next token of every sequence that has finished its
+//! prompt.
 
 use llama_cpp_2::context::LlamaContext;
 
@@ -14,40 +14,69 @@ use crate::runner::{Emission, ModelError, Slot, Step, Token};
 use crate::tokens::{Logprobs, TopLogprob};
 
 impl LlamaRunner {
-    /// Emits the tokens of scored prompts, and samples and emits the next token of every sequence that has finished
-    /// its prompt.
+    /// Samples the next token of every sequence that has finished its prompt. Emits these tokens and those of scored
+    /// prompts, as far as the sequences have credit.
     pub(super) fn emit_tokens(&mut self, step: &mut Step<'_>) {
         let (slots, sampler, model) = (&mut self.slots, &mut self.sampler, &self.model);
-        let parts = &self.parts;
+        let (parts, reuses_prefixes) = (&self.parts, self.reuses_prefixes);
         self.context.with_dependent_mut(|_, context| {
             for part in parts {
                 let Some(sequence) = slots.sequence_mut(part.slot) else {
                     continue;
                 };
-                let mut emitted = Ok(());
+                let mut queued = Ok(());
                 if sequence.is_scoring() {
-                    emitted = emit_prompt(part, sequence, model, context);
+                    queued = queue_prompt_tokens(part, sequence, model, context);
                 }
                 sequence.advance(part.rows);
-                if part.samples && emitted.is_ok() {
+                if part.samples && queued.is_ok() {
                     let logits = part.logits(context, part.rows - 1);
-                    emitted = next_token(sampler, logits, sequence, model)
-                        .map(|token| emit_next(part.slot, sequence, model, token));
-                }
-                match emitted {
-                    Ok(()) => sequence.send(part.slot, step),
-                    Err(error) => {
-                        sequence.forget_computed();
-                        step.fail(part.slot, error);
+                    if reuses_prefixes {
+                        sequence.keep_first_logits(logits);
                     }
+                    queued = next_token(sampler, logits, sequence, model)
+                        .map(|token| queue_next(part.slot, sequence, model, token));
                 }
+                send_or_fail(queued, part.slot, sequence, step);
             }
         });
     }
+
+    /// Samples the first token of every sequence that reuses all its tokens. Returns true if there were any.
+    pub(super) fn sample_reused(&mut self, step: &mut Step<'_>) -> bool {
+        let (sampler, model) = (&mut self.sampler, &self.model);
+        let mut any = false;
+        for (slot, sequence) in self.slots.active_mut() {
+            let Some(reused) = sequence.reused_logits(step.credit(slot)).cloned() else {
+                continue;
+            };
+            let queued = next_token(sampler, &reused.logits, sequence, model)
+                .map(|token| queue_next(slot, sequence, model, token));
+            send_or_fail(queued, slot, sequence, step);
+            any = true;
+        }
+        any
+    }
 }
 
-/// Emits the tokens of a scored prompt. The logits of each row give the log probabilities of the next token.
-fn emit_prompt(
+/// Emits the queued tokens of a sequence, or fails it.
+fn send_or_fail(
+    queued: Result<(), ModelError>,
+    slot: Slot,
+    sequence: &mut ActiveSequence,
+    step: &mut Step<'_>,
+) {
+    match queued {
+        Ok(()) => sequence.send(slot, step),
+        Err(error) => {
+            sequence.forget_computed();
+            step.fail(slot, error);
+        }
+    }
+}
+
+/// Queues the tokens of a scored prompt. The logits of each row give the log probabilities of the next token.
+fn queue_prompt_tokens(
     part: &BatchPart,
     sequence: &mut ActiveSequence,
     model: &GgufModel,
@@ -93,8 +122,8 @@ fn next_token(
     token_with_logprobs(model, id, logprobs)
 }
 
-/// Emits the next token of a sequence.
-fn emit_next(slot: Slot, sequence: &mut ActiveSequence, model: &GgufModel, token: Token) {
+/// Queues the next token of a sequence.
+fn queue_next(slot: Slot, sequence: &mut ActiveSequence, model: &GgufModel, token: Token) {
     let id = token.id;
     let is_end_token = model.end_tokens().contains(&id);
     sequence.push(id);

@@ -6,7 +6,8 @@ use llama_cpp_2::context::session::{LlamaStateSeqFlags, SeqState};
 use super::LlamaRunner;
 use super::slot_state::{SlotSource, SlotState};
 use crate::request::TokenId;
-use crate::runner::llama::prefix_cache::{ComputedTokens, PrefixQuery, StoredSequence};
+use crate::runner::llama::computed_tokens::{ComputedTokens, FirstLogits, PrefixQuery};
+use crate::runner::llama::prefix_cache::StoredSequence;
 use crate::runner::llama::sequence::{ActiveSequence, Leader};
 use crate::runner::{Sequence, Slot};
 
@@ -61,15 +62,16 @@ impl LlamaRunner {
         source.slot
     }
 
-    /// Starts a sequence in a slot that runs none. Returns the number of tokens that the sequence reuses. If it has a
-    /// leader, they are not computed yet.
+    /// Starts a sequence in a slot that runs none. Returns the number of tokens that the sequence reuses. If
+    /// the sequence waits for a leader, the leader still has to compute these tokens.
     pub(super) fn start(&mut self, slot: Slot, mut sequence: ActiveSequence) -> usize {
         let source = self.find_source(sequence.query(), sequence.admission);
+        let first_logits = source.as_ref().and_then(|it| self.first_logits(it));
         let kept = self.slots.take_kept(slot);
         let reused = match source {
             Some(Source::Slot(own)) if own.slot == slot => {
                 if let Some(kept) = kept.filter(|kept| loses_most(kept, own.tokens)) {
-                    self.store(slot, kept);
+                    self.copy_to_store(slot, kept);
                 }
                 self.truncate(slot, own.tokens)
             }
@@ -93,13 +95,13 @@ impl LlamaRunner {
             }
         };
         let promised = sequence.leader.map_or(0, |leader| leader.tokens);
-        sequence.start_from(reused);
+        sequence.start_from(reused, first_logits);
         self.slots.occupy(slot, sequence);
         reused.max(promised)
     }
 
-    /// Copies computed tokens to the sequences whose leaders are done. If a leader has ended before it had computed them,
-    /// the first sequence that waited for it becomes the leader of the others.
+    /// Copies computed tokens to the sequences whose leaders are done. If a leader ended before it had computed the
+    /// common tokens, the first sequence that waited for it becomes the leader of the others.
     pub(super) fn copy_from_leaders(&mut self) {
         let slots = &self.slots;
         let waiting = slots.active().filter_map(|(slot, sequence)| {
@@ -114,7 +116,9 @@ impl LlamaRunner {
             };
             sequence.leader = None;
             // If the leader has ended, its tokens may be in its slot, in the store or in another sequence.
-            let reused = match self.find_source(sequence.query(), admission) {
+            let source = self.find_source(sequence.query(), admission);
+            let first_logits = source.as_ref().and_then(|it| self.first_logits(it));
+            let reused = match source {
                 Some(Source::Slot(source)) => self.copy_from_slot(source, slot),
                 Some(Source::Stored { index, tokens }) => {
                     let stored = self.store.take(index);
@@ -126,7 +130,7 @@ impl LlamaRunner {
                 }
                 None => 0,
             };
-            sequence.start_from(reused);
+            sequence.start_from(reused, first_logits);
             self.slots.occupy(slot, *sequence);
         }
     }
@@ -141,8 +145,8 @@ impl LlamaRunner {
         }
     }
 
-    /// Returns the source with the most tokens for a sequence that has computed nothing yet. `None` if the query is
-    /// `None`. `admission` is the sequence's admission number.
+    /// Returns the source with the most reusable tokens for a sequence that has computed nothing yet. `None` if the
+    /// sequence has to compute all tokens. `admission` is the sequence's admission number.
     fn find_source(&self, query: Option<PrefixQuery<'_>>, admission: u64) -> Option<Source> {
         let query = query.filter(|_| self.reuses_prefixes)?;
         let computed = self.find_computed(&query);
@@ -151,6 +155,20 @@ impl LlamaRunner {
             Some(leader) => Some(Source::Leader(leader)),
             None => computed,
         }
+    }
+
+    /// Returns the logits from which the sequence of this source sampled its first token.
+    fn first_logits(&self, source: &Source) -> Option<FirstLogits> {
+        let logits = match source {
+            Source::Slot(source) => match self.slots.get(source.slot)? {
+                SlotState::Kept(kept) => kept.tokens.first_logits.as_ref(),
+                SlotState::Active(sequence) => sequence.first_logits(),
+                SlotState::Empty => None,
+            },
+            Source::Stored { index, .. } => self.store.tokens(*index).first_logits.as_ref(),
+            Source::Leader(_) => None,
+        };
+        logits.cloned()
     }
 
     /// Returns the source with the most computed tokens that `query` can reuse. Prefers a slot to the store if both
@@ -168,20 +186,20 @@ impl LlamaRunner {
     /// Empties a slot. Its kept tokens go to the store.
     fn vacate(&mut self, slot: Slot, kept: Option<ComputedTokens>) {
         if let Some(kept) = kept {
-            self.store(slot, kept);
+            self.copy_to_store(slot, kept);
         }
         self.clear(slot);
     }
 
     /// Copies the tokens in a slot to the store, unless a copy of them is kept elsewhere.
-    fn store(&mut self, slot: Slot, tokens: ComputedTokens) {
+    fn copy_to_store(&mut self, slot: Slot, tokens: ComputedTokens) {
         if self.slots.keeps(&tokens) || self.store.contains(&tokens) {
             return;
         }
         let size = self.context.with_dependent(|_, context| {
             context.state_seq_get_size_ext(seq_id(slot), LlamaStateSeqFlags::empty())
         });
-        let bytes = size + size_of_val(&*tokens.ids);
+        let bytes = size + tokens.bytes();
         if !self.store.can_hold(bytes) {
             return self.store.count_eviction();
         }
@@ -199,8 +217,8 @@ impl LlamaRunner {
         }
     }
 
-    /// Copies computed tokens from the store to an empty slot. The entry stays in the store if the slot does not have
-    /// all its tokens. Returns the number of tokens.
+    /// Copies computed tokens from the store to an empty slot. Puts the entry back unless the slot then has all
+    /// its tokens. Returns the number of tokens.
     fn restore(&mut self, stored: StoredSequence<SeqState>, tokens: usize, slot: Slot) -> usize {
         let reused = self.set_state(slot, &stored.state, tokens);
         if reused < stored.tokens.ids.len() {

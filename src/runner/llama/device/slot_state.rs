@@ -5,8 +5,8 @@
 use std::cmp::Reverse;
 
 use crate::runner::Slot;
+use crate::runner::llama::computed_tokens::{ComputedTokens, PrefixQuery, is_worth_copying};
 use crate::runner::llama::prefill::TILED_ROWS;
-use crate::runner::llama::prefix_cache::{ComputedTokens, PrefixQuery, is_worth_copying};
 use crate::runner::llama::sequence::{ActiveSequence, Leader};
 
 /// The state of one slot.
@@ -136,8 +136,8 @@ impl SlotStates {
     }
 
     /// Returns the slot with the most computed tokens that `query` can reuse now. Leaves out slots that are not worth
-    /// copying. Of several, prefers a slot that runs no sequence, because a new sequence can start there without a copy,
-    /// and then the one with the fewest tokens.
+    /// copying. If several have equally many, prefers a slot that runs no sequence, because a new sequence can start
+    /// there without a copy, and then the one with the fewest tokens.
     pub(super) fn find_computed(&self, query: &PrefixQuery<'_>) -> Option<SlotSource> {
         let states = self.states.iter().enumerate();
         let sources = states.filter_map(|(index, state)| {
@@ -156,13 +156,13 @@ impl SlotStates {
         best.map(|(source, ..)| source)
     }
 
-    /// Returns the running sequence that is going to compute the most tokens that `query` can reuse, if that is worth the
-    /// wait and the copy. `computed` is the number of tokens that `query` can reuse now, and `admission` the admission
-    /// number of its sequence. A sequence waits only for sequences that were admitted before it, so sequences never wait
-    /// for each other.
+    /// Returns the running sequence that is going to compute the most tokens that `query` can reuse, if that is worth
+    /// the wait and the copy. `computed` is the number of tokens that `query` can reuse now, and `admission` the
+    /// admission number of its sequence. A sequence waits only for sequences that were admitted before it, so sequences
+    /// never wait for each other.
     ///
-    /// A leader with a long prompt may wait for its turn behind other long prompts. A sequence waits with it only to save a
-    /// call of the tiled kernel, for which the sequence would have to wait as long.
+    /// A leader with a long prompt may wait for its turn behind other long prompts. Waiting for such a leader pays only
+    /// if it saves a call of the tiled kernel, because that call would wait behind the same prompts.
     pub(super) fn find_leader(
         &self,
         query: &PrefixQuery<'_>,

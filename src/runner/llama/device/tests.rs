@@ -93,19 +93,31 @@ fn step(runner: &mut LlamaRunner, stalled: Option<Slot>) -> Vec<Output> {
     runner
         .step(&mut Step::new(&credit, &mut emissions))
         .unwrap();
-    let parts = runner.parts.iter().filter(|part| part.samples);
-    let outputs = parts.zip(emissions).map(|(part, emission)| {
+    let outputs = emissions.into_iter().map(|emission| {
         let (Emission::Token(slot, token) | Emission::EndOfSequence(slot, token)) = emission else {
             panic!("{emission:?}");
         };
-        let bits = runner.context.with_dependent(|_, context| {
-            let logits = part.logits(context, part.rows - 1).iter();
-            logits.map(|logit| logit.to_bits()).collect()
-        });
         let id = token.id;
+        let bits = logit_bits(runner, slot);
         Output { slot, id, bits }
     });
     outputs.collect()
+}
+
+/// Returns the bits of the logits from which the last step sampled the token of this slot.
+fn logit_bits(runner: &LlamaRunner, slot: Slot) -> Vec<u32> {
+    let bits = |logits: &[f32]| logits.iter().map(|logit| logit.to_bits()).collect();
+    let mut parts = runner.parts.iter();
+    match parts.find(|part| part.slot == slot) {
+        Some(part) => runner
+            .context
+            .with_dependent(|_, context| bits(part.logits(context, part.rows - 1))),
+        None => {
+            let sequence = runner.slots.sequence(slot).expect("it runs");
+            let reused = sequence.first_logits().expect("it reuses logits");
+            bits(&reused.logits)
+        }
+    }
 }
 
 /// More steps than any test needs.
@@ -159,7 +171,6 @@ fn logits_are_bit_identical_alone_in_a_batch_and_after_a_resumption() {
     runner.admit(Slot(2), sequence).unwrap();
     runner.admit(Slot(3), greedy(&text(90), 400)).unwrap();
     let in_batch = run(&mut runner, Slot(2), 30);
-    let in_batch: Vec<_> = in_batch.into_iter().collect();
     assert_same_bits(&in_batch, &alone);
     runner.release(Slot(2));
 

@@ -64,7 +64,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, String> {
         let (number, count) = (part.number, part.count);
         let first = names.next().unwrap_or_default();
         return Err(format!(
-            "this is file {number} of {count} of a split model; give the first one, {first}"
+            "this is file {number} of {count} of a split model; set the model path to the first file, {first}"
         ));
     }
     Ok(names.map(|name| path.with_file_name(name)).collect())
@@ -86,8 +86,8 @@ fn check_position(header: &Header, index: usize, count: usize) -> Result<(), Str
     let found_count = found_count.max(1);
     if i128::try_from(count) != Ok(found_count) {
         return Err(format!(
-            "`{SPLIT_COUNT_KEY}` is {found_count}, but the name of the file says {count}; split models keep their names, such \
-             as model-00001-of-00002.gguf"
+            "`{SPLIT_COUNT_KEY}` is {found_count}, but the file's name stands for a model of {count}; give each file its \
+             original name, such as model-00001-of-00002.gguf"
         ));
     }
     if i128::try_from(index) != Ok(found_index) {
