@@ -24,7 +24,7 @@ impl Caller {
     /// caller.
     pub(crate) fn from_headers(headers: &HeaderMap) -> Self {
         let mut hash = Context::new(&SHA256);
-        // A proxy in front of the server may check any of several headers.
+        // A proxy in front of the server may check any one of several `Authorization` headers, so all are hashed.
         for key in headers.get_all(AUTHORIZATION) {
             hash.update(&key.len().to_le_bytes());
             hash.update(key.as_bytes());

@@ -17,6 +17,7 @@ use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 use crate::proto::v1::inference_server::Inference;
 use crate::request::DEFAULT_MAX_TOKENS;
+use crate::sequence_proto::check_cache_salt;
 use crate::telemetry::Telemetry;
 
 mod address;
@@ -237,6 +238,8 @@ impl Cluster {
             // The limit of the whole completion, also after a resumption.
             message.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
         }
+        // The engine cannot check this length, because it gets a hash if callers are isolated.
+        check_cache_salt(&message.cache_salt).map_err(Error::from)?;
         message.cache_salt = context
             .request
             .cache_salt(&message.user, &message.cache_salt);

@@ -1,7 +1,8 @@
-//! Remembers which prefixes of prompts each place has worked on, in bounded memory. A place is a worker or an engine.
+//! Records which prompt prefixes are in which prefix cache, in bounded memory. A cache belongs to a worker or an
+//! engine.
 //!
 //! `PrefixIndex` is a plain struct without a clock and without I/O. It stores hashes of a prompt's blocks, not its
-//! text. It must not know what a place is, or how a prompt is cut into blocks.
+//! text. It must not know whose cache it is, or how a prompt is cut into blocks.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -9,22 +10,22 @@ use std::hash::{BuildHasher, Hash, RandomState};
 #[cfg(test)]
 mod tests;
 
-/// Maximum number of blocks of one prompt that are hashed. The rest of a longer prompt counts as new at every place.
-/// The limit prevents one prompt from filling the index.
+/// Maximum number of blocks of one prompt that are hashed. The rest of a longer prompt counts as new for every
+/// cache. The limit prevents one prompt from filling an index of the default size.
 pub(crate) const MAX_PROMPT_BLOCKS: usize = 4_096;
 
-/// The blocks that each place has worked on. The least recently used blocks are forgotten first.
+/// The blocks in each cache. The least recently used blocks are forgotten first.
 ///
-/// A key `P` identifies the cache of a place. A place that has lost its cache needs a new key: the blocks of the old
-/// key are then never found again, and are forgotten like all blocks that are no longer used.
+/// A key `K` identifies a cache. A worker or engine that has lost its cache needs a new key: the blocks of the old key
+/// are then never found again, and are forgotten like all blocks that are no longer used.
 ///
 /// The blocks are in two sets. A block that is used moves to the recent set. When the recent set is full, the older set
 /// is dropped, and the recent set becomes the older one. So a block is remembered as long as fewer than half of the
 /// maximum number of other blocks have been used since.
 #[derive(Debug)]
-pub(crate) struct PrefixIndex<P> {
-    recent: HashSet<(BlockHash, P)>,
-    older: HashSet<(BlockHash, P)>,
+pub(crate) struct PrefixIndex<K> {
+    recent: HashSet<(BlockHash, K)>,
+    older: HashSet<(BlockHash, K)>,
     /// Maximum number of blocks in each of the two sets.
     max_set_len: usize,
 }
@@ -54,7 +55,7 @@ pub(crate) struct BlockHasher<'a> {
     blocks: Vec<Block>,
 }
 
-impl<P: Copy + Eq + Hash> PrefixIndex<P> {
+impl<K: Copy + Eq + Hash> PrefixIndex<K> {
     /// Creates an empty index of at most this number of blocks.
     pub(crate) fn new(max_blocks: usize) -> Self {
         Self {
@@ -64,25 +65,25 @@ impl<P: Copy + Eq + Hash> PrefixIndex<P> {
         }
     }
 
-    /// Returns the number of tokens in the longest prefix of the prompt that a place has worked on.
-    pub(crate) fn warm_tokens(&self, prompt: &PromptBlocks, place: P) -> u64 {
-        // `record` keeps the first blocks longest. So a place that has a block also has all blocks before it.
+    /// Returns the number of tokens in the longest prefix of the prompt that a cache has.
+    pub(crate) fn warm_tokens(&self, prompt: &PromptBlocks, cache: K) -> u64 {
+        // `record` keeps the first blocks longest. So a cache that has a block also has all blocks before it.
         let known = prompt
             .0
-            .partition_point(|block| self.contains(block.hash, place));
+            .partition_point(|block| self.contains(block.hash, cache));
         let last = known.checked_sub(1).map(|last| prompt.0[last]);
         last.map_or(0, |block| block.tokens)
     }
 
-    /// Records that a place works on this prompt.
-    pub(crate) fn record(&mut self, prompt: &PromptBlocks, place: P) {
+    /// Records that a cache gets this prompt.
+    pub(crate) fn record(&mut self, prompt: &PromptBlocks, cache: K) {
         // The first block is recorded last, so the last blocks of a prompt are forgotten first.
         for block in prompt.0.iter().rev() {
-            self.record_block((block.hash, place));
+            self.record_block((block.hash, cache));
         }
     }
 
-    fn record_block(&mut self, block: (BlockHash, P)) {
+    fn record_block(&mut self, block: (BlockHash, K)) {
         if self.recent.contains(&block) || self.max_set_len == 0 {
             return;
         }
@@ -94,8 +95,8 @@ impl<P: Copy + Eq + Hash> PrefixIndex<P> {
         self.recent.insert(block);
     }
 
-    fn contains(&self, hash: BlockHash, place: P) -> bool {
-        let block = (hash, place);
+    fn contains(&self, hash: BlockHash, cache: K) -> bool {
+        let block = (hash, cache);
         self.recent.contains(&block) || self.older.contains(&block)
     }
 

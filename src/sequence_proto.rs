@@ -59,11 +59,7 @@ pub(crate) fn take_options(
         "must be at most 512 bytes",
     )?;
     let cache_salt = take(&mut message.cache_salt);
-    check_field(
-        "cache_salt",
-        cache_salt.len() <= MAX_CACHE_SALT_BYTES,
-        "must be at most 512 bytes",
-    )?;
+    check_cache_salt(&cache_salt)?;
     let non_empty = |text: String| Some(text).filter(|text| !text.is_empty()).map(Into::into);
     Ok(SequenceOptions {
         seed: message.seed.map_or_else(rand::random, i64::cast_unsigned),
@@ -75,6 +71,12 @@ pub(crate) fn take_options(
         user: EndUser(non_empty(user)),
         cache_salt: CacheSalt(non_empty(cache_salt)),
     })
+}
+
+/// Returns an error if a salt is too long.
+pub(crate) fn check_cache_salt(cache_salt: &str) -> Result<(), InvalidField> {
+    let is_valid = cache_salt.len() <= MAX_CACHE_SALT_BYTES;
+    check_field("cache_salt", is_valid, "must be at most 512 bytes")
 }
 
 /// Creates a message in which all options are set.

@@ -23,6 +23,7 @@ pub mod attached;
 pub mod child;
 pub mod device_thread;
 pub mod engine_address;
+mod flags;
 mod outbox;
 mod sequence_output;
 mod slots;
@@ -33,9 +34,10 @@ pub mod token_channel;
 mod waker;
 mod wire;
 
+use flags::Flags;
 use token_channel::TokenSender;
+use waker::WakeTarget;
 pub(crate) use waker::WorkerWaker;
-use waker::{Flags, WakeTarget};
 
 /// Identifies a worker within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

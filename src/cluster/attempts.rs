@@ -209,7 +209,7 @@ impl Attempts {
         }
     }
 
-    /// Returns the state of the targets, with the number of prompt tokens that is warm on each.
+    /// Returns the state of the targets, with the number of prompt tokens that each is expected to reuse.
     fn views(&self) -> Vec<TargetView> {
         let mut views = self.route.views(Instant::now());
         if let Some(prefix) = &self.prefix {
@@ -322,8 +322,8 @@ impl Attempts {
         }
     }
 
-    /// Returns the longest wait for the first token of a stream. `None` if only the deadline limits it, because no other
-    /// target can take over and the client has nothing yet.
+    /// Returns the longest wait for the first token of a stream. `None` if only the deadline limits it, because no
+    /// other target can take over and the client has nothing yet.
     pub(super) fn first_token_limit(&self, target: usize, is_resumption: bool) -> Option<Duration> {
         let policy = &self.route.spec.policy;
         match is_resumption {

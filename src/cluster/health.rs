@@ -27,6 +27,8 @@ pub(crate) struct Health {
     /// Models that the upstream listed when it last came up. Empty for the engine in this process, which resolves
     /// model names itself.
     pub models: Vec<v1::Model>,
+    /// Number of times that the upstream went down or came up again.
+    pub changes: u64,
 }
 
 /// Availability of an upstream.
@@ -49,7 +51,7 @@ impl Health {
     pub(crate) fn always_up() -> Self {
         Self {
             availability: Availability::Up,
-            models: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -112,7 +114,9 @@ impl HealthPublisher {
         }
         let mut earlier = availability;
         self.health.send_if_modified(|health| {
+            let was_up = health.is_up();
             earlier = std::mem::replace(&mut health.availability, availability);
+            health.changes += u64::from(was_up != health.is_up());
             let new_models = models.filter(|models| *models != health.models);
             let has_new_models = new_models.is_some();
             if let Some(models) = new_models {

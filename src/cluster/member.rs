@@ -23,7 +23,7 @@ pub(super) struct Member {
     pub(super) name: Arc<str>,
     pub(super) upstream: Arc<dyn Upstream>,
     pub(super) load: Load,
-    /// Number that identifies the engine's prefix cache.
+    /// Number that all caches of the engine share until a request cannot reach it.
     cache: AtomicU64,
     state: Mutex<MemberState>,
     telemetry: Telemetry,
@@ -36,6 +36,14 @@ struct MemberState {
     last_fault: Option<Instant>,
     /// Time of the last first token of a request.
     last_first_token: Option<Instant>,
+}
+
+/// Identifies the prefix cache of an engine. No other engine has the same id, nor has the same engine after it was down or
+/// could not be reached, because its process may have ended, and its cache with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct CacheId {
+    number: u64,
+    health_changes: u64,
 }
 
 /// Permission to send one request to an engine. Dropping it without a result leaves the breaker as it was.
@@ -65,20 +73,17 @@ impl Member {
         }
     }
 
-    /// Returns the number that identifies the engine's prefix cache. No other engine has the same number. An engine
-    /// that is down may have lost its cache, so each call while it is down assigns a new number.
-    pub(super) fn current_cache(&self) -> u64 {
-        match self.is_up() {
-            true => self.cache.load(Ordering::Relaxed),
-            false => self.forget_cache(),
+    /// Returns the id of the engine's current prefix cache.
+    pub(super) fn cache_id(&self) -> CacheId {
+        CacheId {
+            number: self.cache.load(Ordering::Relaxed),
+            health_changes: self.upstream.health().borrow().changes,
         }
     }
 
-    /// Assigns a new number to the engine's prefix cache, so that earlier prompts no longer count as warm. Returns it.
-    fn forget_cache(&self) -> u64 {
-        let new = next_cache();
-        self.cache.store(new, Ordering::Relaxed);
-        new
+    /// Gives the engine's prefix cache another id, so that earlier prompts no longer count as warm.
+    fn forget_cache(&self) {
+        self.cache.store(next_cache(), Ordering::Relaxed);
     }
 
     /// Returns true unless the engine is known to be unavailable.
@@ -181,7 +186,6 @@ impl EnginePass {
             member.state().busy_until = Some(Instant::now() + time);
         }
         if failure.fault() == Fault::Unreachable {
-            // The engine's process may have ended, and its prefix cache with it.
             member.forget_cache();
         }
         if !failure.is_engine_fault() {

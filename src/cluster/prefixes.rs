@@ -1,5 +1,5 @@
-//! The gateway's memory of prompts: hashes of the prompts that it has sent, and the targets that got them. This module
-//! must not know how a target is chosen.
+//! The gateway's prefix index: hashes of the prompts that it has sent, and the targets that got them. This module must
+//! not know how a target is chosen.
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
@@ -13,7 +13,7 @@ use crate::prefix_index::{PrefixIndex, PromptBlocks};
 use crate::proto::v1;
 use crate::telemetry::{PrefixPlacement, Telemetry};
 
-/// The memory of prompts. Clones share the memory.
+/// The prefix index, and the key of its hashes. Clones share the index.
 #[derive(Clone)]
 pub(super) struct Prefixes(Arc<SharedPrefixes>);
 
@@ -28,15 +28,15 @@ struct SharedPrefixes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct TargetCache(u64);
 
-/// The prompt of one request, and the memory of the prompts before it.
+/// The prompt of one request, and the prefix index.
 pub(super) struct PromptPrefix {
     prefixes: Prefixes,
     blocks: PromptBlocks,
 }
 
 impl Prefixes {
-    /// Returns the memory for a placement: `earlier` if it has the same size, otherwise an empty one. `None` if the
-    /// placement needs no memory.
+    /// Returns the prefix index for a placement: `earlier` if it has the same size, otherwise an empty one. `None` if
+    /// the placement needs no index.
     pub(super) fn for_placement(
         placement: PlacementPolicy,
         earlier: Option<&Self>,
@@ -66,7 +66,7 @@ impl Prefixes {
     }
 
     fn cache_of(&self, target: &Target) -> TargetCache {
-        let cache = target.member.current_cache();
+        let cache = target.member.cache_id();
         TargetCache(self.0.key.hash_one((cache, &target.model)))
     }
 

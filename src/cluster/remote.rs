@@ -74,10 +74,10 @@ impl Connector {
 impl RemoteUpstream {
     /// Creates an engine for tests, with this connection and this health.
     #[cfg(test)]
-    pub(super) fn scripted(channel: EngineChannel, health: Health) -> Self {
+    pub(super) fn scripted(channel: EngineChannel, health: watch::Receiver<Health>) -> Self {
         Self {
             connections: Connections::scripted(channel),
-            health: watch::channel(health).1,
+            health,
             tasks: TaskTracker::new(),
             _watch: CancellationToken::new().drop_guard(),
         }

@@ -26,8 +26,8 @@ pub struct ClusterSpec {
 pub enum PlacementPolicy {
     /// The engine with the fewest outstanding tokens for its weight.
     LeastLoad,
-    /// The engine that has worked on the longest prefix of the prompt, unless it has more outstanding tokens than
-    /// another engine, by more than it would reuse.
+    /// The engine that has computed the longest prefix of the prompt, unless its outstanding tokens exceed those of
+    /// another engine by more than the tokens it would reuse.
     CacheAware {
         /// Maximum number of blocks of prompts that the gateway remembers. A block is up to 512 bytes of a message.
         max_blocks: NonZeroU32,

@@ -52,6 +52,10 @@ fn cluster_of(upstreams: Vec<Arc<dyn Upstream>>) -> Cluster {
 }
 
 fn remote_engine(engine: ScriptedEngine, health: Health) -> Arc<dyn Upstream> {
+    watched_engine(engine, watch::channel(health).1)
+}
+
+fn watched_engine(engine: ScriptedEngine, health: watch::Receiver<Health>) -> Arc<dyn Upstream> {
     let service = InferenceServer::new(engine);
     let service =
         ServiceExt::<HttpRequest<Body>>::map_err(service, |never: Infallible| match never {});
@@ -218,6 +222,7 @@ async fn a_model_whose_only_engine_is_down_answers_no_worker() {
     let down = Health {
         availability: Availability::Down,
         models: vec![model],
+        ..Health::default()
     };
     let with_model = remote_engine(silent_engine("m"), down);
     let without_model = remote_engine(

@@ -22,7 +22,7 @@ impl Prompts {
 }
 
 #[test]
-fn the_longest_common_beginning_is_warm_at_the_place_that_had_it() {
+fn warm_tokens_is_the_length_of_the_longest_recorded_prefix() {
     let (prompts, mut index) = (Prompts::new(), PrefixIndex::new(100));
     index.record(&prompts.of("abcd"), 'x');
     for (prompt, tokens) in [

@@ -5,12 +5,12 @@
 //! A job goes to the worker on which it costs the fewest tokens. The cost is the number of tokens that the worker's
 //! jobs may produce, plus the number of tokens of the job's prompt that the worker has not computed for an earlier job.
 //! So a job goes to the worker that has the longest prefix of its prompt, unless the load of that worker exceeds the
-//! load of another one by more tokens than the reuse saves. A prompt token counts as much as a generated one. That is
-//! about right for a CPU. On a GPU a prompt token takes less time, so prompts are kept together more than they need be.
+//! load of another one by more tokens than the reuse saves. A prompt token counts as much as a generated one. On a
+//! GPU, where a prompt token takes much less time, a worker with a warm prefix is therefore preferred too often.
 //!
-//! The prompts of running jobs do not count as load, because the plan does not learn when a prompt has been computed. If
-//! they counted until the jobs end, a worker that only generates tokens would look busy, and jobs would avoid the prefix
-//! that it has computed.
+//! The prompts of running jobs do not count as load, because the plan does not learn when a prompt has been computed.
+//! If they counted until the jobs end, a worker that only generates tokens would look busy, and jobs would avoid the
+//! prefix that it has computed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -19,11 +19,12 @@ use crate::models::{ModelId, ModelMap};
 use crate::prefix_index::{PrefixIndex, PromptBlocks};
 use crate::worker::{Generation, WorkerId};
 
-/// Maximum number of tokens that one job adds to the load of its worker. Most completions end before `max_tokens`,
-/// which for a chat is the rest of the context by default.
+/// Maximum number of tokens that one job adds to the load of its worker. `max_tokens` is not a good estimate: for a
+/// chat, it is the rest of the context by default.
 const MAX_EXPECTED_TOKENS: u32 = 256;
 
-/// Maximum number of prompt blocks that the plan remembers. Each takes about 40 bytes.
+/// Maximum number of prompt blocks that the plan remembers. Each takes about 40 bytes (an
+/// estimate).
 const MAX_WARM_BLOCKS: usize = 65_536;
 
 /// Sort key of waiting requests: resumed choices before new requests, then lower priority numbers, then earlier
@@ -336,7 +337,8 @@ impl<J: QueuedChoice> Plan<J> {
         placements
     }
 
-    /// Returns the worker with a free slot on which the job costs the fewest tokens. Of several, the first.
+    /// Returns the worker with a free slot on which the job costs the fewest tokens. If several are equal, returns
+    /// the first.
     fn cheapest_worker(&self, model: ModelId, job: &J) -> Option<(WorkerId, Generation)> {
         let is_suspect = job.is_suspect();
         let prompt = job.prompt_blocks();

@@ -5,7 +5,8 @@ use std::hash::RandomState;
 use crate::prefix_index::{BlockHasher, PromptBlocks};
 use crate::request::{CacheSalt, TokenId};
 
-/// Number of tokens in a block. Only whole blocks count as warm.
+/// Number of tokens in a block. A block counts as warm only if all its tokens are equal. The last block of a prompt may
+/// be shorter.
 const BLOCK_TOKENS: usize = 32;
 
 /// Hashes prompts with a key that is random in each process.

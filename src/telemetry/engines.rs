@@ -13,14 +13,15 @@ const PLACEMENTS: &str = "tokenway_engine_placements_total";
 const WARM_PROMPT_TOKENS: &str = "tokenway_engine_warm_prompt_tokens_total";
 const STREAM_RESUMPTIONS: &str = "tokenway_stream_resumptions_total";
 
-/// Value of the label `prefix`: whether the engine that got a request was known to have a prefix of its prompt.
+/// Value of the label `prefix`: compares the chosen engine's known prefix of the prompt with those of the other engines
+/// of the same tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PrefixPlacement {
-    /// No engine was known to have a prefix of the prompt.
+    /// No engine of the tier was known to have a prefix.
     Cold,
-    /// The engine that got the request was known to have a prefix, and no other engine a longer one.
+    /// The chosen engine was known to have a prefix, and no other engine of the tier a longer one.
     Warm,
-    /// Another engine was known to have a longer prefix, but was not preferred.
+    /// Another engine of the tier was known to have a longer prefix, but was not chosen.
     WarmerElsewhere,
 }
 
@@ -53,8 +54,7 @@ impl Telemetry {
         self.count_for_engine(BREAKER_CHANGES, engine, ("state", state), 1);
     }
 
-    /// Counts a request that was sent to one of several engines, and the prompt tokens that the engine is expected to
-    /// reuse.
+    /// Counts a stream that an engine has accepted, and the prompt tokens that the engine is expected to reuse.
     pub(crate) fn count_placement(&self, engine: &str, prefix: PrefixPlacement, warm_tokens: u64) {
         self.count_for_engine(PLACEMENTS, engine, ("prefix", prefix.label()), 1);
         let key = Key::from_parts(WARM_PROMPT_TOKENS, vec![engine_label(engine)]);
@@ -104,9 +104,9 @@ pub(super) fn describe(recorder: &PrometheusRecorder) {
         ),
         (
             PLACEMENTS,
-            "Requests that were sent to one of several engines of the same tier, by engine and prefix: 'warm' (no other engine is \
-             known to have a longer prefix of the prompt), 'warmer_elsewhere' (another one has a longer prefix, but \
-             was not preferred, mostly because of its load) or 'cold' (no engine has a prefix).",
+            "Streams that an engine accepted, by engine and prefix: 'warm' (no other engine of the tier is known to have \
+             a longer prefix of the prompt), 'warmer_elsewhere' (another engine of the tier has a longer prefix, but \
+             was not chosen) or 'cold' (no engine of the tier has a prefix).",
         ),
         (
             WARM_PROMPT_TOKENS,

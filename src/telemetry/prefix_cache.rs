@@ -87,13 +87,10 @@ fn as_gauge(bytes: u64) -> f64 {
 /// Describes the metrics of prefix caches.
 pub(super) fn describe(recorder: &PrometheusRecorder) {
     for (name, text) in [
-        (
-            HITS,
-            "Sequences that started from tokens that an earlier sequence had computed.",
-        ),
+        (HITS, "Sequences that reuse tokens of another sequence."),
         (
             CACHED_TOKENS,
-            "Prompt tokens that were not computed, because an earlier sequence had computed them.",
+            "Prompt tokens that sequences were expected to reuse when they started.",
         ),
         (
             EVICTIONS,

@@ -205,7 +205,7 @@ struct Worker {
 struct ReadyModel {
     generation: Generation,
     served: ServedModel,
-    /// Evictions from the prefix cache before the last message `ready`. Heartbeats count those after it.
+    /// Evictions from the prefix cache before the last message `ready`. Heartbeats report only later evictions.
     evictions: u64,
 }
 

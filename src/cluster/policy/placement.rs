@@ -16,7 +16,7 @@ pub(in crate::cluster) struct Candidate {
     pub(in crate::cluster) warm_tokens: u64,
 }
 
-/// Returns the target with the lowest score. Of several, the first.
+/// Returns the target with the lowest score. If several are equal, returns the first.
 ///
 /// ```text
 /// score = outstanding tokens / weight − warm tokens / weight of the heaviest candidate
@@ -24,9 +24,9 @@ pub(in crate::cluster) struct Candidate {
 ///
 /// All terms are tokens per unit of weight. With equal weights, the order is that of *outstanding tokens + prompt
 /// tokens that are not warm on the engine*: the number of tokens that the engine has to work on before the request is
-/// done. So a request goes to the engine on which most of its prompt is warm, unless that engine has more outstanding
-/// tokens than another one, by more than it would reuse. A prompt that is warm nowhere, or equally warm everywhere, is
-/// placed by load alone.
+/// done. So a request goes to the engine on which most of its prompt is warm, unless its outstanding tokens exceed
+/// those of another engine by more than the tokens it would reuse. A prompt that is warm on no engine, or equally warm
+/// on all, is placed by load alone.
 ///
 /// The warm tokens are divided by the heaviest weight, not by the candidate's own. With its own weight, a target of a
 /// small weight would gain most from a prefix, and one popular prefix would pull it far above its share. With the

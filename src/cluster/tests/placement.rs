@@ -1,8 +1,9 @@
-//! Tests of a cluster's memory of the prompts that it has sent: what it remembers, and when it forgets.
+//! Tests of a cluster's prefix index: which prompts it records for which engine, and when it forgets them.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
+use crate::cluster::health::HealthPublisher;
 
 /// Creates an engine that ends every completion without a token.
 fn quick_engine(name: &'static str) -> ScriptedEngine {
@@ -77,17 +78,17 @@ async fn an_engine_that_rejects_a_request_is_not_remembered_for_its_prompt() {
 
 #[tokio::test]
 async fn an_engine_that_was_down_counts_as_cold() {
-    let (availability, health) = watch::channel(Health::always_up());
-    let second = remote_engine(quick_engine("b"), Health::always_up());
-    let second = Arc::new(WrappedUpstream::new(second).with_health(health));
+    let engine = EngineSpec::at("http://b:1".parse().expect("an address"));
+    let (publisher, health) = HealthPublisher::new(&engine);
+    let second = watched_engine(quick_engine("b"), health);
     let first = remote_engine(quick_engine("a"), Health::always_up());
     let cluster = cluster_of(vec![first, second]);
     warm_second_engine(&cluster).await;
     assert_eq!(engine_of(&cluster, request("m", "stars")).await, "b");
 
-    availability.send_modify(|health| health.availability = Availability::Down);
+    publisher.publish(Availability::Down, None);
     assert_eq!(engine_of(&cluster, request("m", "glass")).await, "a");
-    availability.send_modify(|health| health.availability = Availability::Up);
+    publisher.publish(Availability::Up, None);
     assert_eq!(engine_of(&cluster, request("m", "stars")).await, "a");
 }
 
@@ -128,13 +129,45 @@ async fn an_engine_that_leaves_and_joins_again_counts_as_cold() {
 }
 
 #[tokio::test]
+async fn an_engine_that_was_down_between_two_requests_counts_as_cold() {
+    let engine = EngineSpec::at("http://a:1".parse().expect("an address"));
+    let (publisher, health) = HealthPublisher::new(&engine);
+    let upstream = watched_engine(quick_engine("a"), health);
+    let member = Member::new(&"a".into(), upstream, &Telemetry::new());
+    let cache = member.cache_id();
+    for availability in [Availability::Up, Availability::Up] {
+        publisher.publish(availability, None);
+    }
+    assert_eq!(member.cache_id(), cache);
+    for availability in [Availability::Down, Availability::Up] {
+        publisher.publish(availability, None);
+    }
+    assert_ne!(member.cache_id(), cache);
+}
+
+#[tokio::test]
+async fn a_long_cache_salt_is_rejected_before_it_is_hashed() {
+    let cluster = cluster([quick_engine("a")]);
+    for (bytes, is_valid) in [(512, true), (513, false)] {
+        let request = v1::CompletionRequest {
+            cache_salt: "a".repeat(bytes),
+            ..request("m", "stars")
+        };
+        let result = cluster.complete(request, &call_context()).await;
+        let param = result.err().and_then(|failure| Error::from(failure).param);
+        let expected = (!is_valid).then_some("cache_salt");
+        assert_eq!(param.as_deref(), expected, "{bytes} bytes");
+    }
+}
+
+#[tokio::test]
 async fn an_engine_that_cannot_be_reached_counts_as_cold() {
     let upstream = remote_engine(quick_engine("a"), Health::always_up());
     let member = Arc::new(Member::new(&"a".into(), upstream, &Telemetry::new()));
-    let cache = member.current_cache();
+    let cache = member.cache_id();
     let fail = |failure: &Failure| member.pass().unwrap().record_failure(failure, false);
     fail(&Error::internal().into());
-    assert_eq!(member.current_cache(), cache);
+    assert_eq!(member.cache_id(), cache);
     fail(&Failure::unreachable());
-    assert_ne!(member.current_cache(), cache);
+    assert_ne!(member.cache_id(), cache);
 }

@@ -25,11 +25,6 @@ impl WrappedUpstream {
         self.unsupported = vec![parameter];
         self
     }
-
-    pub(super) fn with_health(mut self, health: watch::Receiver<Health>) -> Self {
-        self.health = health;
-        self
-    }
 }
 
 #[tonic::async_trait]

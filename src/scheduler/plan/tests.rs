@@ -357,7 +357,7 @@ fn a_worker_that_was_lost_has_computed_nothing() {
 }
 
 #[test]
-fn a_job_with_a_large_max_tokens_counts_as_an_average_completion() {
+fn a_job_counts_as_at_most_max_expected_tokens() {
     let (prompts, mut plan) = (Prompts::default(), plan(&[4, 4], 0));
     let long = NamedJob {
         max_tokens: 100_000,

@@ -1,5 +1,5 @@
-//! The step loop of a worker's device: admits submitted sequences, calls the runner step by step, and sends the tokens of
-//! each step to their token channels.
+//! The step loop of a worker's device: admits submitted sequences, calls the runner step by step, and sends the tokens
+//! of each step to their token channels.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -129,8 +129,8 @@ impl<'a> Device<'a> {
         let id = assignment.sequence.request_id.0.clone();
         let _span = request_span(&id).entered();
         let sequence = assignment.sequence.clone();
-        // If the runner panics in one of the next two calls, this sequence is a crash suspect. It must therefore belong to the
-        // device before them.
+        // If the runner panics in one of the next two calls, this sequence is a crash suspect. The device must
+        // therefore own the sequence during both calls.
         self.without_slot = Some(runnable);
         let slot = self.choose_slot(&sequence);
         let runnable = self.without_slot.take();

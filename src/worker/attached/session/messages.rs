@@ -25,17 +25,7 @@ impl Session {
     ) -> Result<(), SessionEnd> {
         match (message, loaded.as_mut()) {
             (WorkerMessage::Heartbeat(heartbeat), loaded) => {
-                if let (Some(loaded), Some(stats)) = (loaded, heartbeat.prefix_cache) {
-                    let proto::PrefixCache { bytes, evictions } = stats;
-                    let stats = PrefixCacheStats { bytes, evictions };
-                    loaded.prefix_cache.record(stats);
-                }
-                let step = Duration::from_millis(heartbeat.step_ms.into());
-                let limit = self.timeouts.step_limit;
-                if limit.is_some_and(|limit| step > limit) {
-                    return Err(SessionEnd::StepTimeout);
-                }
-                Ok(())
+                self.handle_heartbeat(heartbeat, loaded)
             }
             (WorkerMessage::Loading(proto::Loading { fraction }), None) => {
                 let fraction = if fraction.is_finite() { fraction } else { 0.0 };
@@ -92,6 +82,24 @@ impl Session {
                 loaded.calls.close(answer).map_err(SessionEnd::Violation)
             }
             (message, loaded) => Err(violation(out_of_order(&message, loaded.is_some()))),
+        }
+    }
+
+    /// Records the state of the worker's prefix cache, and checks the duration of its current step.
+    fn handle_heartbeat(
+        &self,
+        heartbeat: proto::Heartbeat,
+        loaded: Option<&mut LoadedState>,
+    ) -> Result<(), SessionEnd> {
+        if let (Some(loaded), Some(stats)) = (loaded, heartbeat.prefix_cache) {
+            let proto::PrefixCache { bytes, evictions } = stats;
+            let stats = PrefixCacheStats { bytes, evictions };
+            loaded.prefix_cache.record(stats);
+        }
+        let step = Duration::from_millis(heartbeat.step_ms.into());
+        match self.timeouts.step_limit {
+            Some(limit) if step > limit => Err(SessionEnd::StepTimeout),
+            _ => Ok(()),
         }
     }
 
