@@ -1,4 +1,4 @@
-//! A server of another program in its own process. Its output goes to a log, whose last lines an error shows.
+//! A server in its own process, such as another gateway. Its output goes to a log, whose last lines an error shows.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::tempfile;
 use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::fault::Fault;
 use crate::process::{ResourceUsage, child_ids};
@@ -41,7 +41,8 @@ impl ForeignServer {
         let mut server = Self::spawn(command)?;
         let end = Instant::now() + timeout;
         loop {
-            let answer = answers().await;
+            let answer = timeout_at(end, answers()).await;
+            let answer = answer.unwrap_or(Ok(false));
             if let Ok(true) = answer {
                 return Ok(server);
             }

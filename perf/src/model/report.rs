@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::completions::STREAMS;
 use super::results::Results;
+use super::scenario::Scenario;
 use super::servers::{CONTEXT, ServerKind, ServerPlan};
 use super::targets;
 use crate::report::Machine;
@@ -82,10 +83,12 @@ impl Settings {
             rounds,
             servers,
         } = self;
+        let of_decoding = rounds * Scenario::DecodeOne.rounds_factor();
         let rounds = match rounds {
             1 => "1 round".to_owned(),
             rounds => format!("{rounds} rounds"),
         };
+        let rounds = format!("{rounds} ({of_decoding} of decoding)");
         let first =
             format!("{model}; threads: {threads}; slots: {slots} of {context} tokens; {rounds}");
         let servers = servers.iter().map(ServerVersion::describe);

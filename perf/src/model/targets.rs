@@ -7,8 +7,8 @@ use super::scenario::Scenario;
 use super::servers::ServerKind;
 use crate::target::{Bound, TargetResult};
 
-/// Maximum ratio of Tokenway's time to that of llama.cpp's server where Tokenway must be as fast. A difference of a
-/// tenth is noise.
+/// Maximum ratio of Tokenway's time to that of llama.cpp's server where Tokenway must be as fast. It leaves a tenth for
+/// noise.
 const MAX_RATIO_IF_EQUAL: f64 = 1.1;
 
 /// Definition of a target: the ratio of a figure of Tokenway to another figure of the same scenario, and its limit.
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_has_a_least_and_a_time_a_most_value() {
+    fn a_rate_has_a_minimum_and_a_time_has_a_maximum() {
         let mut results = Results::default();
         let of = |rate, p99| {
             [

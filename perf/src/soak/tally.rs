@@ -17,7 +17,7 @@ pub(super) struct Tally {
     pub(super) fault_count: u64,
     /// The first [`LISTED_FAULTS`] faults.
     pub(super) faults: Vec<String>,
-    /// Number of streams that were read to their end, and complete.
+    /// Number of complete streams that were read to their end.
     #[serde(skip)]
     pub(super) streams: u64,
 }
