@@ -47,7 +47,9 @@ pub enum ClientError {
     #[error("'{0}' is not a valid server address; use http://host:port or unix:/path")]
     Address(String),
     /// The client cannot connect.
-    #[error("cannot connect to {address}: {problem}\nstart a server with `tokenway serve`")]
+    #[error(
+        "cannot connect to {address}: {problem}\nstart a server with `tokenway serve`, or set --server"
+    )]
     Connect {
         /// Address of the server, as given on the command line.
         address: String,

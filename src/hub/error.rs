@@ -25,8 +25,8 @@ pub enum HubError {
     },
     /// Downloads are switched off, and the cache does not have the model.
     #[error(
-        "hf:{model} is not in the cache ({}), and HF_HUB_OFFLINE forbids downloads; unset it, or copy the model into \
-         the cache{hint}", cache.display()
+        "hf:{model} is not in the cache ({}), and HF_HUB_OFFLINE forbids downloads; unset it, or download the file \
+         elsewhere and set --model FILE{hint}", cache.display()
     )]
     Offline {
         /// Name of the model.

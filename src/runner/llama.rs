@@ -4,7 +4,7 @@
 //! A loaded model has two parts: all threads share `model`; `device` stays on the worker's thread. llama.cpp's log
 //! lines go to `tracing` with the target `llama-cpp-2`.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
@@ -168,6 +168,7 @@ impl LlamaLoader {
             let reason = format!("`slots` must be from 1 to {MAX_SLOTS} (got {slots})");
             return Err(LoadError(reason));
         }
+        self.warn_about_threads();
         let threads = thread_count("threads", self.options.threads)?;
         let threads_batch = match self.options.threads_batch {
             Some(threads) => thread_count("threads_batch", threads)?,
@@ -215,6 +216,27 @@ impl Loader for LlamaLoader {
 
     fn name(&self) -> &'static str {
         "llama"
+    }
+}
+
+impl LlamaLoader {
+    /// Logs a warning if there are more threads than cores. llama.cpp's threads wait for each other in busy loops, so
+    /// surplus threads make every call much slower.
+    fn warn_about_threads(&self) {
+        let cores = std::thread::available_parallelism().map_or(usize::MAX, NonZeroUsize::get);
+        let LlamaOptions {
+            threads,
+            threads_batch,
+            ..
+        } = self.options;
+        if threads > cores || threads_batch.is_some_and(|threads| threads > cores) {
+            tracing::warn!(
+                threads,
+                threads_batch,
+                cores,
+                "a worker has more threads than this machine has cores, which makes it slow"
+            );
+        }
     }
 }
 

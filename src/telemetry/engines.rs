@@ -104,9 +104,9 @@ pub(super) fn describe(recorder: &PrometheusRecorder) {
         ),
         (
             PLACEMENTS,
-            "Streams that an engine accepted, by engine and prefix: 'warm' (no other engine of the tier is known to have \
-             a longer prefix of the prompt), 'warmer_elsewhere' (another engine of the tier has a longer prefix, but \
-             was not chosen) or 'cold' (no engine of the tier has a prefix).",
+            "Streams that an engine accepted, by engine and prefix: 'warm' (no equally preferred engine is known to have \
+             a longer prefix of the prompt), 'warmer_elsewhere' (another one has a longer prefix, but \
+             was not chosen) or 'cold' (none has a prefix).",
         ),
         (
             WARM_PROMPT_TOKENS,

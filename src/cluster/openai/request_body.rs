@@ -308,8 +308,8 @@ fn check_supported(message: &v1::CompletionRequest, flavor: Flavor) -> Result<()
     }
     if !message.cache_salt.is_empty() && !flavor.isolates_prompts() {
         // The gateway, and not the client, may have set the salt.
-        let text = "The model's engine does not support cache_salt. Leave it out. A gateway with --prefix-sharing caller \
-                    adds it to every request, and needs engines that support it: Tokenway or vLLM.";
+        let text = "The model's engine does not support cache_salt, which the request has or a gateway with \
+                    --prefix-sharing caller adds. Leave it out, or use an engine that supports it: Tokenway or vLLM.";
         return Err(Error::new(ErrorKind::UnsupportedParameter, text).with_param("cache_salt"));
     }
     Ok(())

@@ -140,7 +140,7 @@ impl KindSettings for LlamaSettings {
             threads_batch: self.threads_batch.map(usize::from),
             context_length: self.context_length.map(u32::from),
             devices: self.device_names(settings)?,
-            gpu_layers: self.gpu_layers,
+            gpu_layers: self.checked_gpu_layers(settings)?,
             flash_attention: parse("flash_attention", &self.flash_attention, settings)?,
             cache_type_k: parse("cache_type_k", &self.cache_type_k, settings)?,
             cache_type_v: parse("cache_type_v", &self.cache_type_v, settings)?,
@@ -174,6 +174,26 @@ impl KindSettings for LlamaSettings {
     }
 }
 
+/// True if this build includes a GPU backend of llama.cpp.
+#[cfg(feature = "llama-cpp")]
+const HAS_GPU_SUPPORT: bool = cfg!(any(
+    feature = "cuda",
+    feature = "metal",
+    feature = "rocm",
+    feature = "vulkan"
+));
+
+/// Returns the error for a setting that needs a GPU.
+#[cfg(feature = "llama-cpp")]
+fn no_gpu_support(key: &str, settings: &Settings) -> ConfigError {
+    let name = settings.name(key);
+    let problem = format!(
+        "{name} needs a build with GPU support; build Tokenway with the feature cuda, metal, rocm or vulkan, or leave \
+         {name} out"
+    );
+    settings.error(key, problem)
+}
+
 /// Parses the value of a setting whose type exists only in builds with llama.cpp.
 #[cfg(feature = "llama-cpp")]
 fn parse<T: FromStr<Err = String>>(
@@ -196,7 +216,18 @@ impl LlamaSettings {
             let problem = format!("{} has an empty name", settings.name("devices"));
             return Err(settings.error("devices", problem));
         }
-        Ok(names)
+        match names.is_empty() || HAS_GPU_SUPPORT {
+            true => Ok(names),
+            false => Err(no_gpu_support("devices", settings)),
+        }
+    }
+
+    #[cfg(feature = "llama-cpp")]
+    fn checked_gpu_layers(&self, settings: &Settings) -> Result<Option<u32>, ConfigError> {
+        match self.gpu_layers {
+            Some(1..) if !HAS_GPU_SUPPORT => Err(no_gpu_support("gpu_layers", settings)),
+            layers => Ok(layers),
+        }
     }
 
     /// Returns the model to load. Checks a file, so that a wrong path is reported before anything starts.

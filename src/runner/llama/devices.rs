@@ -128,8 +128,8 @@ fn unknown_device(name: &str, gpus: &[LlamaBackendDevice]) -> LoadError {
     let names: Vec<_> = gpus.iter().map(|gpu| &*gpu.name).collect();
     LoadError(if names.is_empty() {
         format!(
-            "`devices` has '{name}', but this build supports no GPU of this machine; build Tokenway with the feature \
-             cuda, vulkan, metal or rocm, or leave `devices` out"
+            "`devices` has '{name}', but this build supports no GPU of this machine; leave `devices` out, or build Tokenway \
+             with the feature of another GPU: cuda, metal, rocm or vulkan"
         )
     } else {
         format!(
