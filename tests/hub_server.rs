@@ -156,7 +156,8 @@ async fn a_model_that_is_not_available_stops_the_program_before_anything_listens
         (
             "hf:org/repo",
             2,
-            "tiny-Q8_0.gguf: this is not a GGUF model file",
+            "tiny-Q8_0.gguf: this is not a GGUF model file; choose another model; if the cached file is damaged, delete the \
+             folder models--org--repo in the cache and start again",
         ),
         ("hf:org", 2, "write hf:OWNER/REPO"),
     ] {

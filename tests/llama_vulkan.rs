@@ -1,5 +1,5 @@
-//! A real model on a GPU, through Vulkan. `scripts/test_vulkan.sh` runs these tests on Mesa's software device, which computes on
-//! the processor what a GPU would compute.
+//! A real model on a GPU, through Vulkan. `scripts/test_vulkan.sh` runs these tests on Mesa's software device, which
+//! computes on the processor what a GPU would compute.
 #![cfg(feature = "vulkan")]
 
 mod support;

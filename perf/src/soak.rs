@@ -105,8 +105,8 @@ pub(crate) struct Options {
         requires_if("chats", "http")
     )]
     load: Load,
-    /// URL of a running server without other clients; it runs the test runner, or a model with --load chats [default: start a
-    /// server]
+    /// URL of a running server without other clients; it runs the test runner, or a model with --load chats [default:
+    /// start a server]
     #[arg(long, value_name = "URL", requires_all = ["grpc", "pid"])]
     http: Option<ServerUrl>,
     /// gRPC API of the server given by --http, as `host:port`

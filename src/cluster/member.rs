@@ -38,8 +38,8 @@ struct MemberState {
     last_first_token: Option<Instant>,
 }
 
-/// Identifies the prefix cache of an engine. No other engine has the same id, nor has the same engine after it was down or
-/// could not be reached, because its process may have ended, and its cache with it.
+/// Identifies the prefix cache of an engine. No other engine has the same id, nor has the same engine after it was down
+/// or could not be reached, because its process may have ended, and its cache with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct CacheId {
     number: u64,
@@ -175,8 +175,8 @@ impl EnginePass {
         self.record(EngineResult::Works);
     }
 
-    /// Records that the try failed. Also after [`Self::record_first_token`], if the stream broke later. `is_clients` is true
-    /// if the client may have caused the failure.
+    /// Records that the try failed. Also after [`Self::record_first_token`], if the stream broke later. `is_clients` is
+    /// true if the client may have caused the failure.
     pub(super) fn record_failure(&mut self, failure: &Failure, is_clients: bool) {
         let member = Arc::clone(&self.member);
         let kind = failure.error().kind;

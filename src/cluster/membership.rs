@@ -12,8 +12,9 @@ use super::spec::{ClusterSpec, EngineSpec};
 use super::upstream::Upstream;
 use crate::telemetry::Telemetry;
 
-/// A stream of snapshots of the cluster's engines and routes. The cluster connects to engines that a snapshot adds, and sends no
-/// more requests to engines that a snapshot leaves out. When the stream ends, the last snapshot stays in force.
+/// A stream of snapshots of the cluster's engines and routes. The cluster connects to engines that a snapshot adds, and
+/// sends no more requests to engines that a snapshot leaves out. When the stream ends, the last snapshot stays in
+/// force.
 pub struct Membership(Pin<Box<dyn Stream<Item = ClusterSpec> + Send>>);
 
 impl Membership {

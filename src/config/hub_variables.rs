@@ -1,6 +1,7 @@
 //! The environment variables of the Hugging Face Hub, which other programs read too.
 
 use std::env::VarError;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::error::ConfigError;
@@ -136,13 +137,24 @@ fn expand_home(variable: &str, path: &str, home: Option<&Path>) -> Result<PathBu
     Ok(home.join(rest.trim_start_matches('/')))
 }
 
+/// Maximum length of a stored token that is read, in bytes.
+const MAX_TOKEN_BYTES: u64 = 64 * 1024;
+
+/// Reads at most [`MAX_TOKEN_BYTES`] of a file, which may be an endless device.
+fn read_start(file: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(file)?;
+    file.take(MAX_TOKEN_BYTES).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// Reads the token that `hf auth login` has stored.
 fn read_token(file: Option<PathBuf>) -> Result<Option<HubToken>, ConfigError> {
     let Some(file) = file else {
         return Ok(None);
     };
     let invalid = |problem: String| ConfigError::Invalid(format!("{}: {problem}", file.display()));
-    match std::fs::read_to_string(&file) {
+    match read_start(&file) {
         Ok(token) => {
             HubToken::parse(&token).map_err(|problem| invalid(format!("the token {problem}")))
         }

@@ -1,7 +1,7 @@
 //! Finds the files of a model in the cache, or downloads them from the Hub.
 //!
-//! A model in the cache is used without any request, whatever commit it is from, so a server can start without a network.
-//! A newer commit on the Hub changes nothing until a program downloads from it into the cache.
+//! A model in the cache is used without any request, whatever commit it is from, so a server can start without a
+//! network. A newer commit on the Hub changes nothing until a program downloads from it into the cache.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

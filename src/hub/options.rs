@@ -57,7 +57,12 @@ impl Endpoint {
             "must be an address such as https://huggingface.co, without user name and password";
         let uri: Uri = text.parse().map_err(|_| problem.to_owned())?;
         let is_http = [Some(&Scheme::HTTP), Some(&Scheme::HTTPS)].contains(&uri.scheme());
-        if !is_http || uri.host().is_none_or(str::is_empty) || text.contains(['@', '?', '#']) {
+        let authority = uri.authority();
+        // `http` also parses ports above 65,535.
+        let has_invalid_port =
+            authority.is_some_and(|it| it.port().is_some() != it.port_u16().is_some());
+        let has_host = uri.host().is_some_and(|host| !host.is_empty());
+        if !is_http || !has_host || has_invalid_port || text.contains(['@', '?', '#']) {
             return Err(problem.to_owned());
         }
         let (scheme, rest) = text.split_once("://").ok_or_else(|| problem.to_owned())?;
@@ -86,8 +91,12 @@ impl HubToken {
         if text.is_empty() {
             return Ok(None);
         }
+        let problem = "must be printable ASCII characters on one line";
+        if !text.is_ascii() {
+            return Err(problem);
+        }
         let header = HeaderValue::try_from(format!("Bearer {text}"));
-        let mut header = header.map_err(|_| "must be printable ASCII characters on one line")?;
+        let mut header = header.map_err(|_| problem)?;
         header.set_sensitive(true);
         Ok(Some(Self(header)))
     }
@@ -128,6 +137,7 @@ mod tests {
             "https://u:secret@a",
             "https://a?x",
             "https://",
+            "http://a:65536",
         ] {
             let error = Endpoint::parse(text).expect_err(text);
             assert!(!error.contains("secret"), "{error}");
@@ -142,5 +152,6 @@ mod tests {
         assert!(!shown.contains("secret"), "{shown}");
         assert!(HubToken::parse(" \n").unwrap().is_none());
         assert!(HubToken::parse("a\nb").is_err());
+        assert!(HubToken::parse("tök").is_err());
     }
 }

@@ -7,7 +7,8 @@ use crate::runner::PrefixCacheStats;
 /// Requests to a worker, and the state of its device.
 #[derive(Debug, Default)]
 pub(super) struct Flags {
-    /// Set by [`WorkerWaker::wake`](super::waker::WorkerWaker::wake). Cleared when the worker has checked its token channels.
+    /// Set by [`WorkerWaker::wake`](super::waker::WorkerWaker::wake). Cleared when the worker has checked its token
+    /// channels.
     pub(super) attention: AtomicBool,
     pub(super) draining: AtomicBool,
     pub(super) stopping: AtomicBool,

@@ -1,5 +1,5 @@
-//! A worker on a thread of this process. It loads the model, runs the step loop of its device, and loads the model again
-//! after a crash.
+//! A worker on a thread of this process. It loads the model, runs the step loop of its device, and loads the model
+//! again after a crash.
 
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,5 +1,5 @@
-//! A small Hugging Face Hub with one repository, `org/repo`. Like the real one, it redirects downloads to another server
-//! with signed addresses. It records all requests, and can damage responses.
+//! A small Hugging Face Hub with one repository, `org/repo`. Like the real one, it redirects downloads to another
+//! server with signed addresses. It records all requests, and can damage responses.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

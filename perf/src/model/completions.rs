@@ -37,8 +37,8 @@ pub(super) async fn decode_alone(client: &Client, prose: &mut Prose) -> Result<M
     Ok(Measurement::new(figures, Counts::of_replies([&reply])))
 }
 
-/// Measures the sum of the streams' rates while all streams decode. The time in which other prompts are still computed is
-/// excluded, because it would lower the rates of the streams that started first.
+/// Measures the sum of the streams' rates while all streams decode. The time in which other prompts are still computed
+/// is excluded, because it would lower the rates of the streams that started first.
 pub(super) async fn decode_together(
     client: &Client,
     prose: &mut Prose,

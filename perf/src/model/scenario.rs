@@ -66,8 +66,8 @@ impl Scenario {
         }
     }
 
-    /// Returns the factor by which the scenario has more rounds than `--rounds`. The decoding scenarios are short, so they
-    /// have more rounds to reduce the noise.
+    /// Returns the factor by which the scenario has more rounds than `--rounds`. The decoding scenarios are short, so
+    /// they have more rounds to reduce the noise.
     pub(super) fn rounds_factor(self) -> u32 {
         match self {
             Self::DecodeOne | Self::DecodeEight => 4,

@@ -1,5 +1,5 @@
-//! Clients that chat with a real model. The conversations grow, some begin with the same instructions, and there are many more
-//! of them than slots.
+//! Clients that chat with a real model. The conversations grow, some begin with the same instructions, and there are
+//! many more of them than slots.
 
 use std::time::Duration;
 
@@ -86,8 +86,8 @@ pub(super) async fn leave_chat(shared: &SharedState, random: &mut StdRng) -> Res
     Ok(end)
 }
 
-/// Requests the same reply twice. The text must be the same, although the second one is computed from the kept state of the
-/// first one.
+/// Requests the same reply twice. The text must be the same, although the second one is computed from the kept state of
+/// the first one.
 pub(super) async fn repeat_chat(shared: &SharedState, random: &mut StdRng) -> Result<End, Fault> {
     let mut chat = Chat::begin(shared, random);
     chat.add_message(random);

@@ -94,8 +94,8 @@ impl Flavor {
         }
     }
 
-    /// Returns true if the server is known to share computed tokens only between prompts with the same salt. llama.cpp's
-    /// server shares them among all requests, and an unknown server may ignore the salt.
+    /// Returns true if the server is known to share computed tokens only between prompts with the same salt.
+    /// llama.cpp's server shares them among all requests, and an unknown server may ignore the salt.
     pub(super) fn isolates_prompts(self) -> bool {
         self == Self::Vllm
     }

@@ -242,8 +242,8 @@ impl TryPlan {
         self.targets[target].failures > 0
     }
 
-    /// Lets the request wait for breakers, for some seconds from now on. A completion that the client has begun to read is
-    /// worth waiting for.
+    /// Lets the request wait for breakers, for some seconds from now on. A completion that the client has begun to read
+    /// is worth waiting for.
     pub(in crate::cluster) fn wait_for_breakers(&mut self, now: Instant) {
         self.waits_for_breakers = Some(now + MAX_WAIT);
     }

@@ -258,9 +258,19 @@ impl LlamaSettings {
             && let Err(problem) = check_file(path)
         {
             let path = path.display();
-            return error(format!(
-                "{name} {path}: {problem}; give a GGUF file, or {HUB_PREFIX}OWNER/REPO:QUANTIZATION to download a model"
-            ));
+            let advice = match hub_model(settings) {
+                Some(model) => {
+                    let folder = model.repo().replace('/', "--");
+                    format!(
+                        "choose another model; if the cached file is damaged, delete the folder models--{folder} in the \
+                         cache and start again"
+                    )
+                }
+                None => format!(
+                    "give a GGUF file, or {HUB_PREFIX}OWNER/REPO:QUANTIZATION to download a model"
+                ),
+            };
+            return error(format!("{name} {path}: {problem}; {advice}"));
         }
         Ok(source)
     }

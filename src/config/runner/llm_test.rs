@@ -32,8 +32,8 @@ pub(super) struct TestRunnerSettings {
         default_value = "0"
     )]
     test_runner_first_token_delay_ms: Milliseconds,
-    /// Extra delay of the first token for each prompt token that no earlier sequence has computed, in milliseconds. 0: no
-    /// delay, and sequences reuse no prompt tokens (llm_test only)
+    /// Extra delay of the first token for each prompt token that no earlier sequence has computed, in milliseconds. 0:
+    /// no delay, and sequences reuse no prompt tokens (llm_test only)
     #[arg(
         long,
         env = "TEST_RUNNER_PROMPT_TOKEN_DELAY_MS",

@@ -132,6 +132,8 @@ fn the_token_comes_from_a_variable_or_the_stored_file() {
     assert!(error.contains("HF_HUB_DISABLE_IMPLICIT_TOKEN=1"), "{error}");
     let offline = [&unreadable[..], &[("HF_HUB_OFFLINE", "1")]].concat();
     assert!(options(&offline).is_ok());
+    // An endless file is not read to its end.
+    assert!(options(&[home, ("HF_TOKEN_PATH", "/dev/zero")]).is_err());
     std::fs::write(&other, "hf_secret\nx").unwrap();
     let error = options(&[home, ("HF_TOKEN_PATH", &other)])
         .err()

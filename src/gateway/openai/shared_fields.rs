@@ -75,8 +75,8 @@ pub(super) struct SharedFields {
     /// Identifier of the end user, chosen by the client.
     #[schema(max_length = 512)]
     pub(super) user: Option<String>,
-    /// Salt of the prefix cache. Prompts share computed tokens only if their salts are equal. With a secret salt, no other
-    /// client can learn from response times whether a prompt was sent before.
+    /// Salt of the prefix cache. Prompts share computed tokens only if their salts are equal. With a secret salt, no
+    /// other client can learn from response times whether a prompt was sent before.
     #[schema(max_length = 512)]
     pub(super) cache_salt: Option<String>,
     /// Streams tokens as they are generated.

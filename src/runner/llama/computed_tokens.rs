@@ -1,5 +1,5 @@
-//! The tokens that a device has computed for a sequence, and how many of them another sequence can reuse. This module must
-//! not know where they are kept.
+//! The tokens that a device has computed for a sequence, and how many of them another sequence can reuse. This module
+//! must not know where they are kept.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ pub(super) struct ComputedTokens {
     pub(super) first_logits: Option<FirstLogits>,
 }
 
-/// The logits from which a sequence sampled its first token. A sequence that starts with the same tokens can sample from
-/// them too, so it needs to compute no row.
+/// The logits from which a sequence sampled its first token. A sequence that starts with the same tokens can sample
+/// from them too, so it needs to compute no row.
 #[derive(Clone, Debug)]
 pub(super) struct FirstLogits {
     /// Number of tokens before the sampled one.
@@ -53,9 +53,9 @@ pub(super) struct PrefixQuery<'a> {
 }
 
 impl PrefixQuery<'_> {
-    /// Returns the number of computed tokens that this sequence can reuse. `ids`, `plan` and `salt` belong to the sequence
-    /// for which the tokens were computed, and `tokens_before_logits` is the number of tokens after which its logits are
-    /// known. Only with the logits after its last token can a sequence reuse all its tokens.
+    /// Returns the number of computed tokens that this sequence can reuse. `ids`, `plan` and `salt` belong to the
+    /// sequence for which the tokens were computed, and `tokens_before_logits` is the number of tokens after which its
+    /// logits are known. Only with the logits after its last token can a sequence reuse all its tokens.
     pub(super) fn reusable(
         &self,
         ids: &[TokenId],

@@ -1,7 +1,8 @@
 //! Runs sequences in a llama.cpp context with continuous batching. A step sends the tokens that sequences had no credit
-//! for, samples from reused logits, or makes one call of llama.cpp. A call computes either one row for every sequence that has finished its prompt,
-//! together with short parts of other prompts, or a large part of one prompt. Calls of the two kinds take turns, so that
-//! a long prompt delays running sequences only a little. A row is one token of one sequence in such a call.
+//! for, samples from reused logits, or makes one call of llama.cpp. A call computes either one row for every sequence
+//! that has finished its prompt, together with short parts of other prompts, or a large part of one prompt. Calls of
+//! the two kinds take turns, so that a long prompt delays running sequences only a little. A row is one token of one
+//! sequence in such a call.
 //!
 //! llama.cpp aborts the process on many invalid arguments, so everything is checked before a call: token ids, slots
 //! and KV cells when a sequence is admitted, rows when a batch is filled.
@@ -39,8 +40,8 @@ mod slot_state;
 const MAX_TILED_ROWS: usize = 512;
 
 /// Minimum budget of prompt rows in a call of the tiled kernel, except for the first call. Between two such calls, the
-/// running sequences compute one token each, which delays the prompt. With eight sequences on a CPU, this takes about as
-/// long as ten prompt rows, so 96 rows limit the delay to about a tenth. The minimum is an estimate.
+/// running sequences compute one token each, which delays the prompt. With eight sequences on a CPU, this takes about
+/// as long as ten prompt rows, so 96 rows limit the delay to about a tenth. The minimum is an estimate.
 const MIN_TILED_ROWS: usize = 96;
 
 /// Number of prompt rows in the first call of the tiled kernel, before the cost of a row is known.
@@ -52,8 +53,8 @@ const MAX_ROWS: usize = TILED_ROWS - 1;
 /// Minimum budget of prompt rows for the row kernel in one call.
 const MIN_ROWS: usize = 8;
 
-/// Divisor of the budget for the row kernel: a quarter is reserved for sequences with at least [`TILED_ROWS`] rows left,
-/// so that short prompts cannot stop them.
+/// Divisor of the budget for the row kernel: a quarter is reserved for sequences with at least [`TILED_ROWS`] rows
+/// left, so that short prompts cannot stop them.
 const RESERVED_SHARE: usize = 4;
 
 self_cell!(
@@ -213,8 +214,8 @@ impl LlamaRunner {
     }
 
     /// Limits the prompt rows in a call of the row kernel. A sequence that needs only one row always gets it. The other
-    /// sequences share the budget: first those with fewer than [`TILED_ROWS`] rows left, in the order of their admission,
-    /// then longer ones. A part of the budget is reserved for the longer ones.
+    /// sequences share the budget: first those with fewer than [`TILED_ROWS`] rows left, in the order of their
+    /// admission, then longer ones. A part of the budget is reserved for the longer ones.
     fn share_rows(&mut self) {
         let slots = &self.slots;
         let sequence = |part: &BatchPart| slots.sequence(part.slot);
@@ -367,8 +368,8 @@ pub(super) fn batch_rows(slots: usize) -> usize {
     (slots + MAX_ROWS).max(MAX_TILED_ROWS)
 }
 
-/// Computes a batch, and waits for the result. Without waiting, `decode` only queues the work of a GPU, and the budgets
-/// would be computed from the time that this takes.
+/// Computes a batch, and waits for the result. `decode` alone only queues the work of a GPU, so the budgets would be
+/// based on the time for queueing it.
 fn compute(context: &mut LlamaContext<'_>, batch: &mut LlamaBatch<'_>) -> Result<(), DecodeError> {
     context.decode(batch)?;
     context.synchronize();

@@ -17,8 +17,8 @@ pub(super) struct SelectedDevices {
 }
 
 impl SelectedDevices {
-    /// Selects the GPUs that the options name, or all GPUs of this machine that this build supports. Integrated GPUs are
-    /// selected only if the machine has no other GPU, or if the options name them.
+    /// Selects the GPUs that the options name, or all GPUs of this machine that this build supports. Integrated GPUs
+    /// are selected only if the machine has no other GPU, or if the options name them.
     ///
     /// # Errors
     /// A name is unknown. The error lists the known names.

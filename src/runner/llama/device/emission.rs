@@ -1,5 +1,5 @@
-//! Turns logits into emissions: the tokens of scored prompts, and the next token of every sequence that has finished its
-//! prompt.
+//! Turns logits into emissions: the tokens of scored prompts, and the next token of every sequence that has finished
+//! its prompt.
 
 use llama_cpp_2::context::LlamaContext;
 
