@@ -90,7 +90,7 @@ pub(super) struct LlamaSettings {
     )]
     prefix_cache_mib: u32,
     /// Maximum time that a step with prompt tokens should take, in milliseconds. Running streams wait for the
-    /// step; shorter steps compute a prompt more slowly. A long prompt is computed in parts of at least about 96
+    /// step; shorter steps compute a prompt more slowly. A long prompt is computed in parts of at least 128
     /// tokens, even if a part takes longer (llama only)
     #[arg(
         long,

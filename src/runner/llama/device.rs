@@ -40,9 +40,9 @@ mod slot_state;
 const MAX_TILED_ROWS: usize = 512;
 
 /// Minimum budget of prompt rows in a call of the tiled kernel, except for the first call. Between two such calls, the
-/// running sequences compute one token each, which delays the prompt. With eight sequences on a CPU, this takes about
-/// as long as ten prompt rows, so 96 rows limit the delay to about a tenth. The minimum is an estimate.
-const MIN_TILED_ROWS: usize = 96;
+/// running sequences compute one token each, which delays the prompt. With eight sequences on a CPU, this takes about as
+/// long as ten prompt rows, so 128 rows limit the delay to less than a tenth.
+const MIN_TILED_ROWS: usize = 128;
 
 /// Number of prompt rows in the first call of the tiled kernel, before the cost of a row is known.
 const FIRST_ROWS: usize = 64;

@@ -37,7 +37,7 @@ pub struct LlamaOptions {
     /// in slots.
     pub prefix_cache_bytes: usize,
     /// Target for the longest duration of a step with prompt tokens. The runner adapts the number of prompt tokens in a
-    /// step to it. A long prompt is computed in parts of at least about 96 tokens, even if a part takes longer.
+    /// step to it. A long prompt is computed in parts of at least 128 tokens, even if a part takes longer.
     pub max_step: Duration,
 }
 

@@ -81,10 +81,13 @@ impl PrefillPlan {
     }
 
     /// Returns the next call for a sequence of which `computed` of `total` rows are computed. A call of the tiled
-    /// kernel has at most `tiled_budget` rows, or [`TILED_ROWS`] if the budget is smaller. It has more only if the rest
-    /// would be too small for this kernel.
+    /// kernel has at most `tiled_budget` rows, rounded down to a multiple of [`TILED_ROWS`] but not to 0. It has more
+    /// only if the rest would be too small for this kernel.
+    ///
+    /// llama.cpp computes the attention of a call in tiles of [`TILED_ROWS`] rows. An incomplete tile takes as long as a
+    /// complete one.
     pub(super) fn next_chunk(&self, computed: usize, total: usize, tiled_budget: usize) -> Chunk {
-        let budget = tiled_budget.max(TILED_ROWS);
+        let budget = (tiled_budget / TILED_ROWS).max(1) * TILED_ROWS;
         let (end, is_tiled) = match self {
             Self::Contiguous => (total, total - computed >= TILED_ROWS),
             Self::Exact(tiled) => match tiled.iter().find(|range| computed < range.end) {
@@ -285,6 +288,7 @@ mod tests {
         assert_eq!(plan.reusable(&plan, 150, 200), 150);
         assert_eq!(plan.next_chunk(150, 200, 128), Chunk::Rows(50));
         assert_eq!(plan.next_chunk(0, 200, 128), Chunk::Tiled(128));
+        assert_eq!(plan.next_chunk(0, 200, 127), Chunk::Tiled(64));
         assert_eq!(plan.next_chunk(128, 200, 128), Chunk::Tiled(72));
     }
 
