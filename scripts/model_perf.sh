@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make perf-model`: compares Tokenway with llama.cpp's own server on a real model. The first run compiles both for this
-# processor, which takes about half an hour on two cores. A run then takes 12 to 40 minutes. Arguments go to
+# processor, which takes about half an hour on two cores. A run then takes about 25 minutes, or more on slower processors. Arguments go to
 # `tokenway-perf model`, such as `--rounds 1` or `--only growing-chat`. The variable TOKENWAY names a program to measure
 # instead of the one that this script builds. `--vllm scripts/vllm.sh` also measures vLLM, after
 # `scripts/vllm.sh install`.
