@@ -57,12 +57,11 @@ impl Endpoint {
             "must be an address such as https://huggingface.co, without user name and password";
         let uri: Uri = text.parse().map_err(|_| problem.to_owned())?;
         let is_http = [Some(&Scheme::HTTP), Some(&Scheme::HTTPS)].contains(&uri.scheme());
-        let authority = uri.authority();
-        // `http` also parses ports above 65,535.
-        let has_invalid_port =
-            authority.is_some_and(|it| it.port().is_some() != it.port_u16().is_some());
-        let has_host = uri.host().is_some_and(|host| !host.is_empty());
-        if !is_http || !has_host || has_invalid_port || text.contains(['@', '?', '#']) {
+        let host = uri.host().unwrap_or_default();
+        // The authority is the host with a valid port, or the host alone. `http` has no port for numbers above 65,535.
+        let authority = uri.authority().map_or("", |it| it.as_str());
+        let has_valid_port = uri.port_u16().is_some() || authority == host;
+        if !is_http || host.is_empty() || !has_valid_port || text.contains(['@', '?', '#']) {
             return Err(problem.to_owned());
         }
         let (scheme, rest) = text.split_once("://").ok_or_else(|| problem.to_owned())?;
