@@ -322,7 +322,10 @@ async fn a_file_that_does_not_fit_on_the_disk_is_not_downloaded() {
     let hub = TestHub::start(&[(FILE, b"x")]).await;
     hub.change_list(|list| list["siblings"][0]["lfs"]["size"] = json!(1_u64 << 60));
     let error = error_of("", &hub.options(cache.path())).await;
-    assert!(error.contains("the download needs 1.15 EB of free space"), "{error}");
+    assert!(
+        error.contains("the download needs 1.15 EB of free space"),
+        "{error}"
+    );
     assert!(
         error.contains("free some space, or set HF_HUB_CACHE"),
         "{error}"
@@ -338,7 +341,10 @@ async fn no_part_of_a_split_model_is_downloaded_if_only_some_parts_fit_on_the_di
     let options = hub.options(cache.path());
     hub.change_list(|list| list["siblings"][1]["lfs"]["size"] = json!(1_u64 << 60));
     let error = error_of("", &options).await;
-    assert!(error.contains("the download needs 1.15 EB of free space"), "{error}");
+    assert!(
+        error.contains("the download needs 1.15 EB of free space"),
+        "{error}"
+    );
     hub.change_list(|list| {
         let disk = rustix::fs::statvfs(std::env::temp_dir()).expect("a folder");
         let size = disk.f_bavail * disk.f_frsize / 5 * 3;

@@ -236,7 +236,10 @@ mod tests {
             let rounds: Vec<_> = of_scenario.map(|turn| turn.1).collect();
             let count = match scenario {
                 Scenario::DecodeOne | Scenario::DecodeEight => 8,
-                _ => 2,
+                Scenario::LongPrompt
+                | Scenario::GrowingChat
+                | Scenario::Conversations
+                | Scenario::PromptAmongStreams => 2,
             };
             let expected = (0..count).flat_map(|round| [round, round]);
             assert!(expected.eq(rounds.iter().copied()), "{scenario:?}");

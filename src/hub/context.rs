@@ -62,7 +62,7 @@ impl FetchContext<'_> {
     }
 
     /// Returns the failure of a request for a file.
-    pub(super) fn request_failure(&self, error: ClientError) -> Failure {
+    pub(super) fn request_failure(&self, error: &ClientError) -> Failure {
         match error {
             ClientError::Connect { .. } | ClientError::Broken { .. } => {
                 Failure::Temporary(error.to_string())

@@ -154,7 +154,7 @@ impl Download<'_> {
         let path = format!("/{repo}/resolve/{}/{file}", self.commit);
         let from = Some(self.partial.length).filter(|from| *from > 0);
         let response = context.client.get(&path, from).await;
-        let response = response.map_err(|error| context.request_failure(error))?;
+        let response = response.map_err(|error| context.request_failure(&error))?;
         match response.status() {
             StatusCode::PARTIAL_CONTENT => self.check_range(&response)?,
             StatusCode::OK => {
@@ -203,7 +203,7 @@ impl Download<'_> {
         let context = self.context;
         loop {
             let chunk = body.next_chunk().await;
-            let chunk = chunk.map_err(|error| context.request_failure(error))?;
+            let chunk = chunk.map_err(|error| context.request_failure(&error))?;
             let Some(chunk) = chunk else { break };
             let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
             if length > self.file.size - self.partial.length {

@@ -143,7 +143,9 @@ impl FetchContext<'_> {
         let body = response.into_body().read_all(MAX_LIST_BYTES).await;
         let body = body.map_err(|error| match error {
             ClientError::TooLong { .. } => invalid(error.to_string()),
-            error => unreachable(error.to_string()),
+            ClientError::Connect { .. }
+            | ClientError::Broken { .. }
+            | ClientError::Redirect { .. } => unreachable(error.to_string()),
         })?;
         RepoFiles::parse(&body).map_err(invalid)
     }
