@@ -11,6 +11,6 @@ if ((${#FEATURES[@]})) && model=$(scripts/model.sh); then
 else
     echo "Serving the test runner instead of a real model: its tokens are token_0, token_1, …" >&2
 fi
-echo "Building Tokenway; the first build takes about ten minutes, most of it for llama.cpp …" >&2
+echo "Building Tokenway; the first build takes about ten minutes …" >&2
 cargo build --release --bin tokenway "${FEATURES[@]}"
 exec "${CARGO_TARGET_DIR:-target}/release/tokenway" serve "${settings[@]}" "$@"

@@ -75,12 +75,22 @@ async fn contradicting_device_settings_are_rejected_before_the_server_starts() {
             ["--devices", "CUDA0,", "--gpu-layers", "1"],
             "--devices has an empty name",
         ),
-        #[cfg(not(feature = "vulkan"))]
+        #[cfg(not(any(
+            feature = "cuda",
+            feature = "metal",
+            feature = "rocm",
+            feature = "vulkan"
+        )))]
         (
             ["--devices", "CUDA0", "--threads", "1"],
             "--devices needs a build with GPU support; build Tokenway with the feature cuda",
         ),
-        #[cfg(not(feature = "vulkan"))]
+        #[cfg(not(any(
+            feature = "cuda",
+            feature = "metal",
+            feature = "rocm",
+            feature = "vulkan"
+        )))]
         (
             ["--gpu-layers", "1", "--threads", "1"],
             "--gpu-layers needs a build with GPU support",

@@ -23,7 +23,7 @@ pub(super) struct Member {
     pub(super) name: Arc<str>,
     pub(super) upstream: Arc<dyn Upstream>,
     pub(super) load: Load,
-    /// Number that all caches of the engine share until a request cannot reach it.
+    /// Part of [`CacheId`]. It changes when a request cannot reach the engine.
     cache: AtomicU64,
     state: Mutex<MemberState>,
     telemetry: Telemetry,
@@ -38,7 +38,7 @@ struct MemberState {
     last_first_token: Option<Instant>,
 }
 
-/// Identifies the prefix cache of an engine. No other engine has the same id, nor has the same engine after it was down
+/// Identifies the prefix cache of an engine. No two engines have the same id. The id changes when the engine was down
 /// or could not be reached, because its process may have ended, and its cache with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct CacheId {

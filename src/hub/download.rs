@@ -20,8 +20,8 @@ use super::repo_files::RepoFile;
 use super::url::encode_path;
 use crate::backoff::{Backoff, BackoffPolicy};
 
-/// Number of failures in a row after which a download fails. A failure starts a new row if the file became longer than
-/// it ever was.
+/// Number of failures after which a download fails. The count starts again when the file becomes longer than ever
+/// before.
 const MAX_ATTEMPTS: u32 = 5;
 
 /// Maximum delay between two attempts.

@@ -13,7 +13,7 @@ pub enum HubError {
     /// The Hub is not available, and the cache does not have the model.
     #[error(
         "hf:{model} is not in the cache ({}), and the Hub is not available: {reason}; check the network, HF_ENDPOINT \
-         and HTTPS_PROXY, or download the file elsewhere and set --model FILE", cache.display()
+         and HTTPS_PROXY, or download the file on another machine and set --model FILE", cache.display()
     )]
     Unreachable {
         /// Name of the model.
@@ -26,7 +26,7 @@ pub enum HubError {
     /// Downloads are switched off, and the cache does not have the model.
     #[error(
         "hf:{model} is not in the cache ({}), and HF_HUB_OFFLINE forbids downloads; unset it, or download the file \
-         elsewhere and set --model FILE{hint}", cache.display()
+         on another machine and set --model FILE{hint}", cache.display()
     )]
     Offline {
         /// Name of the model.

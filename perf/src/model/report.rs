@@ -88,7 +88,7 @@ impl Settings {
             1 => "1 round".to_owned(),
             rounds => format!("{rounds} rounds"),
         };
-        let rounds = format!("{rounds} ({of_decoding} of decoding)");
+        let rounds = format!("{rounds}, {of_decoding} of the decoding scenarios");
         let first =
             format!("{model}; threads: {threads}; slots: {slots} of {context} tokens; {rounds}");
         let servers = servers.iter().map(ServerVersion::describe);

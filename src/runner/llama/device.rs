@@ -40,8 +40,8 @@ mod slot_state;
 const MAX_TILED_ROWS: usize = 512;
 
 /// Minimum budget of prompt rows in a call of the tiled kernel, except for the first call. Between two such calls, the
-/// running sequences compute one token each, which delays the prompt. With eight sequences on a CPU, this takes about as
-/// long as ten prompt rows, so 128 rows limit the delay to less than a tenth.
+/// running sequences compute one token each, which delays the prompt. With eight sequences on a CPU, this takes about
+/// as long as ten prompt rows, so 128 rows limit the delay to less than a tenth.
 const MIN_TILED_ROWS: usize = 128;
 
 /// Number of prompt rows in the first call of the tiled kernel, before the cost of a row is known.

@@ -84,8 +84,8 @@ impl PrefillPlan {
     /// kernel has at most `tiled_budget` rows, rounded down to a multiple of [`TILED_ROWS`] but not to 0. It has more
     /// only if the rest would be too small for this kernel.
     ///
-    /// llama.cpp computes the attention of a call in tiles of [`TILED_ROWS`] rows. An incomplete tile takes as long as a
-    /// complete one.
+    /// llama.cpp computes the attention of a call in tiles of [`TILED_ROWS`] rows. An incomplete tile takes as long as
+    /// a complete one.
     pub(super) fn next_chunk(&self, computed: usize, total: usize, tiled_budget: usize) -> Chunk {
         let budget = (tiled_budget / TILED_ROWS).max(1) * TILED_ROWS;
         let (end, is_tiled) = match self {

@@ -155,6 +155,11 @@ impl ActiveSequence {
     pub(super) fn start_from(&mut self, computed: usize, first_logits: Option<FirstLogits>) {
         self.computed = computed;
         self.first_logits = first_logits.filter(|it| computed == it.tokens && self.is_computed());
+        // Without logits, the sequence would wait for ever. After a panic the worker loads the model again.
+        assert!(
+            !self.is_computed() || self.first_logits.is_some(),
+            "a sequence reuses all its tokens only together with the logits after them"
+        );
     }
 
     /// Returns true if all tokens are computed.

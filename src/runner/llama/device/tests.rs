@@ -79,7 +79,7 @@ fn greedy(prompt: &[TokenId], max_tokens: u32) -> Sequence {
 }
 
 /// A token with the bits of the logits from which it was chosen.
-#[derive(PartialEq)]
+#[derive(Clone, PartialEq)]
 struct Output {
     slot: Slot,
     id: TokenId,
