@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+source scripts/native_flags.sh
 version=11434.0.0
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/tokenway
 
@@ -17,9 +18,10 @@ fail() {
     exit 1
 }
 
-# Prints a hash of the processor's features. Machines with different processors may share the cache.
-processor() {
-    grep -m 1 -E '^(flags|Features)' /proc/cpuinfo | sha256sum | cut -c 1-12
+# Prints a hash of the processor's features and the compiler's flags. Machines with different processors may share the
+# cache.
+build_id() {
+    { grep -m 1 -E '^(flags|Features)' /proc/cpuinfo; echo "${CXXFLAGS:-}"; } | sha256sum | cut -c 1-12
 }
 
 # Builds the server and moves it to the folder $1. It builds in a temporary folder of the cache, so that the last step
@@ -53,7 +55,7 @@ build() {
 
 case ${1:-} in
 '')
-    folder=$cache/llama-server-$version-$(processor)
+    folder=$cache/llama-server-$version-$(build_id)
     [[ -x $folder/llama-server ]] || build "$folder"
     echo "$folder/llama-server"
     ;;

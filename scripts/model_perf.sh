@@ -15,6 +15,7 @@ target=${CARGO_TARGET_DIR:-target}
 cargo build --release --bin tokenway-perf
 program=${TOKENWAY:-}
 if [[ -z $program ]]; then
+    source scripts/native_flags.sh
     # llama.cpp's build script reads this flag, too. It makes cargo compile all crates again, so they get a folder of
     # their own, and other builds stay as they are.
     RUSTFLAGS="-C target-cpu=native" cargo build --release --target-dir "$target/native" --bin tokenway "${FEATURES[@]}"
