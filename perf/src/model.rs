@@ -60,8 +60,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     vllm: Option<PathBuf>,
     /// Number of rounds. With a multiple of the number of servers, each server is the first equally often. The
-    /// decoding scenarios, which are short, have four times as many
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    /// decoding scenarios, which are short, have eight times as many
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Scenarios to measure, separated by commas [default: all]
     #[arg(long, value_name = "SCENARIO", value_delimiter = ',')]
@@ -228,14 +228,14 @@ mod tests {
     }
 
     #[test]
-    fn the_decoding_scenarios_have_four_rounds_in_each_round_of_the_others() {
+    fn the_decoding_scenarios_have_eight_rounds_in_each_round_of_the_others() {
         let plans = plans([ServerKind::Tokenway, ServerKind::LlamaCpp]);
         let turns = turns(Scenario::value_variants(), &plans, 2);
         for scenario in Scenario::value_variants() {
             let of_scenario = turns.iter().filter(|turn| turn.0 == *scenario);
             let rounds: Vec<_> = of_scenario.map(|turn| turn.1).collect();
             let count = match scenario {
-                Scenario::DecodeOne | Scenario::DecodeEight => 8,
+                Scenario::DecodeOne | Scenario::DecodeEight => 16,
                 Scenario::LongPrompt
                 | Scenario::GrowingChat
                 | Scenario::Conversations

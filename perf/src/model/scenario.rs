@@ -70,7 +70,7 @@ impl Scenario {
     /// they have more rounds to reduce the noise.
     pub(super) fn rounds_factor(self) -> u32 {
         match self {
-            Self::DecodeOne | Self::DecodeEight => 4,
+            Self::DecodeOne | Self::DecodeEight => 8,
             Self::LongPrompt
             | Self::GrowingChat
             | Self::Conversations
