@@ -2,8 +2,11 @@
 //!
 //! In every round, each scenario runs on one server after the other. Each server is the first of a round in turn. A
 //! target is judged by ratios of figures of the same round, so that a slower phase of the machine affects both figures.
+//! Short scenarios have many rounds on the same processes; longer ones start a new process for each measurement.
 
+use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -28,7 +31,7 @@ use measurement::Measurement;
 use report::{Report, Settings};
 use results::Results;
 use scenario::Scenario;
-use servers::{ServerKind, ServerPlan};
+use servers::{RunningServer, ServerKind, ServerPlan};
 
 use crate::fault::Fault;
 use crate::progress;
@@ -38,7 +41,7 @@ use crate::{CommandResult, Verdict};
 
 /// Compare Tokenway with llama.cpp's own server, with the same real model and the same number of threads.
 ///
-/// Each server is started again for each scenario of each round. Compile both programs for this processor, as
+/// Each server is started again for each scenario of each round, except for the rounds of decoding. Compile both programs for this processor, as
 /// `scripts/model_perf.sh` does, which then runs this command.
 ///
 /// Exit codes: 0 if every reply was complete, the servers counted the same prompt tokens (to within 1 %), and with
@@ -60,7 +63,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     vllm: Option<PathBuf>,
     /// Number of rounds. With a multiple of the number of servers, each server is the first equally often. The
-    /// decoding scenarios, which are short, have eight times as many
+    /// decoding scenarios, which are short, have sixteen times as many
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Scenarios to measure, separated by commas [default: all]
@@ -134,42 +137,96 @@ async fn measure(
     plans: &[ServerPlan],
 ) -> anyhow::Result<(Results, Vec<String>)> {
     let (mut results, mut faults) = (Results::default(), Vec::new());
-    let turns = turns(&options.scenarios(), plans, options.rounds);
-    let count = u64::try_from(turns.len())?;
+    let blocks = blocks(&options.scenarios(), options.rounds);
+    let rounds: u64 = blocks.iter().map(|block| u64::from(block.len())).sum();
+    let count = rounds * u64::try_from(plans.len())?;
     let bar = progress::create_bar(count, "{bar:30} {pos}/{len} {elapsed} {msg}");
-    for (scenario, round, plan) in turns {
-        let measured = measure_server(plan, scenario, round, &bar).await?;
-        bar.inc(1);
-        let measured = measured.map_err(|fault| {
-            let (server, scenario) = (plan.kind.title(), scenario.title());
-            faults.push(format!(
-                "{server}, {scenario}, round {}: {fault}",
-                round + 1
-            ));
-        });
-        results.add(scenario, plan.kind, measured.ok());
+    for block in blocks {
+        let scenario = block.scenario;
+        for turn in measure_block(block, plans, &bar).await? {
+            let measured = turn.measured.map_err(|fault| {
+                let (server, scenario) = (turn.server.title(), scenario.title());
+                faults.push(format!(
+                    "{server}, {scenario}, round {}: {fault}",
+                    turn.round + 1
+                ));
+            });
+            results.add(scenario, turn.server, measured.ok());
+        }
     }
     bar.finish_and_clear();
     Ok((results, faults))
 }
 
-/// Returns the turns of a run in order: the scenario, its round, and the server.
-fn turns<'a>(
-    scenarios: &[Scenario],
-    plans: &'a [ServerPlan],
-    rounds: u32,
-) -> Vec<(Scenario, u32, &'a ServerPlan)> {
-    let mut turns = Vec::new();
-    for run_round in 0..rounds {
-        for scenario in scenarios {
+/// Rounds of one scenario that directly follow each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Block {
+    scenario: Scenario,
+    rounds: Range<u32>,
+}
+
+impl Block {
+    fn len(&self) -> u32 {
+        self.rounds.end - self.rounds.start
+    }
+}
+
+/// Returns the blocks of a run in order.
+fn blocks(scenarios: &[Scenario], rounds: u32) -> Vec<Block> {
+    let of_round = |round: u32| {
+        scenarios.iter().map(move |scenario| {
             let factor = scenario.rounds_factor();
-            for round in run_round * factor..(run_round + 1) * factor {
-                let servers = turn_order(plans, round);
-                turns.extend(servers.map(|plan| (*scenario, round, plan)));
+            Block {
+                scenario: *scenario,
+                rounds: round * factor..(round + 1) * factor,
+            }
+        })
+    };
+    (0..rounds).flat_map(of_round).collect()
+}
+
+/// A round of a scenario on one server. The error is a fault of the scenario; the other scenarios and servers are still
+/// measured.
+struct Turn {
+    server: ServerKind,
+    round: u32,
+    measured: Result<Measurement, Fault>,
+}
+
+/// Measures all rounds of a block on all servers. The servers of an alternating scenario run during the whole block;
+/// others are started for each measurement.
+async fn measure_block(
+    block: Block,
+    plans: &[ServerPlan],
+    bar: &ProgressBar,
+) -> anyhow::Result<Vec<Turn>> {
+    let (scenario, mut turns) = (block.scenario, Vec::new());
+    let mut running = BTreeMap::new();
+    for round in block.rounds {
+        for plan in turn_order(plans, round) {
+            bar.set_message(format!("{}: {}", plan.kind.title(), scenario.title()));
+            let server = match running.remove(&plan.kind) {
+                Some(server) => server,
+                None => plan.start().await?,
+            };
+            let measured = measure_server(&server, scenario, round).await;
+            turns.push(Turn {
+                server: plan.kind,
+                round,
+                measured,
+            });
+            bar.inc(1);
+            if scenario.is_alternating() {
+                running.insert(plan.kind, server);
+            } else {
+                stop(server).await?;
             }
         }
     }
-    turns
+    for server in running.into_values() {
+        stop(server).await?;
+    }
+    Ok(turns)
 }
 
 /// Returns the servers in the order in which they run in a round. The order is rotated from round to round.
@@ -179,28 +236,21 @@ fn turn_order(plans: &[ServerPlan], round: u32) -> impl Iterator<Item = &ServerP
     first.iter().chain(last)
 }
 
-/// Starts a server, runs a scenario on it and stops it. The inner error is a fault of the scenario; the other
-/// scenarios and servers are still measured.
 async fn measure_server(
-    plan: &ServerPlan,
+    server: &RunningServer,
     scenario: Scenario,
     round: u32,
-    bar: &ProgressBar,
-) -> anyhow::Result<Result<Measurement, Fault>> {
-    bar.set_message(format!("{}: {}", plan.kind.title(), scenario.title()));
-    let server = plan.start().await?;
+) -> Result<Measurement, Fault> {
     let measured = scenario.run(&server.client, round).await;
-    let mut measured = measured.and_then(Measurement::checked);
-    if let Ok(measurement) = &mut measured {
-        // `None` if the process has ended.
-        measurement.rss_bytes = server.process.usage().ok().map(|usage| usage.rss_bytes);
-    }
-    server
-        .process
-        .stop()
-        .await
-        .context("cannot stop a server")?;
+    let mut measured = measured.and_then(Measurement::checked)?;
+    // `None` if the process has ended.
+    measured.rss_bytes = server.process.usage().ok().map(|usage| usage.rss_bytes);
     Ok(measured)
+}
+
+async fn stop(server: RunningServer) -> anyhow::Result<()> {
+    let stopped = server.process.stop().await;
+    stopped.context("cannot stop a server")
 }
 
 #[cfg(test)]
@@ -228,21 +278,19 @@ mod tests {
     }
 
     #[test]
-    fn the_decoding_scenarios_have_eight_rounds_in_each_round_of_the_others() {
-        let plans = plans([ServerKind::Tokenway, ServerKind::LlamaCpp]);
-        let turns = turns(Scenario::value_variants(), &plans, 2);
-        for scenario in Scenario::value_variants() {
-            let of_scenario = turns.iter().filter(|turn| turn.0 == *scenario);
-            let rounds: Vec<_> = of_scenario.map(|turn| turn.1).collect();
-            let count = match scenario {
-                Scenario::DecodeOne | Scenario::DecodeEight => 16,
-                Scenario::LongPrompt
-                | Scenario::GrowingChat
-                | Scenario::Conversations
-                | Scenario::PromptAmongStreams => 2,
-            };
-            let expected = (0..count).flat_map(|round| [round, round]);
-            assert!(expected.eq(rounds.iter().copied()), "{scenario:?}");
-        }
+    fn decoding_has_sixteen_rounds_in_a_row_for_each_round_of_the_others() {
+        let scenarios = [Scenario::DecodeOne, Scenario::LongPrompt];
+        let blocks = blocks(&scenarios, 2);
+        let found: Vec<_> = blocks
+            .into_iter()
+            .map(|block| (block.scenario, block.rounds))
+            .collect();
+        let expected = [
+            (Scenario::DecodeOne, 0..16),
+            (Scenario::LongPrompt, 0..1),
+            (Scenario::DecodeOne, 16..32),
+            (Scenario::LongPrompt, 1..2),
+        ];
+        assert_eq!(found, expected);
     }
 }

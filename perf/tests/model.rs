@@ -82,7 +82,7 @@ fn every_scenario_is_measured_on_every_server() {
     }
     for server in 0..3 {
         let counts = |scenario: usize| &json["cells"][3 * scenario + server]["rounds"][0]["counts"];
-        assert_eq!(counts(1)["completion_tokens"], 8 * 128, "{ran}");
+        assert_eq!(counts(1)["completion_tokens"], 8 * 64, "{ran}");
         // 32 conversations of two turns, and five further turns of the last one.
         assert_eq!(counts(4)["requests"], 69, "{ran}");
     }

@@ -21,8 +21,8 @@ const SHORT_PROMPT_WORDS: usize = 16;
 const LONG_PROMPT_WORDS: usize = 1_245;
 /// Number of tokens of a stream: of one that decodes alone, of each of the eight, and of each among which a long prompt
 /// arrives.
-const LONE_TOKENS: u32 = 256;
-const SHARED_TOKENS: u32 = 128;
+const LONE_TOKENS: u32 = 128;
+const SHARED_TOKENS: u32 = 64;
 const RUNNING_TOKENS: u32 = 256;
 /// Number of tokens that each running stream has received when the long prompt is sent.
 const TOKENS_BEFORE_PROMPT: usize = 8;

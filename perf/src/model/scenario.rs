@@ -66,15 +66,24 @@ impl Scenario {
         }
     }
 
-    /// Returns the factor by which the scenario has more rounds than `--rounds`. The decoding scenarios are short, so
-    /// they have more rounds to reduce the noise.
-    pub(super) fn rounds_factor(self) -> u32 {
+    /// Returns true for a short scenario that needs no new process. All servers then run at the same time, and the
+    /// scenario runs on each in turn, many times: the shorter the time between two measurements, the less does a
+    /// change of the machine's speed affect their ratio.
+    pub(super) fn is_alternating(self) -> bool {
         match self {
-            Self::DecodeOne | Self::DecodeEight => 8,
+            Self::DecodeOne | Self::DecodeEight => true,
             Self::LongPrompt
             | Self::GrowingChat
             | Self::Conversations
-            | Self::PromptAmongStreams => 1,
+            | Self::PromptAmongStreams => false,
+        }
+    }
+
+    /// Returns the factor by which the scenario has more rounds than `--rounds`.
+    pub(super) fn rounds_factor(self) -> u32 {
+        match self.is_alternating() {
+            true => 16,
+            false => 1,
         }
     }
 
