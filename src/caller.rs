@@ -3,19 +3,21 @@
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use ring::digest::{Context, Digest, SHA256};
+use ring::digest::{Context, Digest, SHA256, digest};
+
+use crate::keys::KeyName;
 
 /// Scope in which requests may share computed prompt tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrefixSharing {
     /// All requests with the same `cache_salt`.
     All,
-    /// Only requests of one caller: those with the same `Authorization` header, the same `user` and the same
-    /// `cache_salt`.
+    /// Only requests of one caller: those with the same key (or, if the server has no keys, the same `Authorization`
+    /// header), the same `user` and the same `cache_salt`.
     Caller,
 }
 
-/// Identifies the sender of a request, by its `Authorization` headers. It holds a hash instead of the key.
+/// Identifies the sender of a request, by its key or its `Authorization` headers. It holds a hash instead of the key.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller(Digest);
 
@@ -30,6 +32,11 @@ impl Caller {
             hash.update(key.as_bytes());
         }
         Self(hash.finish())
+    }
+
+    /// Identifies the caller by the name of its key.
+    pub(crate) fn with_key(name: &KeyName) -> Self {
+        Self(digest(&SHA256, name.as_str().as_bytes()))
     }
 
     /// Returns the salt for this caller's prompts with this `user` and `cache_salt`. If one of the three differs, the

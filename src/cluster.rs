@@ -299,15 +299,21 @@ impl Cluster {
             self.check_model_is_unambiguous(context).await?;
         }
         let route = self.table.borrow().route(model, &self.members());
-        let Some(route) = route else {
-            return Err(self.unknown_route_error(model).into());
-        };
-        if self.remote.is_some()
-            && let Some(served) = route.served_name()
-        {
-            record.set_model(&served);
+        // The engine in this process checks the key itself.
+        if self.remote.is_some() {
+            let served = route.as_ref().and_then(|route| route.served_name());
+            // The key is checked first: the error for an unknown model lists all models.
+            context.request.check_model(model, served.as_deref())?;
+            if let Some(served) = served {
+                record.set_model(&served);
+            }
         }
-        Ok(route)
+        let unknown = || {
+            context
+                .request
+                .hide_models(self.unknown_route_error(model), model)
+        };
+        route.ok_or_else(|| unknown().into())
     }
 }
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::client::ClientOptions;
+use crate::keys::KeysCommand;
 use crate::logging::LogFormat;
 use crate::server::ServerParts;
 use crate::server::run::{ModelFiles, OnHangup};
@@ -29,6 +30,7 @@ pub(crate) mod fuzzing;
 mod grpc;
 mod http;
 mod hub_variables;
+mod keys;
 mod log;
 mod model;
 mod nested_tables;
@@ -77,6 +79,9 @@ enum Command {
     Worker(Box<WithStdin<AttachSettings>>),
     /// Stream a completion from a running server to the terminal
     Complete(ClientOptions),
+    /// Create, list, revoke and rotate the API keys in a keys file
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// List the downloaded models
     #[cfg(feature = "llama-cpp")]
     Models,
@@ -128,6 +133,8 @@ pub enum ParsedCommand {
     Work(Box<WorkerTask>),
     /// Send a request to a running server: `complete`.
     Complete(ClientOptions),
+    /// Change or list API keys: `keys`.
+    Keys(KeysCommand),
     /// Print this text: `config` and `models`.
     Print(String),
 }
@@ -171,7 +178,11 @@ pub fn read(
             let worker = AttachSettings::worker_task(command.read(matches)?)?;
             Ok(ParsedCommand::Work(Box::new(worker)))
         }
-        Command::Complete(options) => Ok(ParsedCommand::Complete(options)),
+        Command::Complete(options) => {
+            let options = options.with_api_key(keys::client_key()?);
+            Ok(ParsedCommand::Complete(options))
+        }
+        Command::Keys(command) => Ok(ParsedCommand::Keys(command)),
         #[cfg(feature = "llama-cpp")]
         Command::Models => hub_variables::list_models().map(ParsedCommand::Print),
         Command::Config(ConfigCommand::Check { file }) => {

@@ -5,7 +5,7 @@
 //! count and one line in the access log, however many parts handle it. A handler without a context fails: there is no
 //! default context.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::Extensions;
 use tokio::time::Instant;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::caller::Caller;
 use crate::delivery::FlushHandle;
 use crate::error::{Error, ErrorKind};
+use crate::keys::Key;
 use crate::request::RequestId;
 use crate::runner::monotonic_ns;
 use crate::telemetry::{Api, RequestRecord, Route, TokenUsage};
@@ -44,6 +45,7 @@ struct ContextParts {
     flush: FlushHandle,
     record: Arc<RequestRecord>,
     caller: Option<Caller>,
+    key: OnceLock<Arc<Key>>,
     invalid: Option<Error>,
 }
 
@@ -58,6 +60,7 @@ impl RequestContext {
             flush: arrival.flush,
             record: Arc::new(arrival.record),
             caller: arrival.caller,
+            key: OnceLock::new(),
             invalid: arrival.invalid,
         }))
     }
@@ -122,10 +125,51 @@ impl RequestContext {
     /// isolated, a hash of the caller, `user` and `cache_salt`.
     #[must_use]
     pub fn cache_salt(&self, user: &str, cache_salt: &str) -> String {
-        match &self.0.caller {
-            Some(caller) => caller.cache_salt(user, cache_salt),
-            None => cache_salt.to_owned(),
+        match (&self.0.caller, self.0.key.get()) {
+            (None, _) => cache_salt.to_owned(),
+            (Some(_), Some(key)) => Caller::with_key(&key.name).cache_salt(user, cache_salt),
+            (Some(caller), None) => caller.cache_salt(user, cache_salt),
         }
+    }
+
+    /// Sets the API key with which the request was authenticated. Later calls have no effect.
+    pub(crate) fn set_key(&self, key: Arc<Key>) {
+        self.0.record.set_key(&key.name);
+        self.0.key.get_or_init(|| key);
+    }
+
+    /// Returns true if the request's key may use the model that has one of these names. Without keys, every request may.
+    pub(crate) fn allows_model<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> bool {
+        let key = self.0.key.get();
+        key.is_none_or(|key| key.allows_model(names.into_iter()))
+    }
+
+    /// Removes the names of other models from an error about a model that does not exist, if the request's key may not
+    /// use all models.
+    pub(crate) fn hide_models(&self, error: Error, requested: &str) -> Error {
+        if self.0.key.get().is_none_or(|key| key.models.is_none()) {
+            return error;
+        }
+        Error {
+            message: format!("There is no model '{requested}'."),
+            ..error
+        }
+    }
+
+    /// Checks that the request's key may use a model.
+    ///
+    /// # Errors
+    /// The key allows neither the name that the request used nor the name of the model. `served` is `None` if there is
+    /// no such model.
+    pub(crate) fn check_model(&self, requested: &str, served: Option<&str>) -> Result<(), Error> {
+        if self.allows_model([requested].into_iter().chain(served)) {
+            return Ok(());
+        }
+        let message = match requested {
+            "" => "`model` is required: the API key does not permit the server's model.".to_owned(),
+            _ => format!("The API key does not permit the model '{requested}'."),
+        };
+        Err(Error::new(ErrorKind::InsufficientScope, message).with_param("model"))
     }
 
     /// Checks the id and the timeout that the client sent.

@@ -15,8 +15,10 @@ use crate::grpc;
 use crate::telemetry::Api;
 
 mod access_log;
+mod authentication;
 mod browser;
 mod deadline;
+mod failed_attempts;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod in_flight;
@@ -28,6 +30,7 @@ mod route;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use authentication::Authenticator;
 pub(crate) use layers::LayerSettings;
 use layers::Layers;
 
@@ -75,7 +78,7 @@ async fn run_layers(State(layers): State<Layers>, mut request: Request, next: Ne
     let handled = Box::pin(browser::check_browser(
         layers.browser_check.as_ref(),
         request,
-        |request| run_inner_layers(&context, request, next),
+        |request| run_inner_layers(&layers, &context, request, next),
     ));
     // Runs the layers and the response body in a tracing span with the request id. Logs the request when it ends.
     let mut response = access_log::log_request(&layers, &context, handled).await;
@@ -85,8 +88,19 @@ async fn run_layers(State(layers): State<Layers>, mut request: Request, next: Ne
 }
 
 /// Runs a request through the layers below the CORS headers, and then the handler of its route.
-async fn run_inner_layers(context: &RequestContext, request: Request, next: Next) -> Response {
-    // Authentication, rate limits and concurrency limits belong here.
+async fn run_inner_layers(
+    layers: &Layers,
+    context: &RequestContext,
+    request: Request,
+    next: Next,
+) -> Response {
+    // Rejects a request without a valid API key, and sets the key of the context.
+    if let Some(authenticator) = &layers.settings.authenticator
+        && let Err(rejection) = authenticator.authenticate(context, &request)
+    {
+        return Box::pin(rejection.into_response(layers.api)).await;
+    }
+    // Rate limits and concurrency limits belong here.
 
     in_flight::count_in_flight(context);
     // Rejects an invalid id or timeout, and ends a request whose deadline passes before it is answered.

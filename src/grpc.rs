@@ -122,7 +122,17 @@ impl InferenceService {
     /// Finds a model by name, and reports the model to the request's context.
     fn find_model(&self, context: &RequestContext, name: &str) -> Result<&ModelEntry, Error> {
         context.record().set_requested_model(name);
-        let entry = self.models.find(convert::model_name(name))?;
+        let found = self.models.find(convert::model_name(name));
+        // The key is checked first: the error for an unknown model lists all models.
+        match &found {
+            Ok(entry) if entry.names().any(|own| own == name) => {
+                context.check_model(name, Some(&entry.name))?;
+            }
+            // Without a name, or with --any-model, the request gets a model that it did not name.
+            Ok(entry) => context.check_model("", Some(&entry.name))?,
+            Err(_) => context.check_model(name, None)?,
+        }
+        let entry = found.map_err(|error| context.hide_models(error, name))?;
         context.record().set_model(&entry.name);
         Ok(entry)
     }
@@ -142,11 +152,13 @@ impl Inference for InferenceService {
 
     async fn list_models(
         &self,
-        _request: Request<v1::ListModelsRequest>,
+        request: Request<v1::ListModelsRequest>,
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
+        let context = RequestContext::from_extensions(request.extensions())?;
         // A model that is still loading has no facts yet, so the list leaves it out.
         let entries = self.models.entries().iter();
         let models = entries
+            .filter(|entry| context.allows_model(entry.names()))
             .filter_map(|entry| model_message(entry).ok())
             .collect();
         Ok(Response::new(v1::ListModelsResponse { models }))

@@ -75,6 +75,8 @@ pub mod error;
 
 pub mod telemetry;
 
+pub mod keys;
+
 pub mod logging;
 
 pub mod output;

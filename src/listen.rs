@@ -17,6 +17,7 @@ mod activity;
 mod address;
 mod connection;
 mod io;
+mod peer;
 mod request_body;
 mod resets;
 mod settings;
@@ -24,6 +25,7 @@ mod stalled;
 mod tls;
 
 pub use address::{Address, InvalidAddress, Listener};
+pub use peer::PeerAddress;
 pub use request_body::RequestBody;
 pub use settings::{Limits, Protocol, Shutdown};
 pub(crate) use settings::{ListenerService, ListenerSettings};

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokenway::client::{self, ClientOptions};
 use tokenway::config::{self, AfterDownload, ConfigError, ParsedCommand, ServerTask, WorkerTask};
 use tokenway::exit::{self, ExitCode};
+use tokenway::keys::KeysCommand;
 use tokenway::logging::{self, LogFormat, Timestamps};
 use tokenway::output::Output;
 use tokenway::server::run;
@@ -58,7 +59,9 @@ fn run(streams: &Streams) -> ExitCode {
     };
     let mut builder = match &task {
         // A worker needs only one async thread: it has one connection, and its device has a thread of its own.
-        ParsedCommand::Work(_) | ParsedCommand::Print(_) => Builder::new_current_thread(),
+        ParsedCommand::Work(_) | ParsedCommand::Keys(_) | ParsedCommand::Print(_) => {
+            Builder::new_current_thread()
+        }
         ParsedCommand::Serve(_) | ParsedCommand::Complete(_) => Builder::new_multi_thread(),
     };
     let runtime = match builder.enable_all().build() {
@@ -75,7 +78,21 @@ fn run_command(runtime: &Runtime, task: ParsedCommand, streams: &Streams) -> Exi
         ParsedCommand::Serve(server) => runtime.block_on(serve(*server, streams)),
         ParsedCommand::Work(worker) => runtime.block_on(run_worker(*worker, streams)),
         ParsedCommand::Complete(options) => runtime.block_on(complete(&options, streams)),
+        ParsedCommand::Keys(command) => change_keys(&command, streams),
         ParsedCommand::Print(text) => print(&text, streams),
+    }
+}
+
+/// Runs `tokenway keys`.
+fn change_keys(command: &KeysCommand, streams: &Streams) -> ExitCode {
+    match command.run() {
+        Ok(output) => {
+            if let Some(note) = &output.note {
+                streams.stderr.write_line(format_args!("{note}"));
+            }
+            print(&output.result, streams)
+        }
+        Err(error) => streams.report_error(&error, ExitCode::Failure),
     }
 }
 

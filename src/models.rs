@@ -72,6 +72,14 @@ pub struct ModelEntry {
     loaded: OnceLock<Arc<dyn Model>>,
 }
 
+impl ModelEntry {
+    /// Returns the name and the aliases.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let aliases = self.aliases.iter().map(String::as_str);
+        std::iter::once(&*self.name).chain(aliases)
+    }
+}
+
 impl Models {
     /// Creates the registry of these models. Their names and aliases must be unique; this is not checked here.
     #[must_use]

@@ -14,8 +14,9 @@ use tonic::service::Routes;
 
 use crate::cluster::Cluster;
 use crate::critical::{CriticalTasks, TaskPanicked};
-use crate::frontend::{self, LayerSettings};
+use crate::frontend::{self, Authenticator, LayerSettings};
 use crate::gateway::Gateway;
+use crate::keys::Keys;
 use crate::listen::{Address, Limits, Listener, ListenerSettings, Protocol};
 use crate::models::Readiness;
 use crate::telemetry::{ListenerKind, Telemetry};
@@ -24,6 +25,7 @@ use crate::worker::attached::MAX_HEARTBEAT_TIMEOUT;
 mod backend;
 mod engine;
 mod health;
+mod keys;
 mod listeners;
 mod parts;
 mod remote_engines;
@@ -56,6 +58,9 @@ pub struct Server {
     /// server.
     _socket_folder: Option<TempDir>,
     telemetry: Telemetry,
+    /// `None` if requests need no key.
+    keys: Option<Keys>,
+    authenticator: Option<Arc<Authenticator>>,
     engine: Option<Engine>,
     /// `None` if the server has an engine of its own.
     remote_engines: Option<RemoteEngines>,
@@ -76,6 +81,7 @@ impl Server {
     /// # Errors
     /// Returns an error if the server cannot start. Everything that was already started is stopped again.
     pub async fn start(parts: ServerParts) -> Result<Self, StartError> {
+        let keys = parts.keys.clone().map(Keys::read).transpose()?;
         let http_listen = parts.http.as_ref().map(|frontend| &frontend.listen);
         let http = bind("http-listen", http_listen).await?;
         let grpc = bind("grpc-listen", parts.grpc.as_ref()).await?;
@@ -103,6 +109,8 @@ impl Server {
             worker_addresses,
             _socket_folder: worker_socket.folder,
             telemetry,
+            authenticator: keys.clone().map(|keys| Arc::new(Authenticator::new(keys))),
+            keys,
             engine: backend.engine,
             remote_engines: backend.remote_engines,
             health: backend.health,
@@ -112,6 +120,10 @@ impl Server {
             critical,
             drain: parts.drain,
         };
+        if let Some(keys) = &server.keys {
+            let reloading = keys::reload_on_change(keys.clone(), server.stopping.clone());
+            server.critical.spawn("keys file", reloading);
+        }
         if let Some(listener) = workers {
             server.serve_workers(listener, &parts);
         }
@@ -186,7 +198,8 @@ impl Server {
             unknown_fields: frontend.unknown_fields,
             headers_after: frontend.headers_after,
         };
-        let router = frontend::http_router(gateway, frontend.origins(), self.layer_settings(parts));
+        let origins = frontend.origins(self.keys.is_some());
+        let router = frontend::http_router(gateway, origins, self.layer_settings(parts));
         let settings = self.listener_settings(ListenerKind::Http, Protocol::Http, &parts.limits);
         let serving = self.public_listeners.serve(listener, settings, router);
         self.public_listeners
@@ -198,6 +211,7 @@ impl Server {
             telemetry: self.telemetry.clone(),
             request_timeout: parts.request_timeout,
             access_log: parts.access_log,
+            authenticator: self.authenticator.clone(),
             prefix_sharing: parts.prefix_sharing,
         }
     }
@@ -230,6 +244,11 @@ impl Server {
     #[must_use]
     pub(crate) fn worker_addresses(&self) -> &[Address] {
         &self.worker_addresses
+    }
+
+    /// Returns the keys that the server accepts. `None` if requests need no key.
+    pub(crate) fn keys(&self) -> Option<&Keys> {
+        self.keys.as_ref()
     }
 
     /// Returns the metrics of the server.

@@ -21,6 +21,7 @@ use crate::output;
 
 mod engines;
 mod histogram;
+mod keys;
 mod latency;
 mod prefix_cache;
 mod request;
@@ -28,6 +29,7 @@ mod request_metrics;
 mod token_gaps;
 
 pub(crate) use engines::PrefixPlacement;
+pub(crate) use keys::AuthenticationFailure;
 pub use latency::{ResponseFormat, Stage, StageSummary, StageTimes};
 pub(crate) use prefix_cache::PrefixCacheMeter;
 pub use prefix_cache::PrefixCacheMetrics;
@@ -181,6 +183,7 @@ impl Telemetry {
         let handle = recorder.handle();
         describe(&recorder);
         engines::describe(&recorder);
+        keys::describe(&recorder);
         prefix_cache::describe(&recorder);
         let counter =
             |name| recorder.register_counter(&Key::from_static_name(name), &RECORDER_METADATA);

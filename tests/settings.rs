@@ -14,7 +14,7 @@ async fn gateway_help_names_required_settings_and_explains_insecure() {
     for expected in [
         "Usage: tokenway gateway --engine <ADDRESS> [OPTIONS]",
         "Required, here or in the settings file",
-        "serves without any authentication",
+        "listening without API keys",
     ] {
         assert!(help.contains(expected), "{help}");
     }
@@ -79,6 +79,7 @@ async fn help_groups_the_settings_under_headings() {
                 "Workers",
                 "Test runner",
                 "Queue and limits",
+                "API keys",
                 "Remote workers",
                 "TLS of worker connections",
                 "HTTP API",
@@ -96,6 +97,7 @@ async fn help_groups_the_settings_under_headings() {
                 "HTTP API",
                 "gRPC API",
                 "Queue and limits",
+                "API keys",
                 "Connections",
                 "Shutdown",
                 "Log",

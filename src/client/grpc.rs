@@ -2,7 +2,9 @@
 
 use std::io::Write;
 
-use http::header::CONTENT_TYPE;
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use tonic::Request;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Endpoint;
 
@@ -38,6 +40,11 @@ pub(super) async fn complete(
         stop: options.stop.clone(),
         ..v1::CompletionRequest::default()
     };
+    let mut request = Request::new(request);
+    if let Some(key) = &options.api_key {
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, key.authorization())]);
+        *request.metadata_mut() = MetadataMap::from_headers(headers);
+    }
     let response = InferenceClient::new(channel).complete(request).await;
     let response = response.map_err(|status| server_error(&status))?;
     if !is_grpc(response.metadata()) {

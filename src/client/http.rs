@@ -6,7 +6,7 @@ use std::pin::pin;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::Request;
-use http::header::{ACCEPT, CONTENT_TYPE, HOST};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -76,7 +76,11 @@ where
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(broken)?;
-    let request = Request::post("/v1/completions")
+    let mut request = Request::post("/v1/completions");
+    if let Some(key) = &options.api_key {
+        request = request.header(AUTHORIZATION, key.authorization());
+    }
+    let request = request
         .header(HOST, host)
         .header(CONTENT_TYPE, "application/json")
         .header(ACCEPT, "application/x-ndjson")

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
+use crate::cluster::ApiKey;
+
 /// Maximum time to connect to a server.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -35,6 +37,9 @@ pub struct ClientOptions {
     /// Sampling seed [default: a random seed]
     #[arg(long)]
     pub(super) seed: Option<i64>,
+    /// Key for the server, from the environment variable `TOKENWAY_API_KEY`.
+    #[arg(skip)]
+    pub(super) api_key: Option<ApiKey>,
     /// Stop string that ends the completion; may be repeated
     #[arg(long)]
     pub(super) stop: Vec<String>,
@@ -83,6 +88,13 @@ pub enum ClientError {
 }
 
 impl ClientOptions {
+    /// Sets the key that is sent to the server.
+    #[must_use]
+    pub fn with_api_key(mut self, key: Option<ApiKey>) -> Self {
+        self.api_key = key;
+        self
+    }
+
     pub(super) fn address(&self, default: &str) -> String {
         match &self.server {
             None => default.to_owned(),

@@ -79,11 +79,6 @@ impl EngineAddress {
             .expect("an engine address is checked when it is parsed")
     }
 
-    /// Returns true if the engine is reached over Tokenway's gRPC API, which has no keys.
-    pub(crate) fn is_tokenway(&self) -> bool {
-        matches!(self.protocol, EngineProtocol::Tokenway)
-    }
-
     /// Returns true if the engine is an OpenAI-compatible server.
     pub(crate) fn is_openai(&self) -> bool {
         matches!(self.protocol, EngineProtocol::OpenAi(_))

@@ -18,12 +18,22 @@ use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 
 impl Cluster {
-    /// Returns the models, sorted by name: those of the routes, or those of all upstreams that respond. Each name is
-    /// listed once.
+    /// Returns the models that the request's key may use, sorted by name: those of the routes, or those of all upstreams
+    /// that respond. Each name is listed once.
     ///
     /// # Errors
     /// Returns the failure of the last upstream if none responds.
     pub async fn list_models(&self, context: &CallContext) -> Result<Vec<v1::Model>, Failure> {
+        let mut models = self.list_all_models(context).await?;
+        models.retain(|model| {
+            let aliases = model.aliases.iter().map(String::as_str);
+            let names = std::iter::once(&*model.name).chain(aliases);
+            context.request.allows_model(names)
+        });
+        Ok(models)
+    }
+
+    async fn list_all_models(&self, context: &CallContext) -> Result<Vec<v1::Model>, Failure> {
         self.reject_loop(context)?;
         let table = Arc::clone(&self.table.borrow());
         if !table.routes.is_empty() {
@@ -231,6 +241,7 @@ impl Cluster {
             let models = self.list_models(context).await.unwrap_or_default();
             names.extend(models.iter().map(entry));
         }
+        names.retain(|name, _| context.request.allows_model([name.as_str()]));
         names.into_values().collect()
     }
 }

@@ -12,6 +12,7 @@ use super::spec::EngineSpec;
 use super::upstream::{AddressedCompletion, BoxedEventStream, Upstream};
 use super::via::GatewayId;
 use crate::critical::CriticalTasks;
+use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::inference_client::InferenceClient;
 use crate::request::Parameter;
@@ -51,7 +52,8 @@ impl Connector {
     pub(super) fn connect(&self, engine: &EngineSpec) -> RemoteUpstream {
         let endpoint = with_options(engine.address.endpoint());
         let (publisher, health) = HealthPublisher::new(engine);
-        let channel = connect(&endpoint, None);
+        let api_key = engine.api_key.as_ref();
+        let channel = connect(&endpoint, api_key);
         let watching = HealthWatch {
             models: TokenwayModels::new(channel.clone(), self.gateway.clone()),
             health: publisher,
@@ -63,7 +65,7 @@ impl Connector {
             stop.run_until_cancelled_owned(watching).await;
         });
         RemoteUpstream {
-            connections: Connections::new(&endpoint, None),
+            connections: Connections::new(&endpoint, api_key),
             health,
             tasks: self.critical.tracker().clone(),
             _watch: watch,
@@ -88,6 +90,20 @@ impl RemoteUpstream {
     }
 }
 
+/// Converts the rejection of the gateway's own key to an error of the engine. The client's key is not at fault.
+fn hide_key_error(status: Status) -> Status {
+    let kind = Error::from(&status).kind;
+    if ![ErrorKind::InvalidApiKey, ErrorKind::InsufficientScope].contains(&kind) {
+        return status;
+    }
+    tracing::warn!(
+        reason = status.message(),
+        "an engine rejected the gateway's key"
+    );
+    let message = "The engine did not accept the gateway's key.";
+    Error::new(ErrorKind::UpstreamError, message).into()
+}
+
 #[tonic::async_trait]
 impl Upstream for RemoteUpstream {
     async fn complete(
@@ -98,7 +114,7 @@ impl Upstream for RemoteUpstream {
         let mut client = InferenceClient::new(channel.clone());
         let request = request.map(AddressedCompletion::into_message);
         let response = client.complete(request).await;
-        let response = response.map_err(|status| Failure::rejection(&status))?;
+        let response = response.map_err(|status| Failure::rejection(&hide_key_error(status)))?;
         let events = response.into_inner();
         Ok(read_ahead::start(events, channel, &self.tasks))
     }
@@ -107,28 +123,32 @@ impl Upstream for RemoteUpstream {
         &self,
         request: Request<v1::ListModelsRequest>,
     ) -> Result<v1::ListModelsResponse, Status> {
-        Ok(self.client().list_models(request).await?.into_inner())
+        let response = self.client().list_models(request).await;
+        Ok(response.map_err(hide_key_error)?.into_inner())
     }
 
     async fn get_model(
         &self,
         request: Request<v1::GetModelRequest>,
     ) -> Result<v1::GetModelResponse, Status> {
-        Ok(self.client().get_model(request).await?.into_inner())
+        let response = self.client().get_model(request).await;
+        Ok(response.map_err(hide_key_error)?.into_inner())
     }
 
     async fn tokenize(
         &self,
         request: Request<v1::TokenizeRequest>,
     ) -> Result<v1::TokenizeResponse, Status> {
-        Ok(self.client().tokenize(request).await?.into_inner())
+        let response = self.client().tokenize(request).await;
+        Ok(response.map_err(hide_key_error)?.into_inner())
     }
 
     async fn detokenize(
         &self,
         request: Request<v1::DetokenizeRequest>,
     ) -> Result<v1::DetokenizeResponse, Status> {
-        Ok(self.client().detokenize(request).await?.into_inner())
+        let response = self.client().detokenize(request).await;
+        Ok(response.map_err(hide_key_error)?.into_inner())
     }
 
     fn health(&self) -> &watch::Receiver<Health> {

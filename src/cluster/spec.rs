@@ -173,7 +173,7 @@ impl ApiKey {
     }
 
     /// Returns the value of the `Authorization` header.
-    pub(super) fn authorization(&self) -> HeaderValue {
+    pub(crate) fn authorization(&self) -> HeaderValue {
         let value = HeaderValue::try_from(format!("Bearer {}", self.0));
         let mut value = value.expect("a key consists of visible ASCII characters");
         value.set_sensitive(true);

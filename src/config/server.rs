@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ConfigError;
 use super::grpc::GrpcSettings;
 use super::http::HttpSettings;
+use super::keys::KeySettings;
 use super::log::LogSettings;
 use super::settings::Settings;
 use super::values::{ParsedText, PositiveSeconds, Seconds};
@@ -26,8 +27,8 @@ pub(super) struct ServerSettings {
         default_value = "600"
     )]
     request_timeout: PositiveSeconds,
-    /// Requests that may share computed prompt tokens: `all`, or `caller` (only requests with the same Authorization
-    /// header, `user` and `cache_salt`). With `caller`, a client cannot learn from response times which prompts other
+    /// Requests that may share computed prompt tokens: `all`, or `caller` (only requests with the same API key or
+    /// Authorization header, `user` and `cache_salt`). With `caller`, a client cannot learn from response times which prompts other
     /// callers have sent
     #[arg(
         long,
@@ -36,6 +37,9 @@ pub(super) struct ServerSettings {
         default_value = "all"
     )]
     prefix_sharing: ParsedText<PrefixSharing>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    keys: KeySettings,
     #[command(flatten)]
     #[serde(flatten)]
     connections: ConnectionSettings,
@@ -87,8 +91,8 @@ struct ConnectionSettings {
         default_value = "30"
     )]
     write_timeout: PositiveSeconds,
-    /// Allow listening on addresses that other machines can reach. The server serves without any
-    /// authentication: everyone who can reach the address can use the model
+    /// Allow listening without API keys on addresses that other machines can reach: everyone who can reach the
+    /// address can use the model
     #[arg(long, env = "TOKENWAY_INSECURE", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", default_value = "false", action = ArgAction::Set)]
     insecure: bool,
@@ -130,7 +134,8 @@ impl ServerSettings {
         let http = http.map(HttpSettings::frontend);
         let grpc = grpc.map(GrpcSettings::address);
         let connections = self.connections;
-        if !connections.insecure {
+        let keys = self.keys.sources()?;
+        if keys.is_none() && !connections.insecure {
             let http = http.iter().map(|http| ("http_listen", &http.listen));
             http.chain(grpc.iter().map(|address| ("grpc_listen", address)))
                 .try_for_each(|(key, address)| reject_public_address(key, address, settings))?;
@@ -149,6 +154,7 @@ impl ServerSettings {
             request_timeout: self.request_timeout.into(),
             access_log: self.log.access_log(),
             prefix_sharing: self.prefix_sharing.value,
+            keys,
             drain: DrainDurations {
                 grace: Duration::from(self.shutdown.drain_grace),
                 timeout: self.shutdown.drain_timeout.into(),
@@ -169,8 +175,9 @@ fn reject_public_address(
     }
     let name = settings.name(key);
     let problem = format!(
-        "{name} {address} can be reached from other machines, and the server does not authenticate \
-         clients. Use a loopback address or unix:/path, or set --insecure to allow it."
+        "{name} {address} can be reached from other machines, and the server does not authenticate clients. Create a \
+         key with `tokenway keys new` and set --keys-file; or use a loopback address or unix:/path; or set --insecure \
+         to allow it."
     );
     Err(settings.error(key, problem))
 }

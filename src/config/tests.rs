@@ -24,7 +24,12 @@ fn read_line(arguments: &[&str]) -> Result<ParsedCommand, ConfigError> {
 fn server_parts(arguments: &[&str]) -> ServerParts {
     match read_line(arguments) {
         Ok(ParsedCommand::Serve(server)) => server.parts.build(&ModelFiles::new()).unwrap(),
-        Ok(ParsedCommand::Work(_) | ParsedCommand::Complete(_) | ParsedCommand::Print(_)) => {
+        Ok(
+            ParsedCommand::Work(_)
+            | ParsedCommand::Complete(_)
+            | ParsedCommand::Keys(_)
+            | ParsedCommand::Print(_),
+        ) => {
             panic!("{arguments:?} is not a server command")
         }
         Err(error) => panic!("{arguments:?}: {error}"),

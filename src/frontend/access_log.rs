@@ -132,6 +132,7 @@ impl RequestEnd {
                     id = %context.id().0,
                     api = context.api().label(),
                     route = context.route().name,
+                    key = record.key().map(|key| key.as_str()),
                     model = Some(record.model_label()).filter(|model| *model != "none"),
                     status = self.status(),
                     outcome,

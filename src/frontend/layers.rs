@@ -1,7 +1,9 @@
 //! The state that all layers of one API share.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::authentication::Authenticator;
 use crate::caller::PrefixSharing;
 use crate::gateway::BrowserCheck;
 use crate::telemetry::{Api, Telemetry};
@@ -15,6 +17,8 @@ pub(crate) struct LayerSettings {
     pub request_timeout: Duration,
     /// True if each request that ends is logged in the access log.
     pub access_log: bool,
+    /// Authenticates requests; `None` if no request needs a key.
+    pub authenticator: Option<Arc<Authenticator>>,
     /// Requests that may share computed prompt tokens.
     pub prefix_sharing: PrefixSharing,
 }

@@ -55,6 +55,7 @@ impl TestApi {
                 telemetry: telemetry.clone(),
                 request_timeout: Duration::from_secs(60),
                 access_log: false,
+                authenticator: None,
                 prefix_sharing: PrefixSharing::All,
             },
         };

@@ -21,6 +21,7 @@ use tower_http::timeout::TimeoutBody;
 
 use super::activity::{Activity, TrackedBody};
 use super::io::{AcceptedSocket, LINGER_TIMEOUT, WatchedStream};
+use super::peer::PeerAddress;
 use super::request_body::RequestBody;
 use super::resets;
 use super::settings::{ListenerService, ListenerSettings, Protocol, Shutdown};
@@ -222,12 +223,14 @@ impl Connection {
         let body_timeout = limits.body_timeout;
         let keep_alive = keep_alive_header(limits.keep_alive_timeout);
         let streams = self.streams.clone();
+        let peer = PeerAddress::new(self.stream.peer_address());
         service_fn(move |mut request: Request<Incoming>| {
             is_http_10.store(request.version() == Version::HTTP_10, Ordering::Relaxed);
             let active = activity.start_request(request.version());
             let keep_alive = keep_alive.clone().filter(|_| allows_keep_alive(&request));
             let flush = FlushHandle::new(Arc::clone(&flushes), request.version());
             request.extensions_mut().insert(flush);
+            request.extensions_mut().insert(peer);
             let discard_tasks = (request.version() == Version::HTTP_2).then(|| streams.clone());
             let request = request
                 .map(|body| RequestBody::new(TimeoutBody::new(body_timeout, body), discard_tasks));

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -29,6 +29,14 @@ pub(super) enum AcceptedSocket {
 }
 
 impl AcceptedSocket {
+    /// Returns the peer's address. A Unix socket has none, and neither has a TCP socket that the peer has closed.
+    pub(super) fn peer_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Waits until the peer has closed its sending side, even if it sent data that has not been read yet. hyper notices
     /// the close only after it has read everything, so it would miss a client that pipelines bytes and disconnects.
     pub(super) async fn peer_closed(&self) {

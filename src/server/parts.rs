@@ -7,6 +7,7 @@ use super::engine::EngineParts;
 use crate::caller::PrefixSharing;
 use crate::cluster::{ClusterSpec, EngineConflict, find_conflicts};
 use crate::gateway::{OriginPolicy, StreamFormat, UnknownFieldPolicy};
+use crate::keys::KeySources;
 use crate::listen::{Address, Limits};
 
 /// Default of [`HttpFrontend::headers_after`]. It is below 60 s, the common idle timeout of load balancers.
@@ -29,6 +30,8 @@ pub struct ServerParts {
     pub access_log: bool,
     /// Requests that may share computed prompt tokens.
     pub prefix_sharing: PrefixSharing,
+    /// Keys that requests need; `None` if requests need no key.
+    pub keys: Option<KeySources>,
     /// Durations of the phases of a shutdown.
     pub drain: DrainDurations,
 }
@@ -45,11 +48,20 @@ impl ServerParts {
             request_timeout: Duration::from_secs(600),
             access_log: true,
             prefix_sharing: PrefixSharing::All,
+            keys: None,
             drain: DrainDurations {
                 grace: Duration::from_secs(1),
                 timeout: Duration::from_secs(30),
             },
         }
+    }
+
+    /// Returns true if other machines can reach the HTTP API, but only by IP address because no host name is allowed.
+    pub(super) fn rejects_host_names(&self) -> bool {
+        self.keys.is_none()
+            && self.http.as_ref().is_some_and(|http| {
+                !http.listen.is_loopback() && http.origins.allowed_hosts.is_empty()
+            })
     }
 
     /// Finds the remote engines that are listed twice, and those that are this server itself.
@@ -104,17 +116,13 @@ impl HttpFrontend {
         }
     }
 
-    /// Returns true if other machines can reach the HTTP API, but only by IP address because no host name is allowed.
-    pub(super) fn rejects_host_names(&self) -> bool {
-        !self.listen.is_loopback() && self.origins.allowed_hosts.is_empty()
-    }
-
     /// Returns the origin policy for the address that the HTTP API listens on. Browsers cannot connect to a Unix
-    /// socket, so a Unix socket needs no check of host names.
-    pub(super) fn origins(&self) -> OriginPolicy {
+    /// socket, so a Unix socket needs no check of host names. `needs_key` is true if requests need a key, which a page
+    /// that uses DNS rebinding does not have.
+    pub(super) fn origins(&self, needs_key: bool) -> OriginPolicy {
         match self.listen {
-            Address::Tcp(_) => self.origins.clone(),
-            Address::Unix(_) => self.origins.clone().without_host_check(),
+            Address::Tcp(_) if !needs_key => self.origins.clone(),
+            Address::Tcp(_) | Address::Unix(_) => self.origins.clone().without_host_check(),
         }
     }
 }

@@ -8,10 +8,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use self::reload::reload_on_each_hangup;
-use super::{EngineParts, HttpFrontend, ModelParts, Server, ServerParts, Source, StartError};
+use super::{EngineParts, ModelParts, Server, ServerParts, Source, StartError};
 use crate::cluster::ClusterSpec;
 use crate::critical::TaskPanicked;
 use crate::gateway;
+use crate::keys::Keys;
 use crate::listen::Address;
 use crate::output::Output;
 
@@ -66,12 +67,12 @@ pub async fn serve_until_signalled(
     let mut signals = Signals::new()?;
     let mut hangups = signal(SignalKind::hangup())?;
     let (drain, source) = (parts.drain, parts.source.clone());
-    let rejects_host_names = parts
-        .http
-        .as_ref()
-        .is_some_and(HttpFrontend::rejects_host_names);
+    let rejects_host_names = parts.rejects_host_names();
     let server = Server::start(parts).await?;
     print_addresses(&server, out);
+    if let Some(keys) = server.keys() {
+        out.write_line(format_args!("keys     {}", keys_line(keys)));
+    }
     if rejects_host_names {
         out.write_line(format_args!("hosts    {HOSTS_NOTE}"));
     }
@@ -195,6 +196,16 @@ fn print_addresses(server: &Server, out: &Output) {
             "gRPC     {url}  tokenway.v1.Inference, health, reflection{hint}"
         ));
     }
+}
+
+/// Says how many keys there are, and which routes need none.
+fn keys_line(keys: &Keys) -> String {
+    let count = keys.count();
+    let source = match keys.file() {
+        Some(file) => format!("{count} in force, from {}", file.display()),
+        None => format!("{count} in force"),
+    };
+    format!("{source}; /livez, /readyz, /health and gRPC's health and reflection need none")
 }
 
 /// Prints the addresses for remote workers, and the models that have only remote workers.

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::keys::KeysFileError;
 use crate::listen::Address;
 
 /// Reason why a server failed to start.
@@ -20,6 +21,9 @@ pub enum StartError {
         /// Error of the operating system.
         source: io::Error,
     },
+    /// The keys file cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeysFileError),
     /// A worker thread cannot be started.
     #[error("cannot start a worker thread: {0}")]
     Thread(io::Error),

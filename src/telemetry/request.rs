@@ -9,6 +9,7 @@ use super::request_metrics::{CompletionObservation, Labels, TokenUsage};
 use super::token_gaps::InterTokenTimes;
 use super::{ResponseFormat, Telemetry};
 use crate::error::ErrorKind;
+use crate::keys::KeyName;
 
 /// The API that received a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,7 @@ pub struct RequestRecord {
     arrived_ns: u64,
     stream: RequestGauge,
     format: OnceLock<ResponseFormat>,
+    key: OnceLock<KeyName>,
     model: OnceLock<Arc<str>>,
     has_requested_model: AtomicBool,
     /// Number of prompt tokens in the prompts that a worker has started.
@@ -110,6 +112,7 @@ impl RequestRecord {
                 telemetry.requests_lingering(api),
             ),
             format: OnceLock::new(),
+            key: OnceLock::new(),
             model: OnceLock::new(),
             has_requested_model: AtomicBool::new(false),
             prompt_tokens: AtomicU64::new(0),
@@ -143,6 +146,17 @@ impl RequestRecord {
     #[must_use]
     pub(crate) fn request_gauge(&self) -> &RequestGauge {
         &self.stream
+    }
+
+    /// Sets the name of the key with which the request was authenticated.
+    pub(crate) fn set_key(&self, name: &KeyName) {
+        self.key.get_or_init(|| name.clone());
+    }
+
+    /// The name of the request's key. `None` if the request was not authenticated.
+    #[must_use]
+    pub fn key(&self) -> Option<&KeyName> {
+        self.key.get()
     }
 
     /// Sets the format of the response.
@@ -262,6 +276,9 @@ impl RequestRecord {
         let outcome = outcome_label(outcome);
         self.telemetry
             .count_request(self.api, self.route.name, outcome);
+        if let Some(key) = self.key() {
+            self.telemetry.count_key_request(key, outcome, self.usage());
+        }
         if self.route.kind != RouteKind::Completion {
             return;
         }

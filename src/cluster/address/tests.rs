@@ -85,7 +85,7 @@ fn an_invalid_openai_address_is_rejected_without_its_secrets() {
 fn grpc_is_another_spelling_of_the_http_address_of_a_tokenway_engine() {
     let grpc = engine("grpc://a:1");
     assert_eq!(grpc, engine("http://a:1"));
-    assert!(grpc.is_tokenway());
+    assert!(matches!(grpc.protocol, EngineProtocol::Tokenway));
     assert_eq!(grpc.to_string(), "grpc://a:1");
     assert_eq!(grpc.endpoint().uri().to_string(), "http://a:1/");
     let error = "grpc://user:secret@a:1".parse::<EngineAddress>();

@@ -108,13 +108,7 @@ impl<'a> SpecBuilder<'a> {
             variable.map(|it| (self.locations.of(it), KeySource::Variable(it.get_ref())));
         let file = file.map(|it| (self.locations.of(it), KeySource::File(it.get_ref())));
         let (location, source) = variable.or(file)?;
-        let address = table.address.as_ref().map(|it| &it.get_ref().value);
-        let key = match address {
-            Some(address) if address.is_tokenway() => {
-                Err("a Tokenway engine has no key; remove this setting".to_owned())
-            }
-            Some(_) | None => (self.read_key)(source),
-        };
+        let key = (self.read_key)(source);
         key.map_err(|problem| self.push(location, &problem)).ok()
     }
 

@@ -316,11 +316,8 @@ fn every_mistake_about_a_key_is_a_problem() {
         ],
     );
     assert_problems(
-        &engine("http://a:1", "api_key_env = \"A\"\nserver = \"vllm\""),
-        &[
-            ":4:1: engine[1].api_key_env: a Tokenway engine has no key; remove this setting",
-            ":5:1: engine[1].server applies to OpenAI-compatible engines only; remove it",
-        ],
+        &engine("http://a:1", "server = \"vllm\""),
+        &[":4:1: engine[1].server applies to OpenAI-compatible engines only; remove it"],
     );
 }
 

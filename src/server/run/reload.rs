@@ -1,5 +1,5 @@
-//! SIGHUP: reads the settings again, and replaces the engines and routes of a running gateway. This module must not
-//! know where settings come from.
+//! SIGHUP: reloads the keys, reads the settings again, and replaces the engines and routes of a running gateway. This
+//! module must not know where settings come from.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 
 use crate::cluster::ClusterSpec;
-use crate::server::Server;
+use crate::server::{Server, keys};
 
-/// Effect of SIGHUP on a server.
+/// Effect of SIGHUP on a server, besides reloading its keys.
 #[derive(Clone)]
 pub enum OnHangup {
     /// No effect, for this reason.
@@ -39,7 +39,11 @@ pub(super) async fn reload_on_each_hangup(
             // The runtime shuts down, so no further signal arrives.
             std::future::pending::<()>().await;
         }
+        if let Some(keys) = server.keys() {
+            keys::reload(keys).await;
+        }
         match on_hangup {
+            OnHangup::NoEffect(_) if server.keys().is_some() => {}
             OnHangup::NoEffect(reason) => {
                 tracing::warn!(reason = *reason, "SIGHUP has no effect");
             }

@@ -1,0 +1,123 @@
+//! API keys: their file, the commands that change it, and the keys in force. This module must not know how a request
+//! carries its key, or which route needs which scope.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::SystemTime;
+
+mod command;
+mod edit;
+mod file;
+mod file_version;
+mod key;
+mod secret;
+mod set;
+
+pub use command::{KeysCommand, KeysCommandError, KeysOutput};
+pub use file::KeysFileError;
+use file::read_keys;
+pub(crate) use file_version::FileVersion;
+pub use key::{InvalidKeyName, InvalidScope, Key, KeyName, Scope};
+pub(crate) use secret::SecretHash;
+use set::{KeyEntry, KeySet, StoredSecret};
+
+/// Name of the key that comes from an environment variable.
+const VARIABLE_KEY_NAME: &str = "environment";
+
+/// Sources of the keys that a server accepts.
+#[derive(Clone)]
+pub struct KeySources {
+    /// Path of the keys file.
+    pub(crate) file: Option<PathBuf>,
+    /// Hash of the key from the environment. This key has every scope.
+    pub(crate) variable: Option<SecretHash>,
+}
+
+impl KeySources {
+    fn read(&self) -> Result<KeySet, KeysFileError> {
+        let in_file = self
+            .file
+            .as_deref()
+            .map_or_else(|| Ok(Vec::new()), read_keys);
+        let variable = self.variable.map(|hash| KeyEntry {
+            key: Arc::new(Key {
+                name: VARIABLE_KEY_NAME.parse().expect("the name is valid"),
+                scopes: Scope::ALL.into(),
+                models: None,
+            }),
+            secrets: vec![StoredSecret {
+                hash,
+                expires: None,
+            }],
+        });
+        Ok(in_file?.into_iter().chain(variable).collect())
+    }
+}
+
+/// The keys in force. Clones share them.
+#[derive(Clone)]
+pub struct Keys(Arc<Shared>);
+
+struct Shared {
+    sources: KeySources,
+    /// Version of the keys file from before it was first read. `None` if there is no keys file.
+    version_at_start: Option<FileVersion>,
+    set: RwLock<Arc<KeySet>>,
+    /// Held while the keys are reloaded, so that an older version of the file never replaces a newer one.
+    reloading: Mutex<()>,
+}
+
+impl Keys {
+    /// Reads the keys.
+    ///
+    /// # Errors
+    /// The keys file cannot be read, or is invalid.
+    pub fn read(sources: KeySources) -> Result<Self, KeysFileError> {
+        let version_at_start = sources.file.as_deref().map(FileVersion::of);
+        let set = RwLock::new(Arc::new(sources.read()?));
+        Ok(Self(Arc::new(Shared {
+            sources,
+            version_at_start,
+            set,
+            reloading: Mutex::new(()),
+        })))
+    }
+
+    /// Reads the keys again. Running requests are not affected. Returns the number of keys.
+    ///
+    /// # Errors
+    /// The keys file cannot be read, or is invalid. The keys in force stay.
+    pub fn reload(&self) -> Result<usize, KeysFileError> {
+        let reloading = &self.0.reloading;
+        let _reloading = reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let set = Arc::new(self.0.sources.read()?);
+        let count = set.len();
+        *self.0.set.write().unwrap_or_else(PoisonError::into_inner) = set;
+        Ok(count)
+    }
+
+    /// Returns the key with this secret, if it is in force now.
+    #[must_use]
+    pub fn find(&self, secret: &[u8]) -> Option<Arc<Key>> {
+        self.set().find(secret, SystemTime::now()).cloned()
+    }
+
+    /// Returns the number of keys in force, including those that have expired.
+    pub(crate) fn count(&self) -> usize {
+        self.set().len()
+    }
+
+    fn set(&self) -> Arc<KeySet> {
+        Arc::clone(&self.0.set.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns the version of the keys file from before it was first read. `None` if there is no keys file.
+    pub(crate) fn version_at_start(&self) -> Option<FileVersion> {
+        self.0.version_at_start
+    }
+
+    /// Returns the path of the keys file.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.0.sources.file.as_deref()
+    }
+}

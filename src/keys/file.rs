@@ -1,0 +1,261 @@
+//! The keys file: TOML with one `[[key]]` table per key.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt::Display;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer};
+use toml::value::Datetime;
+
+use super::VARIABLE_KEY_NAME;
+use super::key::{Key, KeyName, Scope};
+use super::secret::SecretHash;
+use super::set::{KeyEntry, StoredSecret};
+
+/// Error for a keys file that cannot be used. It repeats no value of the file, because an operator may have written a
+/// key there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("keys file {path}{}: {problem}", line_suffix(*line))]
+pub struct KeysFileError {
+    path: String,
+    /// Number of the line, from 1; `None` if the error concerns the whole file.
+    line: Option<usize>,
+    problem: String,
+}
+
+impl KeysFileError {
+    /// Creates an error about a whole file.
+    pub(super) fn new(path: &Path, problem: impl Display) -> Self {
+        Self {
+            path: path.display().to_string(),
+            line: None,
+            problem: problem.to_string(),
+        }
+    }
+}
+
+fn line_suffix(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(":{line}"))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeysTable {
+    #[serde(default)]
+    key: Vec<KeyTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyTable {
+    name: Parsed<KeyName>,
+    #[serde(default = "default_scopes")]
+    scopes: Vec<Parsed<Scope>>,
+    models: Option<BTreeSet<String>>,
+    secrets: Vec<SecretTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SecretTable {
+    sha256: Parsed<SecretHash>,
+    expires: Option<Expiry>,
+}
+
+fn default_scopes() -> Vec<Parsed<Scope>> {
+    vec![Parsed(Scope::Inference)]
+}
+
+/// A value that is parsed from a string.
+struct Parsed<T>(T);
+
+impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for Parsed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let value = text.parse().map_err(serde::de::Error::custom)?;
+        Ok(Self(value))
+    }
+}
+
+/// Time at which a secret expires: a TOML date-time with an offset.
+struct Expiry(SystemTime);
+
+impl<'de> Deserialize<'de> for Expiry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let time = Datetime::deserialize(deserializer)?;
+        let time: Result<Timestamp, _> = time.to_string().parse();
+        let problem = "must be a date and time with an offset, such as 2027-01-31T00:00:00Z";
+        let time = time.map_err(|_| serde::de::Error::custom(problem))?;
+        Ok(Self(time.into()))
+    }
+}
+
+/// Reads the keys in a file.
+///
+/// # Errors
+/// The file cannot be read, or is invalid.
+pub(crate) fn read_keys(path: &Path) -> Result<Vec<KeyEntry>, KeysFileError> {
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| KeysFileError::new(path, error))?;
+    parse_keys(path, &text)
+}
+
+/// Parses the text of a keys file. `path` names the file in errors.
+pub(super) fn parse_keys(path: &Path, text: &str) -> Result<Vec<KeyEntry>, KeysFileError> {
+    let table: KeysTable = toml::from_str(text).map_err(|error| KeysFileError {
+        line: error.span().map(|span| line_at(text, span.start)),
+        ..KeysFileError::new(path, without_value(error.message()))
+    })?;
+    let entries: Vec<_> = table.key.into_iter().map(KeyTable::into_entry).collect();
+    let mut names = HashSet::new();
+    for entry in &entries {
+        let name = &entry.key.name;
+        if !names.insert(name.clone()) {
+            let problem = format!("two keys have the name {name}");
+            return Err(KeysFileError::new(path, problem));
+        }
+    }
+    if names.iter().any(|name| name.as_str() == VARIABLE_KEY_NAME) {
+        let problem = format!("{VARIABLE_KEY_NAME} is the name of the key in TOKENWAY_API_KEY");
+        return Err(KeysFileError::new(path, problem));
+    }
+    let mut hashes = HashSet::new();
+    let stored = entries.iter().flat_map(|entry| &entry.secrets);
+    for secret in stored {
+        if !hashes.insert(secret.hash.to_string()) {
+            let problem = "two secrets have the same sha256";
+            return Err(KeysFileError::new(path, problem));
+        }
+    }
+    Ok(entries)
+}
+
+/// Removes the invalid value from an error of serde.
+fn without_value(message: &str) -> String {
+    let repeats_value =
+        message.starts_with("invalid type: ") || message.starts_with("invalid value: ");
+    match message.rsplit_once(", expected ") {
+        Some((_, expected)) if repeats_value => format!("invalid value, expected {expected}"),
+        Some(_) | None => message.to_owned(),
+    }
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    let before = &text[..text.floor_char_boundary(offset)];
+    before.matches('\n').count() + 1
+}
+
+impl KeyTable {
+    fn into_entry(self) -> KeyEntry {
+        let key = Key {
+            name: self.name.0,
+            scopes: self.scopes.into_iter().map(|scope| scope.0).collect(),
+            models: self.models,
+        };
+        let secrets = self.secrets.into_iter().map(|secret| StoredSecret {
+            hash: secret.sha256.0,
+            expires: secret.expires.map(|expires| expires.0),
+        });
+        KeyEntry {
+            key: Arc::new(key),
+            secrets: secrets.collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Vec<KeyEntry>, String> {
+        parse_keys(Path::new("keys.toml"), text).map_err(|error| error.to_string())
+    }
+
+    fn hash(secret: &str) -> SecretHash {
+        SecretHash::of(secret.as_bytes())
+    }
+
+    #[test]
+    fn a_key_has_scopes_models_and_secrets() {
+        let (one, two) = (hash("one"), hash("two"));
+        let text = format!(
+            "[[key]]\nname = \"a\"\nscopes = [\"admin\", \"inference\"]\nmodels = [\"m\"]\nsecrets = [\n\
+             {{ sha256 = \"{one}\" }},\n{{ sha256 = \"{two}\", expires = 2027-01-31T00:00:00+01:00 }},\n]\n\
+             [[key]]\nname = \"b\"\nsecrets = []\n"
+        );
+        let keys = parse(&text).unwrap();
+        let (a, b) = (&keys[0], &keys[1]);
+        assert_eq!(a.key.name.as_str(), "a");
+        assert_eq!(a.key.scopes, [Scope::Inference, Scope::Admin].into());
+        assert_eq!(a.key.models, Some(["m".to_owned()].into()));
+        assert!(a.secrets[0].hash.matches(&one) && a.secrets[0].expires.is_none());
+        let expires: Timestamp = "2027-01-30T23:00:00Z".parse().unwrap();
+        assert_eq!(a.secrets[1].expires, Some(expires.into()));
+        assert_eq!(b.key.scopes, [Scope::Inference].into());
+        assert_eq!((&b.key.models, b.secrets.len()), (&None, 0));
+        assert_eq!(parse("").unwrap().len(), 0);
+    }
+
+    #[test]
+    fn an_error_names_the_line_and_repeats_no_value() {
+        let key = |rest: &str| format!("[[key]]\nname = \"a\"\nsecrets = []\n{rest}\n");
+        for (text, expected) in [
+            (key("scope = []"), "keys.toml:4: unknown field `scope`"),
+            (
+                key("scopes = [\"tw_secret\"]"),
+                "keys.toml:4: must be inference, metrics or admin",
+            ),
+            (key("[[keys]]"), "keys.toml:4: unknown field `keys`"),
+            (
+                "[[key]]\nname = \"tw secret\"\nsecrets = []".to_owned(),
+                "keys.toml:2: must be 1 to 64 of the characters",
+            ),
+            (
+                "[[key]]\nname = \"a\"\nsecrets = [{ sha256 = \"tw_secret\" }]".to_owned(),
+                "keys.toml:3: must be the SHA-256 of the key in 64 hexadecimal digits",
+            ),
+            (
+                format!(
+                    "[[key]]\nname = \"a\"\nsecrets = [{{ sha256 = \"{}\", expires = 2027-01-31 }}]",
+                    hash("a")
+                ),
+                "keys.toml:3: must be a date and time with an offset",
+            ),
+            (
+                "[[key]]\nname = \"a\"".to_owned(),
+                "missing field `secrets`",
+            ),
+            (
+                format!("{0}{0}", key("")),
+                "keys.toml: two keys have the name a",
+            ),
+            (
+                format!(
+                    "[[key]]\nname = \"a\"\nsecrets = [{{ sha256 = \"{0}\" }}, {{ sha256 = \"{0}\" }}]",
+                    hash("a")
+                ),
+                "keys.toml: two secrets have the same sha256",
+            ),
+            ("key = tw_secret".to_owned(), "keys.toml:1: "),
+            (
+                "[[key]]\nname = \"a\"\nsecrets = \"tw_secret\"".to_owned(),
+                "keys.toml:3: invalid value, expected a sequence",
+            ),
+            (
+                "[[key]]\nname = \"a\"\nsecrets = [\"tw_secret\"]".to_owned(),
+                "keys.toml:3: invalid value, expected",
+            ),
+        ] {
+            let error = parse(&text).err().expect("the file is invalid");
+            assert!(error.contains(expected), "{error}");
+            assert!(
+                !error.contains("secret\"") && !error.contains("tw_"),
+                "{error}"
+            );
+        }
+    }
+}
