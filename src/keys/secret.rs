@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(hash.to_string(), expected);
         let parsed: SecretHash = hash.to_string().to_uppercase().parse().unwrap();
         assert!(parsed.matches(&hash));
-        assert!(!parsed.matches(&SecretHash::of(b"tw_abd")));
+        assert!(!parsed.matches(&SecretHash::of(b"tw_xyz")));
     }
 
     #[test]
