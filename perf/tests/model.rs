@@ -129,7 +129,7 @@ fn the_report_says_that_vllm_serves_the_weights_of_its_script() {
 #[test]
 fn a_missed_target_fails_only_with_check() {
     let folder = Folder::new();
-    let (own, theirs) = (folder.add_server("own", 8), folder.add_server("theirs", 1));
+    let (own, theirs) = (folder.add_server("own", 3), folder.add_server("theirs", 1));
     let only = ["--only", "decode-one"];
     model(&own, &theirs, &only).assert_succeeded();
     let ran = model(&own, &theirs, &[&only[..], &["--check"]].concat());
