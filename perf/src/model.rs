@@ -41,8 +41,8 @@ use crate::{CommandResult, Verdict};
 
 /// Compare Tokenway with llama.cpp's own server, with the same real model and the same number of threads.
 ///
-/// Each server is started again for each scenario of each round, except for the rounds of decoding. Compile both programs for this processor, as
-/// `scripts/model_perf.sh` does, which then runs this command.
+/// Each server is started again for each scenario of each round, except for the rounds of decoding. Compile both
+/// programs for this processor, as `scripts/model_perf.sh` does, which then runs this command.
 ///
 /// Exit codes: 0 if every reply was complete, the servers counted the same prompt tokens (to within 1 %), and with
 /// --check every target was reached; 1 if not; 2 if the arguments are wrong.

@@ -10,8 +10,8 @@ use super::values::FilePath;
 use crate::cluster::ApiKey;
 use crate::keys::{KeySources, SecretHash};
 
-/// Environment variable with a key that a server accepts, and that `tokenway complete` sends. It is no flag, because other users of the machine can see
-/// the flags of a process.
+/// Environment variable with a key that a server accepts, and that `tokenway complete` sends. There is no flag for it,
+/// because other users of the machine can see the flags of a process.
 const KEY_VARIABLE: &str = "TOKENWAY_API_KEY";
 
 /// Minimum length of a key in the environment, in bytes.

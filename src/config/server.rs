@@ -28,8 +28,8 @@ pub(super) struct ServerSettings {
     )]
     request_timeout: PositiveSeconds,
     /// Requests that may share computed prompt tokens: `all`, or `caller` (only requests with the same API key or
-    /// Authorization header, `user` and `cache_salt`). With `caller`, a client cannot learn from response times which prompts other
-    /// callers have sent
+    /// Authorization header, `user` and `cache_salt`). With `caller`, a client cannot learn from response times which
+    /// prompts other callers have sent
     #[arg(
         long,
         env = "TOKENWAY_PREFIX_SHARING",

@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// Maximum length of a key's name, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
-/// A key. Its secrets are stored apart from it.
+/// A key as requests see it. It does not contain the key's secrets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Key {
     /// Name of the key.

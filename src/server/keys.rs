@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::keys::{FileVersion, Keys};
 
-/// Interval between two looks at the keys file. Not every file system reports changes, so the file is checked instead.
+/// Interval between two checks of the keys file. Not every file system reports changes, so the file is polled.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reloads the keys whenever their file changes, until `stop` is cancelled.
@@ -32,7 +32,8 @@ pub(super) async fn reload_on_change(keys: Keys, stop: CancellationToken) {
     }
 }
 
-/// Reads the keys again, on another thread, because a slow disk must not delay requests. If they cannot be read, those in force stay.
+/// Reads the keys again, on another thread, because a slow disk must not delay requests. If they cannot be read, those
+/// in force stay.
 pub(super) async fn reload(keys: &Keys) {
     let read = keys.clone();
     match spawn_blocking(move || read.reload()).await {
