@@ -24,6 +24,7 @@ mod chat;
 mod computed_tokens;
 mod device;
 mod devices;
+mod first_logits;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod gguf;

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::first_logits::FirstLogits;
 use super::prefill::PrefillPlan;
 use crate::request::{CacheSalt, TokenId};
 
@@ -13,15 +14,6 @@ pub(super) struct ComputedTokens {
     pub(super) plan: PrefillPlan,
     pub(super) salt: CacheSalt,
     pub(super) first_logits: Option<FirstLogits>,
-}
-
-/// The logits from which a sequence sampled its first token. A sequence that starts with the same tokens can sample
-/// from them too, so it needs to compute no row.
-#[derive(Clone, Debug)]
-pub(super) struct FirstLogits {
-    /// Number of tokens before the sampled one.
-    pub(super) tokens: usize,
-    pub(super) logits: Arc<[f32]>,
 }
 
 impl ComputedTokens {

@@ -16,6 +16,7 @@ use llama_cpp_2::context::session::SeqState;
 use llama_cpp_2::llama_batch::LlamaBatch;
 use self_cell::self_cell;
 
+use super::first_logits::LogitsBuffers;
 use super::model::GgufModel;
 use super::prefill::{Chunk, PrefillPlan, TILED_ROWS};
 use super::prefix_cache::PrefixStore;
@@ -86,6 +87,7 @@ pub(super) struct LlamaRunner {
     /// One entry per slot. The slot's index is also llama.cpp's sequence id.
     slots: SlotStates,
     store: PrefixStore<SeqState>,
+    logits_buffers: LogitsBuffers,
     reuses_prefixes: bool,
     admitted: u64,
     sampler: Sampler,
@@ -128,6 +130,7 @@ impl LlamaRunner {
             batch: LlamaBatch::new(rows, 1),
             slots: SlotStates::new(slots),
             store: PrefixStore::new(prefix_cache_bytes),
+            logits_buffers: LogitsBuffers::new(slots),
             reuses_prefixes,
             admitted: 0,
             sampler: Sampler::default(),

@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::computed_tokens::{ComputedTokens, FirstLogits, PrefixQuery};
+use super::computed_tokens::{ComputedTokens, PrefixQuery};
+use super::first_logits::{FirstLogits, LogitsBuffers};
 use super::prefill::{Chunk, PrefillPlan, TILED_ROWS};
 use super::sampling::{DrawKey, LogitAdjustments, PenaltyHistory};
 use crate::request::{CacheSalt, Sampling, StopTokens, TokenId};
@@ -171,12 +172,12 @@ impl ActiveSequence {
         self.first_logits.as_ref()
     }
 
-    /// Keeps the logits of the last row, from which the first token is sampled. Later calls have no effect.
-    pub(super) fn keep_first_logits(&mut self, logits: &[f32]) {
+    /// Keeps a copy of the logits of the last row, from which the first token is sampled. Later calls have no effect.
+    pub(super) fn keep_first_logits(&mut self, logits: &[f32], buffers: &mut LogitsBuffers) {
         if self.first_logits.is_none() {
             self.first_logits = Some(FirstLogits {
                 tokens: self.tokens.len(),
-                logits: logits.into(),
+                logits: buffers.copy(logits),
             });
         }
     }

@@ -18,6 +18,7 @@ impl LlamaRunner {
     /// prompts, as far as the sequences have credit.
     pub(super) fn emit_tokens(&mut self, step: &mut Step<'_>) {
         let (slots, sampler, model) = (&mut self.slots, &mut self.sampler, &self.model);
+        let buffers = &mut self.logits_buffers;
         let (parts, reuses_prefixes) = (&self.parts, self.reuses_prefixes);
         self.context.with_dependent_mut(|_, context| {
             for part in parts {
@@ -32,7 +33,7 @@ impl LlamaRunner {
                 if part.samples && queued.is_ok() {
                     let logits = part.logits(context, part.rows - 1);
                     if reuses_prefixes {
-                        sequence.keep_first_logits(logits);
+                        sequence.keep_first_logits(logits, buffers);
                     }
                     queued = next_token(sampler, logits, sequence, model)
                         .map(|token| queue_next(part.slot, sequence, model, token));
