@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::certificates::TlsCommand;
 use crate::client::ClientOptions;
 use crate::keys::KeysCommand;
 use crate::logging::LogFormat;
@@ -39,6 +40,7 @@ mod runner;
 mod server;
 mod settings;
 mod show;
+mod tls;
 mod values;
 mod variable;
 mod worker;
@@ -82,6 +84,9 @@ enum Command {
     /// Create, list, revoke and rotate the API keys in a keys file
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Create certificates for trying TLS
+    #[command(subcommand)]
+    Tls(TlsCommand),
     /// List the downloaded models
     #[cfg(feature = "llama-cpp")]
     Models,
@@ -135,6 +140,8 @@ pub enum ParsedCommand {
     Complete(ClientOptions),
     /// Change or list API keys: `keys`.
     Keys(KeysCommand),
+    /// Create certificates: `tls`.
+    Tls(TlsCommand),
     /// Print this text: `config` and `models`.
     Print(String),
 }
@@ -183,6 +190,7 @@ pub fn read(
             Ok(ParsedCommand::Complete(options))
         }
         Command::Keys(command) => Ok(ParsedCommand::Keys(command)),
+        Command::Tls(command) => Ok(ParsedCommand::Tls(command)),
         #[cfg(feature = "llama-cpp")]
         Command::Models => hub_variables::list_models().map(ParsedCommand::Print),
         Command::Config(ConfigCommand::Check { file }) => {

@@ -8,7 +8,6 @@ use std::time::SystemTime;
 mod command;
 mod edit;
 mod file;
-mod file_version;
 mod key;
 mod secret;
 mod set;
@@ -16,10 +15,11 @@ mod set;
 pub use command::{KeysCommand, KeysCommandError, KeysOutput};
 pub use file::KeysFileError;
 use file::read_keys;
-pub(crate) use file_version::FileVersion;
 pub use key::{InvalidKeyName, InvalidScope, Key, KeyName, Scope};
 pub(crate) use secret::SecretHash;
 use set::{KeyEntry, KeySet, StoredSecret};
+
+use crate::watched_files::WatchedFiles;
 
 /// Name of the key that comes from an environment variable.
 const VARIABLE_KEY_NAME: &str = "environment";
@@ -60,8 +60,8 @@ pub struct Keys(Arc<Shared>);
 
 struct Shared {
     sources: KeySources,
-    /// Version of the keys file from before it was first read. `None` if there is no keys file.
-    version_at_start: Option<FileVersion>,
+    /// The keys file, as it was before it was first read.
+    files_at_start: WatchedFiles,
     set: RwLock<Arc<KeySet>>,
     /// Held while the keys are reloaded, so that an older version of the file never replaces a newer one.
     reloading: Mutex<()>,
@@ -73,11 +73,11 @@ impl Keys {
     /// # Errors
     /// The keys file cannot be read, or is invalid.
     pub fn read(sources: KeySources) -> Result<Self, KeysFileError> {
-        let version_at_start = sources.file.as_deref().map(FileVersion::of);
+        let files_at_start = WatchedFiles::new(sources.file.clone());
         let set = RwLock::new(Arc::new(sources.read()?));
         Ok(Self(Arc::new(Shared {
             sources,
-            version_at_start,
+            files_at_start,
             set,
             reloading: Mutex::new(()),
         })))
@@ -111,9 +111,9 @@ impl Keys {
         Arc::clone(&self.0.set.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Returns the version of the keys file from before it was first read. `None` if there is no keys file.
-    pub(crate) fn version_at_start(&self) -> Option<FileVersion> {
-        self.0.version_at_start
+    /// Returns the keys file, if there is one, as it was before it was first read.
+    pub(crate) fn files_at_start(&self) -> WatchedFiles {
+        self.0.files_at_start.clone()
     }
 
     /// Returns the path of the keys file.

@@ -53,7 +53,7 @@ pub mod hub;
 )]
 mod gguf_name;
 
-mod https;
+pub mod certificates;
 
 mod poll_on_wake;
 
@@ -76,6 +76,8 @@ pub mod error;
 pub mod telemetry;
 
 pub mod keys;
+
+mod watched_files;
 
 pub mod logging;
 

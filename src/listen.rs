@@ -16,21 +16,23 @@ use self::connection::Connection;
 mod activity;
 mod address;
 mod connection;
-mod io;
 mod peer;
+mod plaintext;
 mod request_body;
 mod resets;
 mod settings;
 mod stalled;
 mod tls;
+mod transport;
+mod watched_stream;
 
 pub use address::{Address, InvalidAddress, Listener};
 pub use peer::PeerAddress;
 pub use request_body::RequestBody;
 pub use settings::{Limits, Protocol, Shutdown};
 pub(crate) use settings::{ListenerService, ListenerSettings};
-pub use tls::MutualTls;
-pub(crate) use tls::TlsFiles;
+pub use tls::ServerTls;
+pub(crate) use tls::ServerTlsFiles;
 
 /// Serves a listener until `shutdown` stops it and every connection has closed.
 pub(crate) async fn serve<S, B>(
@@ -51,10 +53,10 @@ pub(crate) async fn serve<S, B>(
             () = shutdown.stop.cancelled() => break,
         };
         match accepted {
-            Ok(stream) => {
+            Ok(socket) => {
                 let open_connection = settings.telemetry.track_connection(settings.frontend);
                 let connection = Connection {
-                    stream: Arc::new(stream),
+                    socket: Arc::new(socket),
                     settings: settings.clone(),
                     shutdown: shutdown.clone(),
                     streams: tasks.clone(),

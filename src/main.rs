@@ -59,9 +59,10 @@ fn run(streams: &Streams) -> ExitCode {
     };
     let mut builder = match &task {
         // A worker needs only one async thread: it has one connection, and its device has a thread of its own.
-        ParsedCommand::Work(_) | ParsedCommand::Keys(_) | ParsedCommand::Print(_) => {
-            Builder::new_current_thread()
-        }
+        ParsedCommand::Work(_)
+        | ParsedCommand::Keys(_)
+        | ParsedCommand::Tls(_)
+        | ParsedCommand::Print(_) => Builder::new_current_thread(),
         ParsedCommand::Serve(_) | ParsedCommand::Complete(_) => Builder::new_multi_thread(),
     };
     let runtime = match builder.enable_all().build() {
@@ -79,6 +80,10 @@ fn run_command(runtime: &Runtime, task: ParsedCommand, streams: &Streams) -> Exi
         ParsedCommand::Work(worker) => runtime.block_on(run_worker(*worker, streams)),
         ParsedCommand::Complete(options) => runtime.block_on(complete(&options, streams)),
         ParsedCommand::Keys(command) => change_keys(&command, streams),
+        ParsedCommand::Tls(command) => match command.run() {
+            Ok(text) => print(&text, streams),
+            Err(error) => streams.report_error(&error, ExitCode::Failure),
+        },
         ParsedCommand::Print(text) => print(&text, streams),
     }
 }

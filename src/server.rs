@@ -17,7 +17,7 @@ use crate::critical::{CriticalTasks, TaskPanicked};
 use crate::frontend::{self, Authenticator, LayerSettings};
 use crate::gateway::Gateway;
 use crate::keys::Keys;
-use crate::listen::{Address, Limits, Listener, ListenerSettings, Protocol};
+use crate::listen::{Address, Limits, Listener, ListenerSettings, Protocol, ServerTls};
 use crate::models::Readiness;
 use crate::telemetry::{ListenerKind, Telemetry};
 use crate::worker::attached::MAX_HEARTBEAT_TIMEOUT;
@@ -25,9 +25,9 @@ use crate::worker::attached::MAX_HEARTBEAT_TIMEOUT;
 mod backend;
 mod engine;
 mod health;
-mod keys;
 mod listeners;
 mod parts;
+mod reload;
 mod remote_engines;
 pub mod run;
 mod start_error;
@@ -61,6 +61,8 @@ pub struct Server {
     /// `None` if requests need no key.
     keys: Option<Keys>,
     authenticator: Option<Arc<Authenticator>>,
+    /// TLS of the APIs and of the worker socket, as far as they use it.
+    tls: Vec<ServerTls>,
     engine: Option<Engine>,
     /// `None` if the server has an engine of its own.
     remote_engines: Option<RemoteEngines>,
@@ -111,6 +113,12 @@ impl Server {
             telemetry,
             authenticator: keys.clone().map(|keys| Arc::new(Authenticator::new(keys))),
             keys,
+            tls: parts
+                .tls
+                .iter()
+                .cloned()
+                .chain(worker_tls(&parts.source))
+                .collect(),
             engine: backend.engine,
             remote_engines: backend.remote_engines,
             health: backend.health,
@@ -121,8 +129,13 @@ impl Server {
             drain: parts.drain,
         };
         if let Some(keys) = &server.keys {
-            let reloading = keys::reload_on_change(keys.clone(), server.stopping.clone());
+            let reloading = reload::reload_keys_on_change(keys.clone(), server.stopping.clone());
             server.critical.spawn("keys file", reloading);
+        }
+        for tls in &server.tls {
+            let stopping = server.stopping.clone();
+            let reloading = reload::reload_certificates_on_change(tls.clone(), stopping);
+            server.critical.spawn("certificates", reloading);
         }
         if let Some(listener) = workers {
             server.serve_workers(listener, &parts);
@@ -171,7 +184,10 @@ impl Server {
             }
         };
         let routes = frontend::grpc_router(routes, self.layer_settings(parts));
-        let settings = self.listener_settings(ListenerKind::Grpc, Protocol::Grpc, &parts.limits);
+        let settings = ListenerSettings {
+            tls: parts.tls_at(&listener.addresses()[0]),
+            ..self.listener_settings(ListenerKind::Grpc, Protocol::Grpc, &parts.limits)
+        };
         let serving = listeners.serve(listener, settings, routes);
         listeners.spawn_accept_loop(&self.critical, "gRPC listener", serving);
     }
@@ -200,7 +216,10 @@ impl Server {
         };
         let origins = frontend.origins(self.keys.is_some());
         let router = frontend::http_router(gateway, origins, self.layer_settings(parts));
-        let settings = self.listener_settings(ListenerKind::Http, Protocol::Http, &parts.limits);
+        let settings = ListenerSettings {
+            tls: parts.tls_at(&listener.addresses()[0]),
+            ..self.listener_settings(ListenerKind::Http, Protocol::Http, &parts.limits)
+        };
         let serving = self.public_listeners.serve(listener, settings, router);
         self.public_listeners
             .spawn_accept_loop(&self.critical, "HTTP listener", serving);
@@ -249,6 +268,11 @@ impl Server {
     /// Returns the keys that the server accepts. `None` if requests need no key.
     pub(crate) fn keys(&self) -> Option<&Keys> {
         self.keys.as_ref()
+    }
+
+    /// Returns the TLS of the APIs and of the worker socket, as far as they use it.
+    pub(crate) fn tls(&self) -> &[ServerTls] {
+        &self.tls
     }
 
     /// Returns the metrics of the server.

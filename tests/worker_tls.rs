@@ -2,79 +2,27 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::json;
+use support::certificates::{CertificateAuthority, CertificateFiles};
 use support::http::{completion, texts};
 use support::program::{start_server, tokenway};
 use tokenway::proto::worker::device_worker_client::DeviceWorkerClient;
 use tokenway::proto::worker::{AttachRequest, Hello, attach_request};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::Endpoint;
 
-/// A certificate authority and the path of its certificate.
-struct CertificateAuthority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    folder: PathBuf,
-    path: PathBuf,
-}
-
-/// A certificate file and the file of its private key.
-struct CertificateFiles {
-    certificate: PathBuf,
-    key: PathBuf,
-}
-
-impl CertificateAuthority {
-    fn new(folder: &Path, name: &str) -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let mut parameters = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(parameters, key).expect("a certificate");
-        let path = folder.join(format!("{name}.pem"));
-        std::fs::write(&path, issuer.pem()).expect("the file can be written");
-        Self {
-            issuer,
-            folder: folder.to_owned(),
-            path,
-        }
-    }
-
-    /// Signs a certificate for this host.
-    fn sign(&self, name: &str) -> CertificateFiles {
-        let key = KeyPair::generate().expect("a key");
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let parameters = CertificateParams::new(names).expect("names");
-        let certificate = parameters
-            .signed_by(&key, &self.issuer)
-            .expect("the certificate can be signed");
-        let files = CertificateFiles {
-            certificate: self.folder.join(format!("{name}.pem")),
-            key: self.folder.join(format!("{name}.key")),
-        };
-        std::fs::write(&files.certificate, certificate.pem()).expect("the file can be written");
-        std::fs::write(&files.key, key.serialize_pem()).expect("the file can be written");
-        files
-    }
-}
-
-impl CertificateFiles {
-    fn flags<'a>(&'a self, ca: &'a CertificateAuthority) -> [&'a str; 6] {
-        let text = |path: &'a Path| path.to_str().expect("a path in UTF-8");
-        [
-            "--worker-tls-ca",
-            text(&ca.path),
-            "--worker-tls-cert",
-            text(&self.certificate),
-            "--worker-tls-key",
-            text(&self.key),
-        ]
-    }
-
-    fn identity(&self) -> Identity {
-        let read = |path| std::fs::read(path).expect("the file can be read");
-        Identity::from_pem(read(&self.certificate), read(&self.key))
-    }
+/// Returns the flags of one end of worker connections.
+fn flags<'a>(files: &'a CertificateFiles, ca: &'a CertificateAuthority) -> [&'a str; 6] {
+    let text = |path: &'a Path| path.to_str().expect("a path in UTF-8");
+    [
+        "--worker-tls-ca",
+        text(&ca.path),
+        "--worker-tls-cert",
+        text(&files.certificate),
+        "--worker-tls-key",
+        text(&files.key),
+    ]
 }
 
 /// Returns a port that was free a moment ago.
@@ -113,9 +61,10 @@ async fn only_workers_with_a_trusted_certificate_are_accepted() {
     ];
     let _worker = tokenway()
         .args(worker_arguments)
-        .args(worker.flags(&ours))
+        .args(flags(&worker, &ours))
         .start();
-    let (_server, [http, _]) = start_server(&[&attached[..], &engine.flags(&ours)].concat()).await;
+    let (_server, [http, _]) =
+        start_server(&[&attached[..], &flags(&engine, &ours)].concat()).await;
     let body = json!({"prompt": "a", "max_tokens": 3, "stream": true});
     let mut response = completion(&body)
         .send_to(&http.replace("http://", ""))
@@ -123,8 +72,7 @@ async fn only_workers_with_a_trusted_certificate_are_accepted() {
     let lines = response.read_rest().await.lines();
     assert_eq!(texts(&lines, 0), ["token_0", "token_1", "token_2"]);
 
-    let ca = Certificate::from_pem(ours.issuer.pem());
-    let without_identity = ClientTlsConfig::new().ca_certificate(ca);
+    let without_identity = ours.grpc_config();
     for tls in [
         without_identity.clone(),
         without_identity.identity(stranger.identity()),

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::uri::Scheme;
 use tonic::Request;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Endpoint;
@@ -21,9 +22,14 @@ pub(super) async fn complete(
     out: &mut dyn Write,
 ) -> Result<(), ClientError> {
     let address = options.address("http://127.0.0.1:50051");
-    let endpoint = Endpoint::from_shared(address.clone())
-        .map_err(|_| ClientError::Address(address.clone()))?
+    let invalid = || ClientError::Address(address.clone());
+    let mut endpoint = Endpoint::from_shared(address.clone())
+        .map_err(|_| invalid())?
         .connect_timeout(CONNECT_TIMEOUT);
+    if endpoint.uri().scheme() == Some(&Scheme::HTTPS) {
+        let tls = options.tls()?.tonic_config();
+        endpoint = endpoint.tls_config(tls).map_err(|_| invalid())?;
+    }
     let channel = endpoint
         .connect()
         .await

@@ -2,11 +2,12 @@
 
 use std::io::Write;
 use std::pin::pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::Request;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::{Request, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -15,6 +16,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::options::{CONNECT_TIMEOUT, ClientError, ClientOptions};
 use super::terminal::write_text;
@@ -31,17 +34,26 @@ pub(super) async fn complete(
         return stream_completion(stream, "localhost", options, out).await;
     }
     let invalid = || ClientError::Address(address.clone());
-    let host = address
-        .strip_prefix("http://")
-        .ok_or_else(invalid)?
-        .trim_end_matches('/');
-    let with_port = if host.contains(':') {
-        host.to_owned()
-    } else {
-        format!("{host}:80")
+    let url: Uri = address.parse().map_err(|_| invalid())?;
+    let (Some(host), Some(authority)) = (url.host(), url.authority()) else {
+        return Err(invalid());
     };
-    let stream = connect(&address, TcpStream::connect(with_port)).await?;
-    stream_completion(stream, host, options, out).await
+    let is_tls = match url.scheme_str() {
+        Some("http") => false,
+        Some("https") => true,
+        Some(_) | None => return Err(invalid()),
+    };
+    let port = url.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+    let stream = connect(&address, TcpStream::connect(format!("{host}:{port}"))).await?;
+    let authority = authority.as_str();
+    if !is_tls {
+        return stream_completion(stream, authority, options, out).await;
+    }
+    let name = host.trim_start_matches('[').trim_end_matches(']');
+    let name = ServerName::try_from(name.to_owned()).map_err(|_| invalid())?;
+    let connector = TlsConnector::from(Arc::new(options.tls()?.config()));
+    let stream = connect(&address, connector.connect(name, stream)).await?;
+    stream_completion(stream, authority, options, out).await
 }
 
 /// Waits until the connection is established, for at most [`CONNECT_TIMEOUT`].

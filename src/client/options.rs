@@ -1,10 +1,12 @@
 //! Options and errors of `tokenway complete`.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
 
+use crate::certificates::{CertificateError, ClientTls, ClientTlsFiles};
 use crate::cluster::ApiKey;
 
 /// Maximum time to connect to a server.
@@ -21,10 +23,30 @@ pub struct ClientOptions {
     /// Use the gRPC API
     #[arg(long, action = ArgAction::SetTrue)]
     pub(super) grpc: bool,
-    /// Address of the server: `http://host:port`, `host:port` or `unix:/path` [default: http://127.0.0.1:8000, or
-    /// http://127.0.0.1:50051 with --grpc]
+    /// Address of the server: `http://host:port`, `https://host:port` (TLS), `host:port` or `unix:/path` [default:
+    /// http://127.0.0.1:8000, or http://127.0.0.1:50051 with --grpc]
     #[arg(long, env = "TOKENWAY_SERVER", value_name = "ADDRESS")]
     pub(super) server: Option<String>,
+    /// CA certificates (PEM file) that verify the certificate of an https server [default: the certificate authorities
+    /// of this machine]
+    #[arg(long, env = "TOKENWAY_TLS_CA", value_name = "FILE")]
+    pub(super) tls_ca: Option<PathBuf>,
+    /// Certificate (PEM file) for a server that requires client certificates
+    #[arg(
+        long,
+        env = "TOKENWAY_TLS_CLIENT_CERT",
+        value_name = "FILE",
+        requires = "tls_client_key"
+    )]
+    pub(super) tls_client_cert: Option<PathBuf>,
+    /// Private key (PEM file) of the certificate in --tls-client-cert
+    #[arg(
+        long,
+        env = "TOKENWAY_TLS_CLIENT_KEY",
+        value_name = "FILE",
+        requires = "tls_client_cert"
+    )]
+    pub(super) tls_client_key: Option<PathBuf>,
     /// Name of the model [default: the server's only model]
     #[arg(long)]
     pub(super) model: Option<String>,
@@ -49,8 +71,13 @@ pub struct ClientOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The address is invalid.
-    #[error("'{0}' is not a valid server address; use http://host:port or unix:/path")]
+    #[error(
+        "'{0}' is not a valid server address; use http://host:port, https://host:port or unix:/path"
+    )]
     Address(String),
+    /// A file of `--tls-…` cannot be used.
+    #[error("--tls-…: {0}")]
+    Certificate(#[from] CertificateError),
     /// The client cannot connect.
     #[error(
         "cannot connect to {address}: {problem}\nstart a server with `tokenway serve`, or set --server"
@@ -93,6 +120,19 @@ impl ClientOptions {
     pub fn with_api_key(mut self, key: Option<ApiKey>) -> Self {
         self.api_key = key;
         self
+    }
+
+    /// Returns the certificates for connections with TLS.
+    pub(super) fn tls(&self) -> Result<ClientTls, ClientError> {
+        let identity = self
+            .tls_client_cert
+            .clone()
+            .zip(self.tls_client_key.clone());
+        let tls = ClientTls::read(&ClientTlsFiles {
+            ca: self.tls_ca.clone(),
+            identity,
+        });
+        Ok(tls?)
     }
 
     pub(super) fn address(&self, default: &str) -> String {

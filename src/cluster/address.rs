@@ -1,6 +1,6 @@
 //! Addresses of remote engines. They are compared in normalized form.
 //!
-//! The scheme of an address names the protocol: `http://`, `grpc://` and `unix:` are Tokenway's gRPC API,
+//! The scheme of an address names the protocol: `http://`, `grpc://`, `https://` and `unix:` are Tokenway's gRPC API,
 //! `openai+http://` is an OpenAI-compatible HTTP API, and `vllm+grpc://` is vLLM's gRPC API.
 
 use std::borrow::Cow;
@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use http::Uri;
+use http::uri::Scheme;
 use tonic::transport::Endpoint;
 
 #[cfg(test)]
@@ -19,6 +20,8 @@ mod tests;
 const HTTP_PORT: u16 = 80;
 /// Port of an `https` address that names none.
 const HTTPS_PORT: u16 = 443;
+/// Start of the address of a Tokenway engine with TLS.
+const HTTPS_PREFIX: &str = "https://";
 /// Another spelling of the start `http://` of the address of a Tokenway engine.
 const GRPC_PREFIX: &str = "grpc://";
 /// Start of the address of an OpenAI-compatible API. The rest is the base URL of the API.
@@ -29,8 +32,8 @@ const OPENAI_PATH: &str = "/v1";
 const VLLM_PREFIX: &str = "vllm+grpc://";
 
 /// The forms of an address, for error messages.
-const FORMS: &str = "use http://host:port, grpc://host:port or unix:/path for a Tokenway engine, \
-                     openai+http://host:port/v1 for an OpenAI-compatible one, \
+const FORMS: &str = "use http://host:port, grpc://host:port, https://host:port (TLS) or unix:/path for a Tokenway \
+                     engine, openai+http://host:port/v1 or openai+https://… for an OpenAI-compatible one, \
                      vllm+grpc://host:port for vLLM's gRPC API";
 
 /// Address of a remote engine. Addresses are equal if they have the same host and port, or the same socket, even if
@@ -77,6 +80,15 @@ impl EngineAddress {
     pub(super) fn endpoint(&self) -> Endpoint {
         Endpoint::from_shared(tokenway_url(&self.text).into_owned())
             .expect("an engine address is checked when it is parsed")
+    }
+
+    /// Returns true if the connections to the engine use TLS.
+    pub(crate) fn uses_tls(&self) -> bool {
+        match &self.protocol {
+            EngineProtocol::Tokenway => self.text.starts_with(HTTPS_PREFIX),
+            EngineProtocol::OpenAi(url) => url.scheme() == Some(&Scheme::HTTPS),
+            EngineProtocol::Vllm(_) => false,
+        }
     }
 
     /// Returns true if the engine is an OpenAI-compatible server.
@@ -212,8 +224,11 @@ fn parse_target(text: &str) -> Result<Target, &'static str> {
         let target = path.is_absolute().then(|| Target::Unix(normalized(path)));
         return target.ok_or(": the path must be absolute");
     }
-    let rest = text.strip_prefix("http://").ok_or("")?;
-    parse_authority(rest.trim_end_matches('/'), HTTP_PORT)
+    let (rest, default_port) = match text.strip_prefix(HTTPS_PREFIX) {
+        Some(rest) => (rest, HTTPS_PORT),
+        None => (text.strip_prefix("http://").ok_or("")?, HTTP_PORT),
+    };
+    parse_authority(rest.trim_end_matches('/'), default_port)
 }
 
 /// Parses the host and the port of an address. The error is that of [`parse_target`].

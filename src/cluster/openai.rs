@@ -65,7 +65,8 @@ impl OpenAiUpstream {
         critical: &CriticalTasks,
         stop: &CancellationToken,
     ) -> Self {
-        let client = EngineClient::new(base_url, engine.api_key.as_ref());
+        let tls = Some(&engine.tls).filter(|_| engine.address.uses_tls());
+        let client = EngineClient::new(base_url, engine.api_key.as_ref(), tls);
         let (publisher, health) = HealthPublisher::new(engine);
         let known = engine.server.map(Flavor::from);
         let (facts, flavor) = watch::channel(known.unwrap_or_default());

@@ -3,6 +3,7 @@
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
 use super::failure::Failure;
@@ -50,7 +51,7 @@ pub(super) struct Connector {
 impl Connector {
     /// Connects to an engine and starts to watch its health. The engine may be started later.
     pub(super) fn connect(&self, engine: &EngineSpec) -> RemoteUpstream {
-        let endpoint = with_options(engine.address.endpoint());
+        let endpoint = with_options(endpoint(engine));
         let (publisher, health) = HealthPublisher::new(engine);
         let api_key = engine.api_key.as_ref();
         let channel = connect(&endpoint, api_key);
@@ -70,6 +71,17 @@ impl Connector {
             tasks: self.critical.tracker().clone(),
             _watch: watch,
         }
+    }
+}
+
+/// Returns the endpoint of an engine, with TLS if its address says so.
+fn endpoint(engine: &EngineSpec) -> Endpoint {
+    let endpoint = engine.address.endpoint();
+    match engine.address.uses_tls() {
+        true => endpoint
+            .tls_config(engine.tls.tonic_config())
+            .expect("the certificates were checked when they were read"),
+        false => endpoint,
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use super::address::EngineAddress;
+use crate::certificates::ClientTls;
 
 /// The engines of a gateway, and the routes to them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct EngineSpec {
     pub address: EngineAddress,
     /// Key that the gateway sends to the engine (`Authorization: Bearer`).
     pub api_key: Option<ApiKey>,
+    /// Certificates for an `https` address.
+    pub tls: ClientTls,
     /// Kind of an OpenAI-compatible server. `None` if the engine's list of models tells.
     pub server: Option<ServerKind>,
     /// Context length of the engine's models in tokens. `None` if the engine reports it.
@@ -140,15 +143,17 @@ impl EngineSpec {
             name: address.as_str().into(),
             address,
             api_key: None,
+            tls: ClientTls::default(),
             server: None,
             context_length: None,
         }
     }
 
-    /// Returns true if both reach the same server with the same key and the same overrides, whatever their names.
+    /// Returns true if both reach the same server with the same key, certificates and overrides, whatever their names.
     pub(super) fn is_same_server(&self, other: &Self) -> bool {
         self.address == other.address
             && self.api_key == other.api_key
+            && self.tls == other.tls
             && self.server == other.server
             && self.context_length == other.context_length
     }

@@ -10,13 +10,14 @@ use toml::de::{DeTable, DeValue};
 use super::error::{ConfigError, FileError};
 use super::nested_tables::{DeserialisedTables, SourceFile, deserialise};
 use super::settings::Settings;
+use crate::certificates::ClientTls;
 use crate::cluster::{ClusterSpec, EngineAddress, EngineConflict};
 
 pub(super) mod api_key;
 mod spec;
 mod tables;
 
-use api_key::ReadKey;
+pub(super) use spec::EngineDefaults;
 use spec::SpecBuilder;
 use tables::{ClusterTables, FORBIDDEN_KEYS};
 
@@ -69,18 +70,16 @@ impl ClusterFile {
         !self.0.values.engine.is_empty()
     }
 
-    /// Builds the engines and routes. `listed` has the engines of `--engine` or of a list in the file; it must be empty
-    /// if the file has `[[engine]]` tables.
+    /// Builds the engines and routes. No engines may be listed if the file has `[[engine]]` tables.
     ///
     /// # Errors
     /// All problems of the tables.
     pub(super) fn cluster_spec(
         &self,
-        listed: Vec<EngineAddress>,
-        read_key: &ReadKey<'_>,
+        defaults: &EngineDefaults<'_>,
     ) -> Result<ClusterSpec, Vec<FileError>> {
         match self.errors() {
-            [] => SpecBuilder::new(&self.0, read_key).build(listed),
+            [] => SpecBuilder::new(&self.0, defaults).build(),
             errors => Err(errors.to_vec()),
         }
     }
@@ -110,10 +109,11 @@ impl Shape {
 }
 
 /// Builds the engines and routes of a gateway from its settings. `listed` is the value of `--engine` or of its key in
-/// the file.
+/// the file, and `tls` has the certificates of `--engine-tls-…`.
 pub(super) fn cluster_spec(
     settings: &Settings,
     listed: Vec<EngineAddress>,
+    tls: ClientTls,
 ) -> Result<ClusterSpec, ConfigError> {
     let file = &settings.cluster;
     let name = settings.name(ENGINE_KEY);
@@ -126,14 +126,19 @@ pub(super) fn cluster_spec(
         }
         (true, None) if file.errors().is_empty() => {
             let problem = format!(
-                "{name} is required for a gateway: give http://host:port, unix:/path or openai+http://host:port/v1, \
-                 or write [[engine]] tables in the settings file"
+                "{name} is required for a gateway: give http://host:port, https://host:port, unix:/path or \
+                 openai+http://host:port/v1, or write [[engine]] tables in the settings file"
             );
             return Err(settings.error(ENGINE_KEY, problem));
         }
         (true, _) | (false, None) => {}
     }
-    let spec = file.cluster_spec(listed, &api_key::read);
+    let spec = file.cluster_spec(&EngineDefaults {
+        listed,
+        tls,
+        read_key: &api_key::read,
+        read_certificates: &ClientTls::read,
+    });
     spec.map_err(ConfigError::Check)
 }
 

@@ -13,6 +13,7 @@ use super::model::ModelSettings;
 use super::runner::use_downloaded;
 use super::server::ServerSettings;
 use super::settings::{DeclaredSettings, Settings, keys};
+use super::tls::EngineTlsSettings;
 use super::values::ParsedText;
 use crate::cluster::{ClusterSpec, EngineAddress, PlacementPolicy};
 use crate::server::run::ModelFiles;
@@ -70,8 +71,8 @@ pub(super) struct EngineCommandSettings {
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Engines")]
 pub(super) struct GatewaySettings {
-    /// Address of an engine: `http://host:port` (or `grpc://host:port`) or `unix:/path` for the gRPC API of a Tokenway
-    /// engine, `openai+http://host:port/v1` (or `openai+https://…`) for an OpenAI-compatible server,
+    /// Address of an engine: `http://host:port` (or `grpc://host:port`), `https://host:port` (TLS) or `unix:/path` for
+    /// the gRPC API of a Tokenway engine, `openai+http://host:port/v1` (or `openai+https://…`) for an OpenAI-compatible server,
     /// `vllm+grpc://host:port` for vLLM's gRPC API. Separate several engines with commas, or repeat the flag. Required,
     /// here or in the settings file, where `[[engine]]` tables can give engines names and keys
     #[arg(
@@ -91,6 +92,9 @@ pub(super) struct GatewaySettings {
         default_value = "65536"
     )]
     prefix_index_blocks: u32,
+    #[command(flatten)]
+    #[serde(flatten)]
+    tls: EngineTlsSettings,
     #[command(flatten)]
     #[serde(flatten)]
     http: HttpSettings,
@@ -137,7 +141,7 @@ impl ServerCommand for GatewaySettings {
         let listed = self.engine.into_iter().map(|engine| engine.value);
         let spec = ClusterSpec {
             placement: PlacementPolicy::remembering(self.prefix_index_blocks),
-            ..cluster::cluster_spec(settings, listed.collect())?
+            ..cluster::cluster_spec(settings, listed.collect(), self.tls.client_tls()?)?
         };
         let source = Source::Remote(spec);
         let parts = self

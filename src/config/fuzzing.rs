@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use clap::{Args, Command};
 
 use super::check::default_settings;
+use super::cluster::EngineDefaults;
 use super::cluster::api_key::KeySource;
 use super::commands::{ServeSettings, known_keys};
 use super::engine;
@@ -15,6 +16,7 @@ use super::model::ModelSettings;
 use super::settings::{Settings, keys};
 use super::show::render_settings;
 use super::worker::AttachSettings;
+use crate::certificates::ClientTls;
 
 const PATH: &str = "tokenway.toml";
 
@@ -69,7 +71,13 @@ impl Base {
         }
         check_errors(text, parsed.file.cluster.errors());
         let read_key = |_: KeySource<'_>| Err("not read".to_owned());
-        if let Err(errors) = parsed.file.cluster.cluster_spec(Vec::new(), &read_key) {
+        let defaults = EngineDefaults {
+            listed: Vec::new(),
+            tls: ClientTls::default(),
+            read_key: &read_key,
+            read_certificates: &|_| Ok(ClientTls::default()),
+        };
+        if let Err(errors) = parsed.file.cluster.cluster_spec(&defaults) {
             check_errors(text, &errors);
         }
         let mut settings = self.server.clone();

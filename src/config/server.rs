@@ -11,6 +11,7 @@ use super::http::HttpSettings;
 use super::keys::KeySettings;
 use super::log::LogSettings;
 use super::settings::Settings;
+use super::tls::ServerTlsSettings;
 use super::values::{ParsedText, PositiveSeconds, Seconds};
 use crate::caller::PrefixSharing;
 use crate::listen::{Address, Limits};
@@ -40,6 +41,9 @@ pub(super) struct ServerSettings {
     #[command(flatten)]
     #[serde(flatten)]
     keys: KeySettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    tls: ServerTlsSettings,
     #[command(flatten)]
     #[serde(flatten)]
     connections: ConnectionSettings,
@@ -155,6 +159,7 @@ impl ServerSettings {
             access_log: self.log.access_log(),
             prefix_sharing: self.prefix_sharing.value,
             keys,
+            tls: self.tls.server_tls()?,
             drain: DrainDurations {
                 grace: Duration::from(self.shutdown.drain_grace),
                 timeout: self.shutdown.drain_timeout.into(),

@@ -28,6 +28,7 @@ fn server_parts(arguments: &[&str]) -> ServerParts {
             ParsedCommand::Work(_)
             | ParsedCommand::Complete(_)
             | ParsedCommand::Keys(_)
+            | ParsedCommand::Tls(_)
             | ParsedCommand::Print(_),
         ) => {
             panic!("{arguments:?} is not a server command")

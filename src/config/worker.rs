@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::Endpoint;
 
 use super::downloads::{AfterDownload, downloads};
 use super::error::ConfigError;
@@ -15,7 +15,8 @@ use super::log::FormatSettings;
 use super::runner::{RunnerPlace, RunnerSettings, resolve, use_downloaded};
 use super::settings::Settings;
 use super::values::{FilePath, ParsedText, Seconds};
-use crate::listen::{Address, MutualTls, TlsFiles};
+use crate::certificates::{ClientTls, ClientTlsFiles};
+use crate::listen::{Address, ServerTls, ServerTlsFiles};
 use crate::logging::LogFormat;
 use crate::scheduler::ResumptionLimits;
 use crate::server::WorkerParts;
@@ -43,15 +44,22 @@ struct TlsSettings {
     worker_tls_key: Option<FilePath>,
 }
 
+/// Paths of the TLS files of one end of worker connections.
+struct WorkerTlsFiles {
+    ca: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
 impl TlsSettings {
-    fn files(self) -> Result<Option<TlsFiles>, ConfigError> {
+    fn files(self) -> Result<Option<WorkerTlsFiles>, ConfigError> {
         match (
             self.worker_tls_ca,
             self.worker_tls_cert,
             self.worker_tls_key,
         ) {
             (None, None, None) => Ok(None),
-            (Some(ca), Some(certificate), Some(key)) => Ok(Some(TlsFiles {
+            (Some(ca), Some(certificate), Some(key)) => Ok(Some(WorkerTlsFiles {
                 ca: ca.value,
                 certificate: certificate.value,
                 key: key.value,
@@ -70,7 +78,7 @@ impl TlsSettings {
 fn check_transport(
     key: &str,
     address: &Address,
-    files: Option<&TlsFiles>,
+    files: Option<&WorkerTlsFiles>,
     settings: &Settings,
 ) -> Result<(), ConfigError> {
     let problem = match (address, files) {
@@ -149,7 +157,14 @@ impl WorkerSettings {
             }
             None => {}
         }
-        let tls = files.as_ref().map(MutualTls::server).transpose();
+        let tls = files.map(|files| {
+            ServerTls::read(ServerTlsFiles {
+                certificate: files.certificate,
+                key: files.key,
+                client_ca: Some(files.ca),
+            })
+        });
+        let tls = tls.transpose();
         let tls = tls.map_err(|error| ConfigError::Invalid(format!("--worker-tls-…: {error}")))?;
         let step_limit = Duration::from(self.step_limit);
         Ok(WorkerParts {
@@ -273,22 +288,14 @@ fn engine_address(
         let name = settings.name("engine");
         settings.error("engine", format!("{name} {address}: {error}"))
     };
-    let read = |path: &PathBuf| {
-        std::fs::read(path).map_err(|error| {
-            ConfigError::Invalid(format!("--worker-tls-…: {}: {error}", path.display()))
-        })
-    };
-    let mut tls = ClientTlsConfig::new();
-    if let Some(files) = files {
-        tls = tls
-            .ca_certificate(Certificate::from_pem(read(&files.ca)?))
-            .identity(Identity::from_pem(
-                read(&files.certificate)?,
-                read(&files.key)?,
-            ));
-    }
+    let files = files.map_or_else(ClientTlsFiles::default, |files| ClientTlsFiles {
+        ca: Some(files.ca),
+        identity: Some((files.certificate, files.key)),
+    });
+    let tls = ClientTls::read(&files)
+        .map_err(|error| ConfigError::Invalid(format!("--worker-tls-…: {error}")))?;
     let endpoint = Endpoint::from_shared(format!("https://{address}"))
-        .and_then(|endpoint| endpoint.tls_config(tls));
+        .and_then(|endpoint| endpoint.tls_config(tls.tonic_config()));
     endpoint
         .map(|endpoint| WorkerSocketAddress::Tls(Box::new(endpoint)))
         .map_err(invalid)

@@ -26,7 +26,7 @@ use tower::ServiceExt;
 use super::options::HubOptions;
 use super::proxy::ProxyConnector;
 use super::url;
-use crate::https;
+use crate::certificates::ClientTls;
 
 /// Timeout for opening a connection, including name resolution, TCP and TLS.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -85,7 +85,7 @@ impl Driver {
 impl HubClient {
     pub(super) fn new(options: &HubOptions) -> Self {
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(https::client_config())
+            .with_tls_config(ClientTls::default().config())
             .https_or_http()
             .enable_http1()
             .wrap_connector(ProxyConnector::from_environment());

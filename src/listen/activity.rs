@@ -41,11 +41,6 @@ impl Activity {
         }
     }
 
-    /// Starts the idle timeout of a new connection. If the connection uses TLS, call this after the handshake.
-    pub(super) fn start_idle_timeout(&self) {
-        self.restart_idle_time();
-    }
-
     /// Records the start of a request. The request ends when the returned guard is dropped.
     pub(super) fn start_request(self: &Arc<Self>, version: Version) -> ActiveRequest {
         self.active_requests.fetch_add(1, Ordering::SeqCst);

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, UnixListener, UnixStream, lookup_host};
 
-use super::io::AcceptedSocket;
+use super::transport::AcceptedSocket;
 
 mod tcp;
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,13 +21,15 @@ use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
 use super::activity::{Activity, TrackedBody};
-use super::io::{AcceptedSocket, LINGER_TIMEOUT, WatchedStream};
 use super::peer::PeerAddress;
+use super::plaintext::FirstBytes;
 use super::request_body::RequestBody;
 use super::resets;
 use super::settings::{ListenerService, ListenerSettings, Protocol, Shutdown};
 use super::stalled::StreamExecutor;
-use super::tls::MutualTls;
+use super::tls::ServerTls;
+use super::transport::{AcceptedSocket, LINGER_TIMEOUT, SocketStream, Transport};
+use super::watched_stream::WatchedStream;
 use crate::delivery::{FlushHandle, FlushTracker};
 use crate::poll_on_wake::PollOnWake;
 
@@ -47,7 +50,7 @@ const MAX_WORKER_FRAME_BYTES: u32 = 256 * 1024;
 
 /// An accepted connection.
 pub(super) struct Connection {
-    pub(super) stream: Arc<AcceptedSocket>,
+    pub(super) socket: Arc<AcceptedSocket>,
     pub(super) settings: ListenerSettings,
     pub(super) shutdown: Shutdown,
     /// Tracks the tasks that run the connection's HTTP/2 streams.
@@ -71,12 +74,12 @@ impl Connection {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         if self.serve(service).await == CloseMode::Reset {
-            self.stream.close_with_reset();
+            self.socket.close_with_reset();
             return;
         }
         // The socket closes when this function returns, whether or not lingering was aborted.
         let abort = &self.shutdown.abort;
-        let _ = abort.run_until_cancelled(self.stream.linger()).await;
+        let _ = abort.run_until_cancelled(self.socket.linger()).await;
     }
 
     /// Serves the connection until it closes or is shut down.
@@ -87,65 +90,59 @@ impl Connection {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let activity = Arc::new(Activity::new());
-        let (watched, flushes) =
-            WatchedStream::new(Arc::clone(&self.stream), &self.settings.limits, &activity);
-        let tracking = ConnectionTracking { flushes, activity };
-        match &self.settings.tls {
-            None => {
-                self.serve_http(TokioIo::new(watched), tracking, service)
-                    .await
-            }
+        let transport = match &self.settings.tls {
+            None => Some(Transport::Plain(Arc::clone(&self.socket))),
             // The future is boxed, so that connections without TLS do not reserve space for it.
-            Some(tls) => Box::pin(self.serve_tls(tls, watched, tracking, service)).await,
+            Some(tls) => Box::pin(self.accept_tls(tls)).await,
+        };
+        match transport {
+            Some(transport) => self.serve_http(transport, service).await,
+            None => CloseMode::Graceful,
         }
     }
 
-    /// Performs the TLS handshake, then serves the connection.
-    async fn serve_tls<S, B>(
-        &self,
-        tls: &MutualTls,
-        watched: WatchedStream,
-        tracking: ConnectionTracking,
-        service: S,
-    ) -> CloseMode
-    where
-        S: ListenerService<B>,
-        S::Future: Send + 'static,
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
-        let handshake = timeout(self.settings.limits.header_timeout, tls.accept(watched));
+    /// Performs the TLS handshake. Answers a client that does not use TLS. Returns `None` if the connection must close.
+    async fn accept_tls(&self, tls: &ServerTls) -> Option<Transport> {
+        let handshake = timeout(self.settings.limits.header_timeout, self.handshake(tls));
         let abort = &self.shutdown.abort;
-        match abort.run_until_cancelled(handshake).await {
-            Some(Ok(Ok(stream))) => {
-                self.serve_http(TokioIo::new(stream), tracking, service)
-                    .await
-            }
-            Some(Ok(Err(error))) => {
+        match abort.run_until_cancelled(handshake).await? {
+            Ok(Ok(transport)) => transport,
+            Ok(Err(error)) => {
                 tracing::info!(%error, "a TLS handshake failed");
-                CloseMode::Graceful
+                None
             }
-            Some(Err(_)) | None => CloseMode::Graceful,
+            Err(_) => None,
         }
     }
 
-    /// Serves HTTP on `io`, which is the socket or the TLS stream on top of it.
-    async fn serve_http<S, B, I>(
-        &self,
-        io: I,
-        ConnectionTracking { flushes, activity }: ConnectionTracking,
-        service: S,
-    ) -> CloseMode
+    async fn handshake(&self, tls: &ServerTls) -> io::Result<Option<Transport>> {
+        match FirstBytes::peek(&self.socket).await? {
+            FirstBytes::Tls => {
+                let socket = SocketStream(Arc::clone(&self.socket));
+                let stream = tls.accept(socket, self.settings.protocol).await?;
+                Ok(Some(Transport::Tls(Box::new(stream))))
+            }
+            FirstBytes::None => Ok(None),
+            plaintext @ (FirstBytes::Http1 | FirstBytes::Http2 | FirstBytes::Unknown) => {
+                tracing::info!("a client without TLS connected to a port with TLS");
+                self.socket.try_write(&plaintext.refusal())?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Serves HTTP on the socket or on the TLS session.
+    async fn serve_http<S, B>(&self, transport: Transport, service: S) -> CloseMode
     where
         S: ListenerService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
-        I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
         let limits = &self.settings.limits;
-        activity.start_idle_timeout();
+        let activity = Arc::new(Activity::new());
+        let (watched, flushes) = WatchedStream::new(transport, limits, &activity);
+        let io = TokioIo::new(watched);
         let is_http_10 = Arc::new(AtomicBool::new(false));
         let tracking = ConnectionTracking {
             flushes,
@@ -223,7 +220,7 @@ impl Connection {
         let body_timeout = limits.body_timeout;
         let keep_alive = keep_alive_header(limits.keep_alive_timeout);
         let streams = self.streams.clone();
-        let peer = PeerAddress::new(self.stream.peer_address());
+        let peer = PeerAddress::new(self.socket.peer_address());
         service_fn(move |mut request: Request<Incoming>| {
             is_http_10.store(request.version() == Version::HTTP_10, Ordering::Relaxed);
             let active = activity.start_request(request.version());
@@ -255,7 +252,7 @@ impl Connection {
         tokio::select! {
             () = shutdown.stop.cancelled(), if !fired.stop => ConnectionEvent::Stop,
             () = shutdown.abort.cancelled() => ConnectionEvent::Abort,
-            () = self.stream.peer_closed(), if !fired.peer_closed => ConnectionEvent::PeerClosed,
+            () = self.socket.peer_closed(), if !fired.peer_closed => ConnectionEvent::PeerClosed,
             () = activity.wait_until_busy(), if fired.peer_closed => ConnectionEvent::PeerClosed,
             () = sleep_until(idle_check) => ConnectionEvent::IdleCheck,
         }

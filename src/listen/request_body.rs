@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tower_http::timeout::TimeoutBody;
 
-use super::io::LINGER_TIMEOUT;
+use super::transport::LINGER_TIMEOUT;
 
 /// Maximum number of unread body bytes that are read and discarded.
 const MAX_DISCARDED_BYTES: usize = 8 * 1024 * 1024;

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::request_body::RequestBody;
-use super::tls::MutualTls;
+use super::tls::ServerTls;
 use crate::telemetry::{ListenerKind, Telemetry};
 
 /// Protocols of a listener.
@@ -101,6 +101,6 @@ pub(crate) struct ListenerSettings {
     pub limits: Limits,
     /// Metrics that count the open connections.
     pub telemetry: Telemetry,
-    /// Mutual TLS; `None` for unencrypted connections.
-    pub tls: Option<MutualTls>,
+    /// TLS; `None` for unencrypted connections.
+    pub tls: Option<ServerTls>,
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::critical::CriticalTasks;
-use crate::listen::{Address, MutualTls};
+use crate::listen::{Address, ServerTls};
 use crate::models::{ModelId, ModelSpec, Models, UnknownModelPolicy};
 use crate::runner::Loader;
 use crate::scheduler::{LocalWorker, ResumptionLimits, Scheduler, SchedulerParts};
@@ -47,7 +47,7 @@ pub struct WorkerParts {
     /// starts can connect.
     pub listen: Option<Address>,
     /// Mutual TLS for remote workers over TCP.
-    pub tls: Option<MutualTls>,
+    pub tls: Option<ServerTls>,
     /// Timeouts of workers: heartbeat, device calls and tokenizer calls.
     pub timeouts: WorkerTimeouts,
     /// Limits on resuming a choice after its workers were lost.

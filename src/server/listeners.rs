@@ -10,7 +10,7 @@ use super::parts::Source;
 use super::start_error::StartError;
 use crate::critical::CriticalTasks;
 use crate::listen::{
-    self, Address, Listener, ListenerService, ListenerSettings, MutualTls, Shutdown,
+    self, Address, Listener, ListenerService, ListenerSettings, ServerTls, Shutdown,
 };
 
 /// A group of listeners that are closed together.
@@ -126,8 +126,8 @@ pub(super) fn worker_socket(source: &Source) -> Result<WorkerSocket, StartError>
     })
 }
 
-/// Returns the mutual TLS settings of the worker socket.
-pub(super) fn worker_tls(source: &Source) -> Option<MutualTls> {
+/// Returns the TLS of the worker socket.
+pub(super) fn worker_tls(source: &Source) -> Option<ServerTls> {
     match source {
         Source::Engine(engine) => engine.workers.tls.clone(),
         Source::Remote(_) => None,

@@ -8,7 +8,7 @@ use crate::caller::PrefixSharing;
 use crate::cluster::{ClusterSpec, EngineConflict, find_conflicts};
 use crate::gateway::{OriginPolicy, StreamFormat, UnknownFieldPolicy};
 use crate::keys::KeySources;
-use crate::listen::{Address, Limits};
+use crate::listen::{Address, Limits, ServerTls};
 
 /// Default of [`HttpFrontend::headers_after`]. It is below 60 s, the common idle timeout of load balancers.
 const DEFAULT_HEADERS_AFTER: Duration = Duration::from_secs(30);
@@ -32,6 +32,8 @@ pub struct ServerParts {
     pub prefix_sharing: PrefixSharing,
     /// Keys that requests need; `None` if requests need no key.
     pub keys: Option<KeySources>,
+    /// TLS of both APIs, except on Unix sockets. `None` if they do not use TLS.
+    pub tls: Option<ServerTls>,
     /// Durations of the phases of a shutdown.
     pub drain: DrainDurations,
 }
@@ -49,6 +51,7 @@ impl ServerParts {
             access_log: true,
             prefix_sharing: PrefixSharing::All,
             keys: None,
+            tls: None,
             drain: DrainDurations {
                 grace: Duration::from_secs(1),
                 timeout: Duration::from_secs(30),
@@ -62,6 +65,14 @@ impl ServerParts {
             && self.http.as_ref().is_some_and(|http| {
                 !http.listen.is_loopback() && http.origins.allowed_hosts.is_empty()
             })
+    }
+
+    /// Returns the TLS of an API at this address. A Unix socket has none.
+    pub(super) fn tls_at(&self, address: &Address) -> Option<ServerTls> {
+        match address {
+            Address::Tcp(_) => self.tls.clone(),
+            Address::Unix(_) => None,
+        }
     }
 
     /// Finds the remote engines that are listed twice, and those that are this server itself.

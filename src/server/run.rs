@@ -68,10 +68,14 @@ pub async fn serve_until_signalled(
     let mut hangups = signal(SignalKind::hangup())?;
     let (drain, source) = (parts.drain, parts.source.clone());
     let rejects_host_names = parts.rejects_host_names();
+    let (tls, has_tls) = (tls_line(&parts), parts.tls.is_some());
     let server = Server::start(parts).await?;
-    print_addresses(&server, out);
+    print_addresses(&server, has_tls, out);
     if let Some(keys) = server.keys() {
         out.write_line(format_args!("keys     {}", keys_line(keys)));
+    }
+    if let Some(tls) = tls {
+        out.write_line(format_args!("tls      {tls}"));
     }
     if rejects_host_names {
         out.write_line(format_args!("hosts    {HOSTS_NOTE}"));
@@ -177,10 +181,14 @@ const OTHER_PATHS: &str = "/v1/models /tokenize /detokenize /health /metrics /op
 const HOSTS_NOTE: &str =
     "the HTTP API accepts localhost and IP addresses; add a host name with --allowed-hosts NAME";
 
+/// Printed when other machines can reach the server without TLS.
+const TLS_NOTE: &str = "off: prompts, completions and keys are not encrypted; set --tls-cert and --tls-key, or use a \
+                        proxy that adds TLS";
+
 /// Prints the addresses of the HTTP API and the gRPC API.
-fn print_addresses(server: &Server, out: &Output) {
+fn print_addresses(server: &Server, has_tls: bool, out: &Output) {
     for address in server.http_addresses() {
-        let url = url(address);
+        let url = url(address, has_tls);
         let completions = gateway::completion_paths().collect::<Vec<_>>().join(" ");
         out.write_line(format_args!("HTTP     {url}  {completions} {OTHER_PATHS}"));
     }
@@ -191,7 +199,7 @@ fn print_addresses(server: &Server, out: &Output) {
             // (docs/deployment.md).
             Address::Unix(_) => "; in Python, C++ and Java set grpc.default_authority to localhost",
         };
-        let url = url(address);
+        let url = url(address, has_tls);
         out.write_line(format_args!(
             "gRPC     {url}  tokenway.v1.Inference, health, reflection{hint}"
         ));
@@ -206,6 +214,21 @@ fn keys_line(keys: &Keys) -> String {
         None => format!("{count} in force"),
     };
     format!("{source}; /livez, /readyz, /health and gRPC's health and reflection need none")
+}
+
+/// Says which certificate the server uses, or that other machines can reach it without TLS.
+fn tls_line(parts: &ServerParts) -> Option<String> {
+    let Some(tls) = &parts.tls else {
+        let mut addresses = parts.http.iter().map(|it| &it.listen).chain(&parts.grpc);
+        let is_public = addresses.any(|address| !address.is_loopback());
+        return is_public.then(|| TLS_NOTE.to_owned());
+    };
+    let certificate = tls.certificate_path().display();
+    let clients = match tls.requires_client_certificate() {
+        true => "; clients must present a certificate",
+        false => "",
+    };
+    Some(format!("certificate {certificate}{clients}"))
 }
 
 /// Prints the addresses for remote workers, and the models that have only remote workers.
@@ -226,8 +249,9 @@ fn print_worker_addresses(server: &Server, engine: &EngineParts, out: &Output) {
     }
 }
 
-fn url(address: &Address) -> String {
+fn url(address: &Address, has_tls: bool) -> String {
     match address {
+        Address::Tcp(address) if has_tls => format!("https://{address}"),
         Address::Tcp(address) => format!("http://{address}"),
         Address::Unix(_) => address.to_string(),
     }

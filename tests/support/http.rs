@@ -1,7 +1,7 @@
 //! A raw HTTP/1.1 client. It shows exactly what was received, and how the body ended.
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::TestServer;
@@ -22,7 +22,7 @@ pub struct Request {
 pub struct Response {
     pub status: u16,
     headers: Vec<(String, String)>,
-    stream: TcpStream,
+    stream: Box<dyn ByteStream>,
     /// Bytes received but not yet decoded.
     raw: Vec<u8>,
     /// Body bytes decoded but not yet returned.
@@ -31,6 +31,11 @@ pub struct Response {
     remaining: Option<usize>,
     end: Option<BodyEnd>,
 }
+
+/// A connection, with or without TLS.
+trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for S {}
 
 /// The way a body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,9 +152,17 @@ impl Request {
 
     /// Sends the request to this address. Reads the response head.
     pub async fn send_to(self, address: &str) -> Response {
-        let mut stream = TcpStream::connect(address)
+        let stream = TcpStream::connect(address)
             .await
             .expect("the HTTP API accepts connections");
+        self.send_on(stream).await
+    }
+
+    /// Sends the request on this connection. Reads the response head.
+    pub async fn send_on(
+        self,
+        mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Response {
         stream
             .write_all(&self.bytes())
             .await
@@ -167,7 +180,9 @@ impl Request {
 
 impl Response {
     /// Reads a response head from a connection.
-    pub async fn read_head(mut stream: TcpStream) -> Self {
+    pub async fn read_head(
+        mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Self {
         let mut raw = Vec::new();
         let head_end = loop {
             if let Some(at) = find_bytes(&raw, b"\r\n\r\n") {
@@ -199,7 +214,7 @@ impl Response {
         Self {
             status: status.parse().expect("a status"),
             headers,
-            stream,
+            stream: Box::new(stream),
             raw,
             decoded: Vec::new(),
             remaining,

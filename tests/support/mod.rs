@@ -28,6 +28,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 use tonic::{IntoRequest, Streaming};
 
+pub mod certificates;
 pub mod foreign_server;
 pub mod frames;
 pub mod gguf;

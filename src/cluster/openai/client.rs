@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, HOST, HeaderValue};
-use http::uri::Scheme;
 use http::{Request, Response, Uri};
 use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -17,9 +16,9 @@ use tokio::time::timeout;
 use tokio_rustls::rustls::ClientConfig;
 use tower::ServiceExt;
 
+use crate::certificates::{self, ClientTls};
 use crate::cluster::failure::Failure;
 use crate::cluster::spec::ApiKey;
-use crate::https;
 
 mod connection;
 mod poll_waker;
@@ -48,13 +47,14 @@ pub(super) struct EngineClient {
 
 impl EngineClient {
     /// Creates a client for the API at this URL, such as `http://127.0.0.1:8000/v1`. Connects when it is first used.
-    pub(super) fn new(base_url: Uri, api_key: Option<&ApiKey>) -> Self {
+    /// `tls` is `None` if the URL is not an `https` URL.
+    pub(super) fn new(base_url: Uri, api_key: Option<&ApiKey>, tls: Option<&ClientTls>) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.enforce_http(false);
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls_config(&base_url))
+            .with_tls_config(tls_config(tls))
             .https_or_http()
             .enable_http1()
             .wrap_connector(connector);
@@ -124,12 +124,11 @@ impl EngineClient {
     }
 }
 
-/// Returns the TLS configuration for an engine.
-fn tls_config(base_url: &Uri) -> ClientConfig {
-    match base_url.scheme() == Some(&Scheme::HTTPS) {
-        true => https::client_config(),
-        false => https::client_config_without_authorities(),
-    }
+fn tls_config(tls: Option<&ClientTls>) -> ClientConfig {
+    tls.map_or_else(
+        certificates::client_config_without_authorities,
+        ClientTls::config,
+    )
 }
 
 #[cfg(test)]
@@ -144,7 +143,7 @@ mod tests {
             ("http://a:1", "/models", "/tokenize"),
             ("http://a/x/v1", "/x/v1/models", "/x/tokenize"),
         ] {
-            let client = EngineClient::new(base.parse().expect("a URL"), None);
+            let client = EngineClient::new(base.parse().expect("a URL"), None, None);
             assert_eq!(client.target("/models"), target);
             assert_eq!(client.root_target("/tokenize"), root);
         }

@@ -1,22 +1,38 @@
 //! Builds the engines and routes from their tables, and checks the tables against each other.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use toml::Spanned;
 
 use super::api_key::{KeySource, ReadKey};
 use super::tables::{ClusterTables, EngineTable, Located, RouteTable, TargetTable};
+use crate::certificates::{CertificateError, ClientTls, ClientTlsFiles};
 use crate::cluster::{ApiKey, ClusterSpec, EngineAddress, EngineSpec, RouteSpec, TargetSpec};
 use crate::config::error::FileError;
 use crate::config::file::SettingLocation;
 use crate::config::nested_tables::{DeserialisedTables, Locations};
 
+/// Reads the certificates for an engine.
+pub(super) type ReadCertificates<'a> =
+    dyn Fn(&ClientTlsFiles) -> Result<ClientTls, CertificateError> + 'a;
+
+/// The engines of `--engine`, and what the tables do not say about engines.
+pub(in crate::config) struct EngineDefaults<'a> {
+    /// Addresses of engines that have no table.
+    pub(in crate::config) listed: Vec<EngineAddress>,
+    /// Certificates for engines whose tables name none.
+    pub(in crate::config) tls: ClientTls,
+    pub(in crate::config) read_key: &'a ReadKey<'a>,
+    pub(in crate::config) read_certificates: &'a ReadCertificates<'a>,
+}
+
 /// Builds a [`ClusterSpec`], and collects the errors.
 pub(super) struct SpecBuilder<'a> {
     tables: &'a ClusterTables,
     locations: &'a Locations,
-    read_key: &'a ReadKey<'a>,
+    defaults: &'a EngineDefaults<'a>,
     errors: Vec<FileError>,
 }
 
@@ -32,23 +48,24 @@ enum TargetList {
 impl<'a> SpecBuilder<'a> {
     pub(super) fn new(
         tables: &'a DeserialisedTables<ClusterTables>,
-        read_key: &'a ReadKey<'a>,
+        defaults: &'a EngineDefaults<'a>,
     ) -> Self {
         Self {
             tables: &tables.values,
             locations: &tables.locations,
-            read_key,
+            defaults,
             errors: Vec::new(),
         }
     }
 
-    /// Builds the engines and routes. `listed` has the engines if there are no `[[engine]]` tables.
-    pub(super) fn build(
-        mut self,
-        listed: Vec<EngineAddress>,
-    ) -> Result<ClusterSpec, Vec<FileError>> {
+    /// Builds the engines and routes.
+    pub(super) fn build(mut self) -> Result<ClusterSpec, Vec<FileError>> {
         let tables = self.tables;
-        let mut engines: Vec<_> = listed.into_iter().map(EngineSpec::at).collect();
+        let listed = self.defaults.listed.iter().map(|address| EngineSpec {
+            tls: self.defaults.tls.clone(),
+            ..EngineSpec::at(address.clone())
+        });
+        let mut engines: Vec<_> = listed.collect();
         engines.extend(tables.engine.iter().filter_map(|table| self.engine(table)));
         let names = tables
             .engine
@@ -79,6 +96,7 @@ impl<'a> SpecBuilder<'a> {
         let name = self.required(located, table.name.as_ref(), "name");
         let address = self.required(located, table.address.as_ref(), "address");
         let api_key = self.api_key(table);
+        let tls = self.tls(table);
         if let (Some(address), Some(server)) = (address, &table.server)
             && !address.value.is_openai()
         {
@@ -90,6 +108,7 @@ impl<'a> SpecBuilder<'a> {
             name: name?.as_str().into(),
             address: address?.value.clone(),
             api_key,
+            tls: tls?,
             server: table.server.as_ref().map(|server| server.get_ref().value),
             context_length: table.context_length.map(Into::into),
         })
@@ -108,8 +127,41 @@ impl<'a> SpecBuilder<'a> {
             variable.map(|it| (self.locations.of(it), KeySource::Variable(it.get_ref())));
         let file = file.map(|it| (self.locations.of(it), KeySource::File(it.get_ref())));
         let (location, source) = variable.or(file)?;
-        let key = (self.read_key)(source);
+        let key = (self.defaults.read_key)(source);
         key.map_err(|problem| self.push(location, &problem)).ok()
+    }
+
+    fn tls(&mut self, table: &EngineTable) -> Option<ClientTls> {
+        let set = [&table.tls_ca, &table.tls_cert, &table.tls_key].map(Option::as_ref);
+        let Some(first) = set.into_iter().flatten().next() else {
+            return Some(self.defaults.tls.clone());
+        };
+        let address = table.address.as_ref();
+        if address.is_some_and(|address| !address.get_ref().value.uses_tls()) {
+            self.error(first, |name| {
+                format!("{name} applies to addresses with https only; remove it")
+            });
+            return None;
+        }
+        let path = |setting: &Spanned<PathBuf>| setting.get_ref().clone();
+        let identity = match (&table.tls_cert, &table.tls_key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some((path(certificate), path(key))),
+            (Some(alone), None) | (None, Some(alone)) => {
+                self.error(alone, |name| {
+                    format!("{name} is set alone; set tls_cert and tls_key together")
+                });
+                return None;
+            }
+        };
+        let files = ClientTlsFiles {
+            ca: table.tls_ca.as_ref().map(path),
+            identity,
+        };
+        let tls = (self.defaults.read_certificates)(&files);
+        let location = self.locations.of(first);
+        tls.map_err(|error| self.push(location, &error.to_string()))
+            .ok()
     }
 
     fn route(

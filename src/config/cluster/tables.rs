@@ -37,6 +37,14 @@ pub(super) struct EngineTable {
     pub(super) api_key_env: Option<Spanned<String>>,
     /// File with the key that the gateway sends to the engine, instead of `api_key_env`.
     pub(super) api_key_file: Option<Spanned<PathBuf>>,
+    /// CA certificates (PEM file) that verify the certificate of an engine with an `https` address. Default: those of
+    /// `--engine-tls-ca`, or else those of this machine.
+    pub(super) tls_ca: Option<Spanned<PathBuf>>,
+    /// Certificate (PEM file) that the gateway presents to the engine. Default: that of `--engine-tls-cert`, or else
+    /// none.
+    pub(super) tls_cert: Option<Spanned<PathBuf>>,
+    /// Private key (PEM file) of the certificate in `tls_cert`.
+    pub(super) tls_key: Option<Spanned<PathBuf>>,
     /// Kind of an OpenAI-compatible server. Default: what the engine's list of models tells.
     pub(super) server: Option<Spanned<ParsedText<ServerKind>>>,
     /// Context length of the engine's models in tokens, at least 1. Default: what the engine reports.

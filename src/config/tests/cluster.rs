@@ -175,7 +175,7 @@ fn every_unknown_key_of_the_tables_is_a_problem_with_the_known_keys() {
         &text,
         &[
             ":7:1: the key 'engine[2].port' is unknown; known keys are name, address, api_key_env, api_key_file, \
-             server, context_length",
+             tls_ca, tls_cert, tls_key, server, context_length",
             ":9:1: the key 'route[1].models' is unknown; known keys are model, targets, fallback, policy",
             ":10:28: the key 'route[1].targets[1].wait' is unknown; known keys are engine, model, weight",
             ":11:8: the key 'route[1].policy.retries' is unknown; known keys are tries, first_token_timeout, \

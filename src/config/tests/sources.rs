@@ -113,7 +113,7 @@ fn errors_on_the_command_line_name_the_flag() {
         (&["gateway", "--engine", "http://a:1/path"], "--engine"),
         (&["serve", "--runner", "llama"], "llama"),
         (&["gateway"], "--engine"),
-        (&["gateway", "--engine", "https://a:1"], "--engine"),
+        (&["gateway", "--engine", "ftp://a:1"], "--engine"),
         (
             &["gateway", "--engine", "http://a:1", "--slots", "1"],
             "--slots",

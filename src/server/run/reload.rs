@@ -1,4 +1,4 @@
-//! SIGHUP: reloads the keys, reads the settings again, and replaces the engines and routes of a running gateway. This
+//! SIGHUP: reloads the keys and the certificates, reads the settings again, and replaces the engines and routes of a running gateway. This
 //! module must not know where settings come from.
 
 use std::convert::Infallible;
@@ -8,9 +8,9 @@ use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 
 use crate::cluster::ClusterSpec;
-use crate::server::{Server, keys};
+use crate::server::{Server, reload};
 
-/// Effect of SIGHUP on a server, besides reloading its keys.
+/// Effect of SIGHUP on a server, besides reloading its keys and certificates.
 #[derive(Clone)]
 pub enum OnHangup {
     /// No effect, for this reason.
@@ -40,10 +40,14 @@ pub(super) async fn reload_on_each_hangup(
             std::future::pending::<()>().await;
         }
         if let Some(keys) = server.keys() {
-            keys::reload(keys).await;
+            reload::reload_keys(keys).await;
         }
+        for tls in server.tls() {
+            reload::reload_certificates(tls).await;
+        }
+        let has_reloaded = server.keys().is_some() || !server.tls().is_empty();
         match on_hangup {
-            OnHangup::NoEffect(_) if server.keys().is_some() => {}
+            OnHangup::NoEffect(_) if has_reloaded => {}
             OnHangup::NoEffect(reason) => {
                 tracing::warn!(reason = *reason, "SIGHUP has no effect");
             }

@@ -1,7 +1,7 @@
-//! The socket of a connection: write timeout, header timeout, and notification of flushes.
+//! The bytes of a connection: those of its socket, or of a TLS session on top of it.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,12 +12,8 @@ use bytes::BufMut;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, Sleep, sleep, timeout};
-
-use super::Limits;
-use super::activity::Activity;
-use super::resets::{GO_AWAY_FRAME, ResetLimit};
-use crate::delivery::FlushTracker;
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 
 /// Maximum time for reading and discarding the peer's remaining data before the socket closes.
 pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -85,12 +81,20 @@ impl AcceptedSocket {
     }
 
     /// Writes to the socket if it accepts data now.
-    fn try_write(&self, bytes: &[u8]) {
-        // Errors are ignored because the connection closes next.
-        let _ = match self {
+    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
             Self::Tcp(stream) => stream.try_write(bytes),
             Self::Unix(stream) => stream.try_write(bytes),
-        };
+        }
+    }
+
+    /// Reads the first bytes that the peer sends, without removing them. Returns their number: 0 if the peer has closed
+    /// its sending side.
+    pub(super) async fn peek(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.peek(bytes).await,
+            Self::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     fn shutdown(&self) -> io::Result<()> {
@@ -120,11 +124,7 @@ impl AcceptedSocket {
         }
     }
 
-    fn poll_write(
-        &self,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
             let written = match self {
                 Self::Tcp(stream) => {
@@ -148,151 +148,114 @@ fn would_block(result: &io::Result<usize>) -> bool {
     matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Socket with timeouts for writes and headers, and a limit on HTTP/2 cancellations.
-pub(super) struct WatchedStream {
-    /// Shared with [`Connection`](super::connection::Connection), which waits for the peer to close.
-    stream: Arc<AcceptedSocket>,
-    write_timeout: Duration,
-    /// Write timeout; set while the socket accepts no data.
-    write_timer: Option<Pin<Box<Sleep>>>,
-    /// True from a write that could not complete until the next flush.
-    has_unsent_data: bool,
-    header_timeout: Duration,
-    /// Header timeout. Set while the headers of a second or later HTTP/1.1 request are incomplete.
-    header_timer: Option<Pin<Box<Sleep>>>,
-    resets: ResetLimit,
-    activity: Arc<Activity>,
-    flushes: Arc<FlushTracker>,
+/// The bytes of a connection, without or with TLS.
+pub(super) enum Transport {
+    /// The socket's own bytes.
+    Plain(Arc<AcceptedSocket>),
+    /// The decrypted bytes. The stream is boxed, so that connections without TLS do not reserve space for it.
+    Tls(Box<TlsStream<SocketStream>>),
 }
 
-impl WatchedStream {
-    pub(super) fn new(
-        stream: Arc<AcceptedSocket>,
-        limits: &Limits,
-        activity: &Arc<Activity>,
-    ) -> (Self, Arc<FlushTracker>) {
-        let flushes = Arc::new(FlushTracker::default());
-        let watched = Self {
-            stream,
-            write_timeout: limits.write_timeout,
-            write_timer: None,
-            has_unsent_data: false,
-            header_timeout: limits.header_timeout,
-            header_timer: None,
-            resets: ResetLimit::new(),
-            activity: Arc::clone(activity),
-            flushes: Arc::clone(&flushes),
-        };
-        (watched, flushes)
-    }
-
-    /// Returns the result of a write, or an error once writes have made no progress for the write timeout.
-    fn check_write_timeout<T>(
+impl Transport {
+    pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
-        written: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.write_timer = None;
-            return written;
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(socket) => socket.poll_read(cx, buffer).map_ok(|_| ()),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
-        if !self.has_unsent_data {
-            self.has_unsent_data = true;
-            self.activity.set_output_blocked();
-        }
-        let timeout = self.write_timeout;
-        let timer = self
-            .write_timer
-            .get_or_insert_with(|| Box::pin(sleep(timeout)));
-        if timer.deadline() <= Instant::now() || timer.as_mut().poll(cx).is_ready() {
-            let message = "the peer accepted no data within the write timeout";
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
-        }
-        Poll::Pending
     }
 
-    /// Records the bytes that were read. Fails if the peer cancels too many requests.
-    fn record_read(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.resets.count_resets(bytes) {
-            if self.resets.is_http2() {
-                self.activity.set_http2();
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(socket) => socket.poll_write(cx, slices),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    /// Sends the data that a TLS session still buffers. A socket has no buffer in user space.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(socket) => Poll::Ready(socket.shutdown()),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    /// Writes if the socket accepts data now. Errors are ignored because the connection closes next.
+    pub(super) fn try_write(&mut self, bytes: &[u8]) {
+        let _ = match self {
+            Self::Plain(socket) => socket.try_write(bytes),
+            Self::Tls(stream) => {
+                let (socket, session) = stream.get_mut();
+                let written = session.writer().write(bytes);
+                written.and_then(|_| session.write_tls(socket))
             }
-            self.activity.record_read(bytes);
-            return Ok(());
-        }
-        tracing::warn!("closing a connection: the HTTP/2 client cancelled too many requests");
-        self.stream.try_write(GO_AWAY_FRAME);
-        Err(io::Error::other("the peer cancelled too many requests"))
-    }
-
-    /// Fails once the headers of a request have been incomplete for the header timeout.
-    fn check_header_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.activity.is_reading_headers() {
-            self.header_timer = None;
-            return Poll::Pending;
-        }
-        let timeout = self.header_timeout;
-        let timer = self
-            .header_timer
-            .get_or_insert_with(|| Box::pin(sleep(timeout)));
-        ready!(timer.as_mut().poll(cx));
-        let message = "the peer did not complete the request headers within the header timeout";
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
+        };
     }
 }
 
-impl AsyncRead for WatchedStream {
+/// The socket below a TLS session.
+pub(super) struct SocketStream(pub(super) Arc<AcceptedSocket>);
+
+impl AsyncRead for SocketStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buffer.filled().len();
-        match this.stream.poll_read(cx, buffer) {
-            Poll::Ready(Ok(_)) => Poll::Ready(this.record_read(&buffer.filled()[before..])),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => this.check_header_timeout(cx),
-        }
+        self.0.poll_read(cx, buffer).map_ok(|_| ())
     }
 }
 
-impl AsyncWrite for WatchedStream {
+impl AsyncWrite for SocketStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
+        self.0.poll_write(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = this.stream.poll_write(cx, slices);
-        this.check_write_timeout(cx, written)
+        self.0.poll_write(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
         true
     }
 
-    /// Reports that all written data was flushed. A socket has no buffer in user space, so everything that hyper
-    /// wrote has already been sent.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.has_unsent_data {
-            this.has_unsent_data = false;
-            this.activity.clear_output_blocked();
-        }
-        this.flushes.record_flush();
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.stream.shutdown())
+        Poll::Ready(self.0.shutdown())
+    }
+}
+
+impl Write for SocketStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

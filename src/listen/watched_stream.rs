@@ -1,0 +1,167 @@
+//! The stream of a connection: write timeout, header timeout, and notification of flushes.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::Limits;
+use super::activity::Activity;
+use super::resets::{GO_AWAY_FRAME, ResetLimit};
+use super::transport::Transport;
+use crate::delivery::FlushTracker;
+
+/// Stream with timeouts for writes and headers, and a limit on HTTP/2 cancellations.
+pub(super) struct WatchedStream {
+    transport: Transport,
+    write_timeout: Duration,
+    /// Write timeout; set while the socket accepts no data.
+    write_timer: Option<Pin<Box<Sleep>>>,
+    /// True from a write that could not complete until the next flush.
+    has_unsent_data: bool,
+    header_timeout: Duration,
+    /// Header timeout. Set while the headers of a second or later HTTP/1.1 request are incomplete.
+    header_timer: Option<Pin<Box<Sleep>>>,
+    resets: ResetLimit,
+    activity: Arc<Activity>,
+    flushes: Arc<FlushTracker>,
+}
+
+impl WatchedStream {
+    pub(super) fn new(
+        transport: Transport,
+        limits: &Limits,
+        activity: &Arc<Activity>,
+    ) -> (Self, Arc<FlushTracker>) {
+        let flushes = Arc::new(FlushTracker::default());
+        let watched = Self {
+            transport,
+            write_timeout: limits.write_timeout,
+            write_timer: None,
+            has_unsent_data: false,
+            header_timeout: limits.header_timeout,
+            header_timer: None,
+            resets: ResetLimit::new(),
+            activity: Arc::clone(activity),
+            flushes: Arc::clone(&flushes),
+        };
+        (watched, flushes)
+    }
+
+    /// Returns the result of a write or a flush, or an error once there was no progress for the write timeout.
+    fn check_write_timeout<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write_timer = None;
+            return written;
+        }
+        if !self.has_unsent_data {
+            self.has_unsent_data = true;
+            self.activity.set_output_blocked();
+        }
+        let timeout = self.write_timeout;
+        let timer = self
+            .write_timer
+            .get_or_insert_with(|| Box::pin(sleep(timeout)));
+        if timer.deadline() <= Instant::now() || timer.as_mut().poll(cx).is_ready() {
+            let message = "the peer accepted no data within the write timeout";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
+        }
+        Poll::Pending
+    }
+
+    /// Records the bytes that were read. Fails if the peer cancels too many requests.
+    fn record_read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.resets.count_resets(bytes) {
+            if self.resets.is_http2() {
+                self.activity.set_http2();
+            }
+            self.activity.record_read(bytes);
+            return Ok(());
+        }
+        tracing::warn!("closing a connection: the HTTP/2 client cancelled too many requests");
+        self.transport.try_write(GO_AWAY_FRAME);
+        Err(io::Error::other("the peer cancelled too many requests"))
+    }
+
+    /// Fails once the headers of a request have been incomplete for the header timeout.
+    fn check_header_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.activity.is_reading_headers() {
+            self.header_timer = None;
+            return Poll::Pending;
+        }
+        let timeout = self.header_timeout;
+        let timer = self
+            .header_timer
+            .get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(timer.as_mut().poll(cx));
+        let message = "the peer did not complete the request headers within the header timeout";
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
+    }
+}
+
+impl AsyncRead for WatchedStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        match this.transport.poll_read(cx, buffer) {
+            Poll::Ready(Ok(())) => Poll::Ready(this.record_read(&buffer.filled()[before..])),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => this.check_header_timeout(cx),
+        }
+    }
+}
+
+impl AsyncWrite for WatchedStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = this.transport.poll_write(cx, slices);
+        this.check_write_timeout(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Reports that all written data was flushed.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let flushed = this.transport.poll_flush(cx);
+        ready!(this.check_write_timeout(cx, flushed))?;
+        if this.has_unsent_data {
+            this.has_unsent_data = false;
+            this.activity.clear_output_blocked();
+        }
+        this.flushes.record_flush();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let shut_down = this.transport.poll_shutdown(cx);
+        this.check_write_timeout(cx, shut_down)
+    }
+}
