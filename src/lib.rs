@@ -79,6 +79,8 @@ pub mod keys;
 
 mod watched_files;
 
+pub mod allocator;
+
 pub mod logging;
 
 pub mod output;

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use tokenway::allocator;
 use tokenway::client::{self, ClientOptions};
 use tokenway::config::{self, AfterDownload, ConfigError, ParsedCommand, ServerTask, WorkerTask};
 use tokenway::exit::{self, ExitCode};
@@ -24,6 +25,7 @@ const OUTPUT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Never returns: the process exits through [`exit::exit_now`], for the reason given in the module [`exit`].
 fn main() -> ! {
+    allocator::return_large_allocations();
     let code = match (Output::stdout(), Output::stderr()) {
         (Ok(stdout), Ok(stderr)) => {
             install_panic_hook(stderr.clone());

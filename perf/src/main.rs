@@ -87,6 +87,8 @@ impl Verdict {
 type CommandResult = anyhow::Result<Verdict>;
 
 fn main() -> ExitCode {
+    // A server in this program then uses memory like `tokenway`.
+    tokenway::allocator::return_large_allocations();
     let out = &mut io::stdout().lock();
     let outcome = match Cli::parse().command {
         Command::Streaming(options) => on_this_thread(streaming::run(&options, out)),

@@ -80,9 +80,17 @@ impl SelfSignedOptions {
     fn run(&self) -> Result<String, TlsCommandError> {
         let authority = authority(self.days)?;
         let server = CertificateParams::new(self.name.clone()).map_err(TlsCommandError::Name)?;
-        let server = self.sign(server, ExtendedKeyUsagePurpose::ServerAuth, &authority)?;
+        let server = self.sign(
+            server,
+            ("Tokenway server", ExtendedKeyUsagePurpose::ServerAuth),
+            &authority,
+        )?;
         let client = CertificateParams::new(Vec::new())?;
-        let client = self.sign(client, ExtendedKeyUsagePurpose::ClientAuth, &authority)?;
+        let client = self.sign(
+            client,
+            ("Tokenway client", ExtendedKeyUsagePurpose::ClientAuth),
+            &authority,
+        )?;
 
         let out = &self.out;
         fs::create_dir_all(out).map_err(|source| write_error(out, source))?;
@@ -101,13 +109,9 @@ impl SelfSignedOptions {
     fn sign(
         &self,
         mut parameters: CertificateParams,
-        usage: ExtendedKeyUsagePurpose,
+        (name, usage): (&str, ExtendedKeyUsagePurpose),
         authority: &CertifiedIssuer<'_, KeyPair>,
     ) -> Result<Certified, TlsCommandError> {
-        let name = match usage {
-            ExtendedKeyUsagePurpose::ClientAuth => "Tokenway client",
-            _ => "Tokenway server",
-        };
         set_subject(&mut parameters, name, self.days);
         parameters.extended_key_usages = vec![usage];
         parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
