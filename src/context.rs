@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::caller::Caller;
 use crate::delivery::FlushHandle;
 use crate::error::{Error, ErrorKind};
-use crate::keys::Key;
+use crate::keys::{Key, LimitedRequest, RateStatus};
 use crate::request::RequestId;
 use crate::runner::monotonic_ns;
 use crate::telemetry::{Api, RequestRecord, Route, TokenUsage};
@@ -136,6 +136,35 @@ impl RequestContext {
     pub(crate) fn set_key(&self, key: Arc<Key>) {
         self.0.record.set_key(&key.name);
         self.0.key.get_or_init(|| key);
+    }
+
+    /// Counts the request toward the limits of its key. Without a key, there are no limits.
+    ///
+    /// # Errors
+    /// The key has reached a limit.
+    pub(crate) fn start_limited(&self) -> Result<(), Error> {
+        if let Some(key) = self.0.key.get() {
+            let limited = LimitedRequest::start(key, Instant::now())?;
+            self.0.record.set_limited(limited);
+        }
+        Ok(())
+    }
+
+    /// Reserves the tokens that the request needs at most, of its prompt and its completion together.
+    ///
+    /// # Errors
+    /// The limit of the request's key does not allow so many.
+    pub(crate) fn reserve_tokens(&self, tokens: u64) -> Result<(), Error> {
+        let limited = self.0.record.limited();
+        limited.map_or(Ok(()), |it| it.reserve_tokens(tokens, Instant::now()))
+    }
+
+    /// Returns the states of the limits of the request's key: of requests per minute, and of tokens per minute.
+    pub(crate) fn rate_status(&self) -> [Option<RateStatus>; 2] {
+        let key = self.0.key.get();
+        key.map_or([None; 2], |key| {
+            key.usage.status(&key.limits, Instant::now())
+        })
     }
 
     /// Returns true if the request's key may use the model that has one of these names. Without keys, every request may.

@@ -24,6 +24,7 @@ pub(crate) mod fuzzing;
 mod in_flight;
 mod layers;
 mod panics;
+mod rate_limits;
 mod request_id;
 mod response;
 mod route;
@@ -100,8 +101,12 @@ async fn run_inner_layers(
     {
         return Box::pin(rejection.into_response(layers.api)).await;
     }
-    // Rate limits and concurrency limits belong here.
-
+    // Rejects a request that exceeds a limit of its key.
+    if let Err(error) = rate_limits::start_limited(context) {
+        let mut response = response::error_response(layers.api, error);
+        rate_limits::add_headers(context, &mut response);
+        return response;
+    }
     in_flight::count_in_flight(context);
     // Rejects an invalid id or timeout, and ends a request whose deadline passes before it is answered.
     let handled = deadline::enforce_deadline(context, Box::pin(next.run(request)));
@@ -110,5 +115,6 @@ async fn run_inner_layers(
     if context.api() == Api::Grpc {
         response = grpc::replace_tonic_error(response);
     }
+    rate_limits::add_headers(context, &mut response);
     response
 }

@@ -9,6 +9,7 @@ mod command;
 mod edit;
 mod file;
 mod key;
+mod limits;
 mod secret;
 mod set;
 
@@ -16,6 +17,8 @@ pub use command::{KeysCommand, KeysCommandError, KeysOutput};
 pub use file::KeysFileError;
 use file::read_keys;
 pub use key::{InvalidKeyName, InvalidScope, Key, KeyName, Scope};
+pub use limits::KeyLimits;
+pub(crate) use limits::{LimitedRequest, RateStatus};
 pub(crate) use secret::SecretHash;
 use set::{KeyEntry, KeySet, StoredSecret};
 
@@ -34,7 +37,8 @@ pub struct KeySources {
 }
 
 impl KeySources {
-    fn read(&self) -> Result<KeySet, KeysFileError> {
+    /// Reads the keys. The requests of the `previous` keys still count toward the limits.
+    fn read(&self, previous: &KeySet) -> Result<KeySet, KeysFileError> {
         let in_file = self
             .file
             .as_deref()
@@ -44,13 +48,16 @@ impl KeySources {
                 name: VARIABLE_KEY_NAME.parse().expect("the name is valid"),
                 scopes: Scope::ALL.into(),
                 models: None,
+                limits: KeyLimits::default(),
+                usage: Arc::default(),
             }),
             secrets: vec![StoredSecret {
                 hash,
                 expires: None,
             }],
         });
-        Ok(in_file?.into_iter().chain(variable).collect())
+        let entries = in_file?.into_iter().chain(variable);
+        Ok(KeySet::new(entries.collect(), previous))
     }
 }
 
@@ -74,7 +81,7 @@ impl Keys {
     /// The keys file cannot be read, or is invalid.
     pub fn read(sources: KeySources) -> Result<Self, KeysFileError> {
         let files_at_start = WatchedFiles::new(sources.file.clone());
-        let set = RwLock::new(Arc::new(sources.read()?));
+        let set = RwLock::new(Arc::new(sources.read(&KeySet::default())?));
         Ok(Self(Arc::new(Shared {
             sources,
             files_at_start,
@@ -90,7 +97,7 @@ impl Keys {
     pub fn reload(&self) -> Result<usize, KeysFileError> {
         let reloading = &self.0.reloading;
         let _reloading = reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let set = Arc::new(self.0.sources.read()?);
+        let set = Arc::new(self.0.sources.read(&self.set())?);
         let count = set.len();
         *self.0.set.write().unwrap_or_else(PoisonError::into_inner) = set;
         Ok(count)

@@ -109,6 +109,13 @@ impl Prompt {
             .expect("a prompt that fits the context has fewer than 2^32 tokens")
     }
 
+    /// Returns the maximum number of tokens of the request: the prompt, and `max_tokens` for each choice.
+    #[must_use]
+    pub(crate) fn max_total_tokens(&self, request: &CompletionRequest) -> u64 {
+        let completion = u64::from(self.max_tokens) * u64::from(request.choices);
+        u64::from(self.token_count()) + completion
+    }
+
     /// Creates the sequence of each choice of the request.
     #[must_use]
     pub(crate) fn sequences(&self, request: &CompletionRequest) -> Vec<Sequence> {

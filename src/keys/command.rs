@@ -1,6 +1,7 @@
 //! `tokenway keys`: creates, lists, revokes and rotates the keys in a keys file.
 
 use std::fmt::Write as _;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -11,6 +12,7 @@ use jiff::{Span, Timestamp};
 use super::edit::{self, EditError, NewKey, Rotation};
 use super::file::read_keys;
 use super::key::{KeyName, Scope};
+use super::limits::KeyLimits;
 use super::secret::Secret;
 use super::set::KeyEntry;
 
@@ -51,6 +53,15 @@ pub struct NewOptions {
     /// Name of a model that the key may use; may be repeated [default: all models]
     #[arg(long, value_name = "MODEL")]
     model: Vec<String>,
+    /// Maximum number of requests per minute [default: no limit]
+    #[arg(long, value_name = "N")]
+    requests_per_minute: Option<NonZeroU32>,
+    /// Maximum number of requests that run or wait at the same time [default: no limit]
+    #[arg(long, value_name = "N")]
+    concurrent_requests: Option<NonZeroU32>,
+    /// Maximum number of tokens per minute, of prompts and completions together [default: no limit]
+    #[arg(long, value_name = "N")]
+    tokens_per_minute: Option<NonZeroU32>,
     /// Time until the key expires, such as `90d` or `12h` [default: it does not expire]
     #[arg(long, value_name = "TIME")]
     expires_in: Option<Span>,
@@ -136,6 +147,11 @@ impl NewOptions {
             name: self.name.clone(),
             scopes: self.scope.iter().copied().collect(),
             models: self.model.iter().cloned().collect(),
+            limits: KeyLimits {
+                requests_per_minute: self.requests_per_minute,
+                concurrent_requests: self.concurrent_requests,
+                tokens_per_minute: self.tokens_per_minute,
+            },
             expires: expiry("--expires-in", self.expires_in, now)?,
         };
         let secret = edit::add_key(&self.file.keys_file, &new)?;

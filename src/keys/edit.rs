@@ -12,6 +12,7 @@ use toml_edit::{Array, ArrayOfTables, Datetime, DocumentMut, InlineTable, Item, 
 
 use super::file::{KeysFileError, parse_keys};
 use super::key::{KeyName, Scope};
+use super::limits::KeyLimits;
 use super::secret::{NoRandomNumbers, Secret, SecretHash};
 
 /// Key of the list of tables in the keys file.
@@ -42,6 +43,7 @@ pub(super) struct NewKey {
     pub(super) scopes: BTreeSet<Scope>,
     /// Empty for all models.
     pub(super) models: BTreeSet<String>,
+    pub(super) limits: KeyLimits,
     pub(super) expires: Option<Timestamp>,
 }
 
@@ -59,6 +61,15 @@ pub(super) fn add_key(path: &Path, new: &NewKey) -> Result<Secret, EditError> {
         if !new.models.is_empty() {
             let models = new.models.iter().map(String::as_str);
             table["models"] = toml_edit::value(models.collect::<Array>());
+        }
+        for (name, limit) in [
+            ("requests_per_minute", new.limits.requests_per_minute),
+            ("concurrent_requests", new.limits.concurrent_requests),
+            ("tokens_per_minute", new.limits.tokens_per_minute),
+        ] {
+            if let Some(limit) = limit {
+                table[name] = toml_edit::value(i64::from(limit.get()));
+            }
         }
         let mut secrets = Array::new();
         push_secret(&mut secrets, &secret.hash(), new.expires);

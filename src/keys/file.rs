@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt::Display;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use toml::value::Datetime;
 
 use super::VARIABLE_KEY_NAME;
 use super::key::{Key, KeyName, Scope};
+use super::limits::KeyLimits;
 use super::secret::SecretHash;
 use super::set::{KeyEntry, StoredSecret};
 
@@ -56,6 +58,9 @@ struct KeyTable {
     #[serde(default = "default_scopes")]
     scopes: Vec<Parsed<Scope>>,
     models: Option<BTreeSet<String>>,
+    requests_per_minute: Option<NonZeroU32>,
+    concurrent_requests: Option<NonZeroU32>,
+    tokens_per_minute: Option<NonZeroU32>,
     secrets: Vec<SecretTable>,
 }
 
@@ -155,6 +160,12 @@ impl KeyTable {
             name: self.name.0,
             scopes: self.scopes.into_iter().map(|scope| scope.0).collect(),
             models: self.models,
+            limits: KeyLimits {
+                requests_per_minute: self.requests_per_minute,
+                concurrent_requests: self.concurrent_requests,
+                tokens_per_minute: self.tokens_per_minute,
+            },
+            usage: Arc::default(),
         };
         let secrets = self.secrets.into_iter().map(|secret| StoredSecret {
             hash: secret.sha256.0,

@@ -5,11 +5,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::limits::{KeyLimits, KeyUsage};
+
 /// Maximum length of a key's name, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
 /// A key as requests see it. It does not contain the key's secrets.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Key {
     /// Name of the key.
     pub name: KeyName,
@@ -17,6 +19,10 @@ pub struct Key {
     pub scopes: BTreeSet<Scope>,
     /// Names of the models that requests with this key may use; `None` for all models.
     pub models: Option<BTreeSet<String>>,
+    /// Limits of the requests with this key.
+    pub limits: KeyLimits,
+    /// What the requests have used of the limits. It is shared with the key of the same name from before a reload.
+    pub(crate) usage: Arc<KeyUsage>,
 }
 
 impl Key {
@@ -119,6 +125,8 @@ mod tests {
             name: "a".parse().unwrap(),
             scopes: scopes.iter().copied().collect(),
             models: models.map(|models| models.iter().map(|&it| it.to_owned()).collect()),
+            limits: KeyLimits::default(),
+            usage: Arc::default(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::key::Key;
+use super::key::{Key, KeyName};
 use super::secret::SecretHash;
 
 /// A key with its stored secrets.
@@ -26,10 +26,28 @@ pub(crate) struct StoredSecret {
 #[derive(Default)]
 pub(crate) struct KeySet {
     secrets: HashMap<[u8; 8], Vec<(StoredSecret, Arc<Key>)>>,
-    key_count: usize,
+    keys: HashMap<KeyName, Arc<Key>>,
 }
 
 impl KeySet {
+    /// Creates the set of these keys. A key with the name of a `previous` key continues to count toward the limits what
+    /// the previous key's requests have used.
+    pub(crate) fn new(entries: Vec<KeyEntry>, previous: &Self) -> Self {
+        let mut set = Self::default();
+        for KeyEntry { mut key, secrets } in entries {
+            let previous = previous.keys.get(&key.name);
+            if let (Some(previous), Some(key)) = (previous, Arc::get_mut(&mut key)) {
+                key.usage = Arc::clone(&previous.usage);
+            }
+            for secret in secrets {
+                let found = set.secrets.entry(secret.hash.index()).or_default();
+                found.push((secret, Arc::clone(&key)));
+            }
+            set.keys.insert(key.name.clone(), key);
+        }
+        set
+    }
+
     /// Returns the key with this secret, if the secret has not expired.
     pub(crate) fn find(&self, secret: &[u8], now: SystemTime) -> Option<&Arc<Key>> {
         let hash = SecretHash::of(secret);
@@ -43,21 +61,7 @@ impl KeySet {
 
     /// Returns the number of keys.
     pub(crate) fn len(&self) -> usize {
-        self.key_count
-    }
-}
-
-impl FromIterator<KeyEntry> for KeySet {
-    fn from_iter<I: IntoIterator<Item = KeyEntry>>(entries: I) -> Self {
-        let mut set = Self::default();
-        for KeyEntry { key, secrets } in entries {
-            set.key_count += 1;
-            for secret in secrets {
-                let found = set.secrets.entry(secret.hash.index()).or_default();
-                found.push((secret, Arc::clone(&key)));
-            }
-        }
-        set
+        self.keys.len()
     }
 }
 
@@ -66,13 +70,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::keys::Scope;
+    use crate::keys::{KeyLimits, Scope};
 
     fn entry(name: &str, secrets: &[(&str, Option<SystemTime>)]) -> KeyEntry {
         let key = Key {
             name: name.parse().unwrap(),
             scopes: [Scope::Inference].into(),
             models: None,
+            limits: KeyLimits::default(),
+            usage: Arc::default(),
         };
         let secrets = secrets.iter().map(|(secret, expires)| StoredSecret {
             hash: SecretHash::of(secret.as_bytes()),
@@ -89,12 +95,11 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
         let second = Duration::from_secs(1);
         let (past, future) = (Some(now - second), Some(now + second));
-        let set: KeySet = [
+        let entries = vec![
             entry("a", &[("a-old", future), ("a-new", None)]),
             entry("b", &[("b", past), ("b-now", Some(now))]),
-        ]
-        .into_iter()
-        .collect();
+        ];
+        let set = KeySet::new(entries, &KeySet::default());
         let name = |secret: &str| {
             let found = set.find(secret.as_bytes(), now);
             found.map(|key| key.name.as_str().to_owned())
@@ -105,5 +110,17 @@ mod tests {
             assert_eq!(name(secret), None, "{secret}");
         }
         assert_eq!(set.len(), 2);
+    }
+
+    #[test]
+    fn a_reloaded_key_keeps_the_use_of_its_limits() {
+        let set = KeySet::new(vec![entry("a", &[]), entry("b", &[])], &KeySet::default());
+        let reloaded = KeySet::new(vec![entry("a", &[]), entry("c", &[])], &set);
+        let usage = |set: &KeySet, name: &str| {
+            let key = &set.keys[&name.parse::<KeyName>().unwrap()];
+            Arc::as_ptr(&key.usage)
+        };
+        assert_eq!(usage(&reloaded, "a"), usage(&set, "a"));
+        assert_ne!(usage(&reloaded, "c"), usage(&set, "b"));
     }
 }

@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use metrics::Gauge;
+use tokio::time::Instant;
 
 use super::request_metrics::{CompletionObservation, Labels, TokenUsage};
 use super::token_gaps::InterTokenTimes;
 use super::{ResponseFormat, Telemetry};
 use crate::error::ErrorKind;
-use crate::keys::KeyName;
+use crate::keys::{KeyName, LimitedRequest};
 
 /// The API that received a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +86,7 @@ pub struct RequestRecord {
     stream: RequestGauge,
     format: OnceLock<ResponseFormat>,
     key: OnceLock<KeyName>,
+    limited: OnceLock<LimitedRequest>,
     model: OnceLock<Arc<str>>,
     has_requested_model: AtomicBool,
     /// Number of prompt tokens in the prompts that a worker has started.
@@ -113,6 +115,7 @@ impl RequestRecord {
             ),
             format: OnceLock::new(),
             key: OnceLock::new(),
+            limited: OnceLock::new(),
             model: OnceLock::new(),
             has_requested_model: AtomicBool::new(false),
             prompt_tokens: AtomicU64::new(0),
@@ -157,6 +160,17 @@ impl RequestRecord {
     #[must_use]
     pub fn key(&self) -> Option<&KeyName> {
         self.key.get()
+    }
+
+    /// Sets the count of this request toward the limits of its key.
+    pub(crate) fn set_limited(&self, limited: LimitedRequest) {
+        self.limited.get_or_init(|| limited);
+    }
+
+    /// The count of this request toward the limits of its key. `None` if the request was not authenticated, or its
+    /// route has no limits.
+    pub(crate) fn limited(&self) -> Option<&LimitedRequest> {
+        self.limited.get()
     }
 
     /// Sets the format of the response.
@@ -272,6 +286,10 @@ impl RequestRecord {
     pub fn record_end(&self, outcome: Outcome, now_ns: u64) {
         if self.outcome.set(outcome).is_err() {
             return;
+        }
+        if let Some(limited) = self.limited() {
+            let usage = self.usage().unwrap_or_default();
+            limited.end(usage.prompt + usage.completion, Instant::now());
         }
         let outcome = outcome_label(outcome);
         self.telemetry

@@ -1,0 +1,173 @@
+//! Limits of API keys, on both APIs alike.
+
+mod support;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+use support::grpc;
+use support::http::{Request, Response, completion, get};
+use support::program::{start_server, tokenway};
+use support::running_program::RunningProgram;
+use tempfile::TempDir;
+use tokenway::error::{Error, ErrorKind};
+use tokenway::proto::v1::inference_client::InferenceClient;
+use tonic::transport::Channel;
+use tonic::{Request as GrpcRequest, Status};
+
+/// A server with one key.
+struct Server {
+    running: RunningProgram,
+    http: String,
+    client: InferenceClient<Channel>,
+    secret: String,
+    path: PathBuf,
+    _folder: TempDir,
+}
+
+impl Server {
+    /// Starts a server whose only key has the limits of these flags of `tokenway keys new`.
+    async fn start(limits: &[&str], arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("keys.toml");
+        let file = path.to_str().expect("a UTF-8 path").to_owned();
+        let new = tokenway().args(["keys", "new", "a", "--keys-file", &file]);
+        let secret = new.args(limits).run().await.expect_success();
+        let arguments = [&["--keys-file", &file], arguments].concat();
+        let (running, [http, grpc]) = start_server(&arguments).await;
+        let channel = Channel::from_shared(grpc).expect("a URL").connect().await;
+        Self {
+            running,
+            http: http.trim_start_matches("http://").to_owned(),
+            client: InferenceClient::new(channel.expect("a connection")),
+            secret: secret.trim_end().to_owned(),
+            path,
+            _folder: folder,
+        }
+    }
+
+    async fn send(&self, request: Request) -> Response {
+        let key = format!("Bearer {}", self.secret);
+        request
+            .header("authorization", &key)
+            .send_to(&self.http)
+            .await
+    }
+
+    /// Sends a completion request over HTTP, and reads the whole response.
+    async fn complete(&self, max_tokens: u32) -> Response {
+        let body = json!({"prompt": "a b c", "max_tokens": max_tokens});
+        let mut response = self.send(completion(&body)).await;
+        response.read_rest().await;
+        response
+    }
+
+    /// Sends a completion request over gRPC, and reads the whole response.
+    async fn complete_over_grpc(&self, max_tokens: u32) -> Result<grpc::Completion, Status> {
+        let mut request = GrpcRequest::new(grpc::request("a b c", max_tokens));
+        let key = format!("Bearer {}", self.secret).parse();
+        let key = key.expect("a metadata value");
+        request.metadata_mut().insert("authorization", key);
+        let stream = self.client.clone().complete(request).await?;
+        Ok(grpc::collect(stream.into_inner()).await)
+    }
+}
+
+fn header<'a>(response: &'a Response, name: &str) -> &'a str {
+    let value = response.header(&format!("x-ratelimit-{name}"));
+    value.unwrap_or_else(|| panic!("the response has no x-ratelimit-{name}"))
+}
+
+fn assert_rate_limited(response: &Response) {
+    assert_eq!(response.status, 429);
+    let seconds: u64 = response
+        .header("retry-after")
+        .expect("retry-after")
+        .parse()
+        .expect("seconds");
+    assert!((1..=60).contains(&seconds), "{seconds}");
+}
+
+fn rejection(result: Result<grpc::Completion, Status>) -> Error {
+    let error = Error::from(&result.expect_err("the request is rejected"));
+    assert_eq!(error.kind, ErrorKind::RateLimited);
+    error
+}
+
+#[tokio::test]
+async fn both_apis_share_the_limit_of_requests_per_minute() {
+    let server = Server::start(&["--requests-per-minute", "3"], &[]).await;
+    let first = server.complete(1).await;
+    assert_eq!(first.status, 200);
+    assert_eq!(header(&first, "limit-requests"), "3");
+    assert_eq!(header(&first, "remaining-requests"), "2");
+    assert_eq!(first.header("x-ratelimit-limit-tokens"), None);
+    server.complete_over_grpc(1).await.expect("a completion");
+    assert_eq!(server.send(get("/v1/models")).await.status, 200);
+
+    let rejected = server.complete(1).await;
+    assert_rate_limited(&rejected);
+    assert_eq!(header(&rejected, "remaining-requests"), "0");
+    let error = rejection(server.complete_over_grpc(1).await);
+    assert!(error.retry_after.expect("a delay") > Duration::from_secs(1));
+    let health = server.send(get("/health")).await;
+    assert_eq!(health.status, 200, "probes have no limit");
+}
+
+#[tokio::test]
+async fn tokens_count_as_reserved_until_the_request_ends() {
+    let limits = ["--tokens-per-minute", "1000"];
+    let server = Server::start(&limits, &["--test-runner-frequency-ms", "0"]).await;
+    let first = server.complete(10).await;
+    assert_eq!(header(&first, "limit-tokens"), "1000");
+    assert_eq!(header(&first, "remaining-tokens"), "987");
+
+    // A running stream reserves its whole `max_tokens`.
+    let body = json!({"prompt": "a b c", "max_tokens": 900, "stream": true, "stop": ["token_5"]});
+    let mut stream = server.send(completion(&body)).await;
+    assert_eq!(stream.status, 200);
+    stream.read_rest().await;
+    // It was given back, apart from the six tokens that were generated and the prompt.
+    let next = server.complete_over_grpc(900).await.expect("a completion");
+    assert_eq!(next.token_count(0), 900);
+    assert_rate_limited(&server.complete(200).await);
+    rejection(server.complete_over_grpc(200).await);
+    let never = server.complete(1_000).await;
+    assert_eq!(never.status, 400, "1,003 tokens never fit");
+}
+
+#[tokio::test]
+async fn a_request_is_concurrent_until_its_stream_ends() {
+    let limits = ["--concurrent-requests", "2"];
+    let mut server = Server::start(&limits, &["--test-runner-frequency-ms", "5"]).await;
+    let endless = completion(&json!({"prompt": "a", "max_tokens": 100_000, "stream": true}));
+    let first = server.send(endless.clone()).await;
+    let _second = server.send(endless).await;
+    assert_rate_limited(&server.complete(1).await);
+    rejection(server.complete_over_grpc(1).await);
+    drop(first);
+    server.running.wait_for_log("outcome=\"cancelled\"").await;
+    // Complete responses free their place before their last byte, so a client that waits for each is never rejected.
+    for _ in 0..50 {
+        assert_eq!(server.complete(1).await.status, 200);
+        server.complete_over_grpc(1).await.expect("a completion");
+    }
+}
+
+#[tokio::test]
+async fn a_changed_limit_applies_to_what_was_used_before() {
+    let mut server = Server::start(&["--requests-per-minute", "2"], &[]).await;
+    for _ in 0..2 {
+        assert_eq!(server.complete(1).await.status, 200);
+    }
+    assert_rate_limited(&server.complete(1).await);
+    let text = std::fs::read_to_string(&server.path).expect("the keys file");
+    let changed = text.replace("requests_per_minute = 2", "requests_per_minute = 4");
+    assert_ne!(changed, text);
+    std::fs::write(&server.path, changed).expect("the keys file");
+    server.running.wait_for_log("the keys were reloaded").await;
+    let third = server.complete(1).await;
+    assert_eq!(third.status, 200);
+    assert_eq!(header(&third, "remaining-requests"), "1");
+}
