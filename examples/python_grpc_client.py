@@ -6,11 +6,15 @@ With a server on its default addresses (`tokenway serve`):
     pip install -r examples/requirements.txt
     python examples/python_grpc_client.py "The capital of France is" --max-tokens 32
 
+The environment variable TOKENWAY_API_KEY has the key for a server that needs one. For a server with TLS, `--tls-ca`
+names the file with the certificate of its authority.
+
 The exit code is 1 if the server is not serving or rejects the request, or if the stream ends with an
 error or without a summary (which means that it was truncated).
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -78,9 +82,11 @@ def stream(channel: grpc.Channel, prompt: str, max_tokens: int) -> None:
     """Prints each token as it arrives, then usage and timings."""
     inference = Service(channel, "tokenway.v1.Inference")
     request = inference.request("Complete", prompt=prompt, max_tokens=max_tokens)
+    key = os.environ.get("TOKENWAY_API_KEY")
+    metadata = [("authorization", f"Bearer {key}")] if key else None
     # The server enforces this deadline for the whole stream. `events.cancel()` would cancel the
     # request and free its slot at once.
-    events = inference.method("Complete")(request, timeout=60)
+    events = inference.method("Complete")(request, timeout=60, metadata=metadata)
     summary = None
     for event in events:
         if event.HasField("tokens"):
@@ -100,13 +106,23 @@ def stream(channel: grpc.Channel, prompt: str, max_tokens: int) -> None:
     )
 
 
+def connect(address: str, tls_ca: str | None) -> grpc.Channel:
+    """A channel to the server, with TLS if there is a file with the certificate of its authority."""
+    if tls_ca is None:
+        return grpc.insecure_channel(address)
+    with open(tls_ca, "rb") as file:
+        credentials = grpc.ssl_channel_credentials(root_certificates=file.read())
+    return grpc.secure_channel(address, credentials)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Streams a completion over gRPC.")
     parser.add_argument("prompt", help="the prompt")
     parser.add_argument("--max-tokens", type=int, default=32, help="maximum number of tokens to generate")
     parser.add_argument("--address", default="127.0.0.1:50051", help="address of the server's gRPC API")
+    parser.add_argument("--tls-ca", metavar="FILE", help="certificate of the server's authority, for a server with TLS")
     args = parser.parse_args()
-    with grpc.insecure_channel(args.address) as channel:
+    with connect(args.address, args.tls_ca) as channel:
         try:
             check_health(channel)
             stream(channel, args.prompt, args.max_tokens)

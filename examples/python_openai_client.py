@@ -5,10 +5,14 @@ With a server on its default addresses (`tokenway serve`):
     pip install -r examples/requirements.txt
     python examples/python_openai_client.py "The capital of France is" --max-tokens 32
 
+The environment variable TOKENWAY_API_KEY has the key for a server that needs one. For a server with TLS, add
+`--url https://localhost:8000`; SSL_CERT_FILE names the certificate of a private authority.
+
 The exit code is 1 if the server cannot be reached or rejects the request, or if a stream fails.
 """
 
 import argparse
+import os
 import sys
 
 from openai import APIConnectionError, APIError, OpenAI
@@ -51,8 +55,9 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=32, help="maximum number of tokens to generate")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the server's HTTP API")
     args = parser.parse_args()
-    # The library requires a key. The server ignores it.
-    with OpenAI(base_url=f"{args.url}/v1", api_key="unused") as client:
+    # The library requires a key. A server without keys ignores it.
+    key = os.environ.get("TOKENWAY_API_KEY", "unused")
+    with OpenAI(base_url=f"{args.url}/v1", api_key=key) as client:
         try:
             model = client.models.list().data[0].id
             stream(client, model, args.prompt, args.max_tokens)

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_rustls::rustls::client::WantsClientCert;
 use tokio_rustls::rustls::crypto::ring;
@@ -15,6 +16,9 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 mod command;
 
 pub use command::{TlsCommand, TlsCommandError};
+
+/// Maximum time for the TLS handshake of a client.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Error for a file of certificates, or of a key, that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -111,9 +115,8 @@ pub struct ClientTls {
 impl ClientTls {
     /// Reads the files.
     ///
-    /// # Errors
-    /// A file cannot be read, its contents are not valid, or the key does not belong to the certificate. The error names
-    /// the file.
+    /// # Errors A file cannot be read, its contents are not valid, or the key does not belong to the certificate. The
+    /// error names the file.
     pub(crate) fn read(files: &ClientTlsFiles) -> Result<Self, CertificateError> {
         let identity = files.identity.as_ref();
         let identity = identity.map(|(certificate, key)| {
@@ -133,6 +136,14 @@ impl ClientTls {
             .expect("the files were checked when they were read")
     }
 
+    /// Returns these certificates. Those that are missing are taken from `default`.
+    pub(crate) fn or(self, default: &Self) -> Self {
+        Self {
+            ca: self.ca.or_else(|| default.ca.clone()),
+            identity: self.identity.or_else(|| default.identity.clone()),
+        }
+    }
+
     fn try_config(&self) -> Result<ClientConfig, CertificateError> {
         let builder = match &self.ca {
             Some(ca) => builder(ca.authorities()?),
@@ -148,9 +159,11 @@ impl ClientTls {
 
     /// Returns the configuration for tonic.
     pub(crate) fn tonic_config(&self) -> ClientTlsConfig {
+        // tonic's own limit for a connection ends before the handshake.
+        let config = ClientTlsConfig::new().timeout(HANDSHAKE_TIMEOUT);
         let config = match &self.ca {
-            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&ca.contents)),
-            None => ClientTlsConfig::new().with_native_roots(),
+            Some(ca) => config.ca_certificate(Certificate::from_pem(&ca.contents)),
+            None => config.trust_anchors(machine_authorities().roots),
         };
         match &self.identity {
             Some((certificate, key)) => {

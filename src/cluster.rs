@@ -239,11 +239,11 @@ impl Cluster {
             message.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
         }
         // The number of prompt tokens is not known yet. It counts when the request ends.
-        let max_tokens = u64::from(message.max_tokens.unwrap_or(0));
+        let max_tokens = u64::from(message.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
         let choices = u64::from(message.n.unwrap_or(1));
         context
             .request
-            .reserve_tokens(max_tokens.saturating_mul(choices))?;
+            .hold_tokens(max_tokens.saturating_mul(choices))?;
         // The engine cannot check this length, because it gets a hash if callers are isolated.
         check_cache_salt(&message.cache_salt).map_err(Error::from)?;
         message.cache_salt = context

@@ -5,9 +5,10 @@
 //! count and one line in the access log, however many parts handle it. A handler without a context fails: there is no
 //! default context.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use http::Extensions;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::caller::Caller;
@@ -47,6 +48,8 @@ struct ContextParts {
     caller: Option<Caller>,
     key: OnceLock<Arc<Key>>,
     invalid: Option<Error>,
+    /// Share of the memory for large bodies.
+    memory: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 impl RequestContext {
@@ -62,6 +65,7 @@ impl RequestContext {
             caller: arrival.caller,
             key: OnceLock::new(),
             invalid: arrival.invalid,
+            memory: Mutex::new(None),
         }))
     }
 
@@ -144,30 +148,29 @@ impl RequestContext {
     /// The key has reached a limit.
     pub(crate) fn start_limited(&self) -> Result<(), Error> {
         if let Some(key) = self.0.key.get() {
-            let limited = LimitedRequest::start(key, Instant::now())?;
+            let limited = LimitedRequest::start(&key.quotas, Instant::now())?;
             self.0.record.set_limited(limited);
         }
         Ok(())
     }
 
-    /// Reserves the tokens that the request needs at most, of its prompt and its completion together.
+    /// Holds the tokens that the request needs at most, of its prompt and its completion together, until it ends.
     ///
     /// # Errors
     /// The limit of the request's key does not allow so many.
-    pub(crate) fn reserve_tokens(&self, tokens: u64) -> Result<(), Error> {
+    pub(crate) fn hold_tokens(&self, tokens: u64) -> Result<(), Error> {
         let limited = self.0.record.limited();
-        limited.map_or(Ok(()), |it| it.reserve_tokens(tokens, Instant::now()))
+        limited.map_or(Ok(()), |it| it.hold_tokens(tokens, Instant::now()))
     }
 
-    /// Returns the states of the limits of the request's key: of requests per minute, and of tokens per minute.
+    /// Returns the states of the limits that apply to the request: of requests per minute, and of tokens per minute.
     pub(crate) fn rate_status(&self) -> [Option<RateStatus>; 2] {
         let key = self.0.key.get();
-        key.map_or([None; 2], |key| {
-            key.usage.status(&key.limits, Instant::now())
-        })
+        key.map_or([None; 2], |key| key.quotas.status(Instant::now()))
     }
 
-    /// Returns true if the request's key may use the model that has one of these names. Without keys, every request may.
+    /// Returns true if the request's key may use the model that has one of these names. Without keys, every request
+    /// may.
     pub(crate) fn allows_model<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> bool {
         let key = self.0.key.get();
         key.is_none_or(|key| key.allows_model(names.into_iter()))
@@ -201,6 +204,15 @@ impl RequestContext {
         Err(Error::new(ErrorKind::InsufficientScope, message).with_param("model"))
     }
 
+    /// Keeps the request's share of the memory for large bodies until a worker starts the request, or the request ends.
+    pub(crate) fn hold_memory(&self, share: OwnedSemaphorePermit) {
+        *self.lock_memory() = Some(share);
+    }
+
+    fn lock_memory(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Checks the id and the timeout that the client sent.
     ///
     /// # Errors
@@ -211,6 +223,7 @@ impl RequestContext {
 
     /// Reports that a worker has started a prompt with this number of tokens.
     pub fn record_start(&self, prompt_tokens: u32) {
+        *self.lock_memory() = None;
         self.0.record.record_start(prompt_tokens, monotonic_ns());
     }
 

@@ -109,7 +109,7 @@ pub enum ErrorKind {
     MethodNotAllowed,
     /// The server supports none of the media types in `Accept`.
     NotAcceptable,
-    /// The `Content-Type` is not JSON.
+    /// The `Content-Type` is not JSON, or, on the gRPC API, not gRPC.
     UnsupportedMediaType,
     /// The request headers are too large.
     HeadersTooLarge,
@@ -269,9 +269,11 @@ impl ErrorKind {
             Self::NotFound => client_error("not_found", Http::NOT_FOUND, Grpc::Unimplemented),
             Self::MethodNotAllowed => http_only("method_not_allowed", Http::METHOD_NOT_ALLOWED),
             Self::NotAcceptable => http_only("not_acceptable", Http::NOT_ACCEPTABLE),
-            Self::UnsupportedMediaType => {
-                http_only("unsupported_media_type", Http::UNSUPPORTED_MEDIA_TYPE)
-            }
+            Self::UnsupportedMediaType => client_error(
+                "unsupported_media_type",
+                Http::UNSUPPORTED_MEDIA_TYPE,
+                Grpc::InvalidArgument,
+            ),
             Self::HeadersTooLarge => {
                 http_only("headers_too_large", Http::REQUEST_HEADER_FIELDS_TOO_LARGE)
             }

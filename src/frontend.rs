@@ -16,11 +16,13 @@ use crate::telemetry::Api;
 
 mod access_log;
 mod authentication;
+mod body_memory;
 mod browser;
 mod deadline;
 mod failed_attempts;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod grpc_content_type;
 mod in_flight;
 mod layers;
 mod panics;
@@ -32,6 +34,7 @@ mod route;
 mod tests;
 
 pub(crate) use authentication::Authenticator;
+pub(crate) use body_memory::BodyMemory;
 pub(crate) use layers::LayerSettings;
 use layers::Layers;
 
@@ -95,6 +98,10 @@ async fn run_inner_layers(
     request: Request,
     next: Next,
 ) -> Response {
+    // Rejects a request to the gRPC API that is not gRPC.
+    if let Some(rejection) = grpc_content_type::rejection(layers.api, &request) {
+        return rejection;
+    }
     // Rejects a request without a valid API key, and sets the key of the context.
     if let Some(authenticator) = &layers.settings.authenticator
         && let Err(rejection) = authenticator.authenticate(context, &request)
@@ -108,6 +115,8 @@ async fn run_inner_layers(
         return response;
     }
     in_flight::count_in_flight(context);
+    // Limits the memory of large bodies.
+    let request = layers.settings.body_memory.limit(context, request);
     // Rejects an invalid id or timeout, and ends a request whose deadline passes before it is answered.
     let handled = deadline::enforce_deadline(context, Box::pin(next.run(request)));
     // Answers `internal_error` if the handler panics.

@@ -56,6 +56,8 @@ mod body_schema;
 
 mod buffered_request;
 
+mod parsing;
+
 mod extra_fields;
 
 mod fields;
@@ -93,6 +95,7 @@ pub(crate) use error_response::ErrorResponse;
 pub use openai::{CompletionRoute, StreamOptions, lines};
 pub(crate) use origin::BrowserCheck;
 pub use origin::{AllowedHost, AllowedOrigin, OriginPolicy};
+pub use parsing::LargeBodyParser;
 use response::{Model, ModelList, Status};
 pub use unknown::UnknownFieldPolicy;
 
@@ -131,6 +134,8 @@ pub struct Gateway {
     pub headers_after: Option<Duration>,
     /// Cancelled when the drain has timed out and running requests must end.
     pub stopping: CancellationToken,
+    /// Parses large request bodies.
+    pub parser: LargeBodyParser,
 }
 
 /// The dialects of the HTTP API. Each is a route that completes prompts.

@@ -85,7 +85,7 @@ impl InferenceService {
         self.scheduler.check_accepting()?;
         let model = model?;
         let prompt = Prompt::prepare(model, &request).await?;
-        context.reserve_tokens(prompt.max_total_tokens(&request))?;
+        context.hold_tokens(prompt.held_tokens(&request))?;
         let new_request = NewRequest {
             model: model.id,
             priority: request.priority,

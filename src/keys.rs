@@ -15,9 +15,10 @@ mod set;
 
 pub use command::{KeysCommand, KeysCommandError, KeysOutput};
 pub use file::KeysFileError;
-use file::read_keys;
+use file::{ParsedKeys, read_keys};
 pub use key::{InvalidKeyName, InvalidScope, Key, KeyName, Scope};
 pub use limits::KeyLimits;
+use limits::Quotas;
 pub(crate) use limits::{LimitedRequest, RateStatus};
 pub(crate) use secret::SecretHash;
 use set::{KeyEntry, KeySet, StoredSecret};
@@ -39,25 +40,22 @@ pub struct KeySources {
 impl KeySources {
     /// Reads the keys. The requests of the `previous` keys still count toward the limits.
     fn read(&self, previous: &KeySet) -> Result<KeySet, KeysFileError> {
-        let in_file = self
-            .file
-            .as_deref()
-            .map_or_else(|| Ok(Vec::new()), read_keys);
+        let in_file = self.file.as_deref().map(read_keys).transpose()?;
+        let ParsedKeys { keys, limits } = in_file.unwrap_or_default();
         let variable = self.variable.map(|hash| KeyEntry {
             key: Arc::new(Key {
                 name: VARIABLE_KEY_NAME.parse().expect("the name is valid"),
                 scopes: Scope::ALL.into(),
                 models: None,
-                limits: KeyLimits::default(),
-                usage: Arc::default(),
+                quotas: Quotas::default(),
             }),
             secrets: vec![StoredSecret {
                 hash,
                 expires: None,
             }],
         });
-        let entries = in_file?.into_iter().chain(variable);
-        Ok(KeySet::new(entries.collect(), previous))
+        let entries = keys.into_iter().chain(variable);
+        Ok(KeySet::new(entries.collect(), limits, previous))
     }
 }
 

@@ -109,10 +109,15 @@ impl Prompt {
             .expect("a prompt that fits the context has fewer than 2^32 tokens")
     }
 
-    /// Returns the maximum number of tokens of the request: the prompt, and `max_tokens` for each choice.
+    /// Returns the number of tokens that a limit of tokens holds for the request: its prompt, and `max_tokens` for each
+    /// choice. A chat without `max_tokens` may use the rest of the context, and holds only as much as a text prompt.
     #[must_use]
-    pub(crate) fn max_total_tokens(&self, request: &CompletionRequest) -> u64 {
-        let completion = u64::from(self.max_tokens) * u64::from(request.choices);
+    pub(crate) fn held_tokens(&self, request: &CompletionRequest) -> u64 {
+        let max_tokens = match request.max_tokens {
+            Some(max_tokens) => max_tokens,
+            None => self.max_tokens.min(DEFAULT_MAX_TOKENS),
+        };
+        let completion = u64::from(max_tokens) * u64::from(request.choices);
         u64::from(self.token_count()) + completion
     }
 

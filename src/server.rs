@@ -14,8 +14,8 @@ use tonic::service::Routes;
 
 use crate::cluster::Cluster;
 use crate::critical::{CriticalTasks, TaskPanicked};
-use crate::frontend::{self, Authenticator, LayerSettings};
-use crate::gateway::Gateway;
+use crate::frontend::{self, Authenticator, BodyMemory, LayerSettings};
+use crate::gateway::{Gateway, LargeBodyParser};
 use crate::keys::Keys;
 use crate::listen::{Address, Limits, Listener, ListenerSettings, Protocol, ServerTls};
 use crate::models::Readiness;
@@ -61,7 +61,8 @@ pub struct Server {
     /// `None` if requests need no key.
     keys: Option<Keys>,
     authenticator: Option<Arc<Authenticator>>,
-    /// TLS of the APIs and of the worker socket, as far as they use it.
+    body_memory: BodyMemory,
+    /// TLS of the listeners that use it. It is reloaded when files change, and on SIGHUP.
     tls: Vec<ServerTls>,
     engine: Option<Engine>,
     /// `None` if the server has an engine of its own.
@@ -113,6 +114,7 @@ impl Server {
             telemetry,
             authenticator: keys.clone().map(|keys| Arc::new(Authenticator::new(keys))),
             keys,
+            body_memory: BodyMemory::new(parts.body_memory_bytes),
             tls: parts
                 .tls
                 .iter()
@@ -213,6 +215,7 @@ impl Server {
             stream_format: frontend.stream_format,
             unknown_fields: frontend.unknown_fields,
             headers_after: frontend.headers_after,
+            parser: LargeBodyParser::default(),
         };
         let origins = frontend.origins(self.keys.is_some());
         let router = frontend::http_router(gateway, origins, self.layer_settings(parts));
@@ -231,6 +234,7 @@ impl Server {
             request_timeout: parts.request_timeout,
             access_log: parts.access_log,
             authenticator: self.authenticator.clone(),
+            body_memory: self.body_memory.clone(),
             prefix_sharing: parts.prefix_sharing,
         }
     }
@@ -270,7 +274,7 @@ impl Server {
         self.keys.as_ref()
     }
 
-    /// Returns the TLS of the APIs and of the worker socket, as far as they use it.
+    /// Returns the TLS of the listeners that use it.
     pub(crate) fn tls(&self) -> &[ServerTls] {
         &self.tls
     }

@@ -5,6 +5,7 @@ mod support;
 use std::time::Duration;
 
 use h2::Reason;
+use http::{Request, StatusCode};
 use prost::Message;
 use serde_json::{Value, json};
 use support::frames::{Api, DATA, Frames, GO_AWAY};
@@ -28,6 +29,28 @@ async fn a_failed_streams_error_record_is_complete_with_any_window_size() {
         assert!(text.ends_with('\n'), "window {window}: {text}");
         let record: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
         assert_eq!(record["error"]["tokens_delivered"], 2);
+    }
+}
+
+#[tokio::test]
+async fn the_grpc_api_rejects_requests_without_its_content_type() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    let address = server.grpc_address();
+    let connection = Connection::open(&address, 65_535).await;
+    for content_type in [None, Some("application/json"), Some("text/plain")] {
+        let url = format!("http://{address}/tokenway.v1.Inference/ListModels");
+        let request = Request::post(url);
+        let request = match content_type {
+            Some(content_type) => request.header("content-type", content_type),
+            None => request,
+        };
+        let request = request.body(()).expect("the request is valid");
+        let status = connection.status(request).await;
+        assert_eq!(
+            status,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "{content_type:?}"
+        );
     }
 }
 

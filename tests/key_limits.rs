@@ -2,53 +2,86 @@
 
 mod support;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
 use support::grpc;
 use support::http::{Request, Response, completion, get};
-use support::program::{start_server, tokenway};
+use support::program::{start_gateway, start_server, tokenway};
 use support::running_program::RunningProgram;
+use support::{Setup, with_interval};
 use tempfile::TempDir;
 use tokenway::error::{Error, ErrorKind};
+use tokenway::proto::v1::CompletionEvent;
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tonic::transport::Channel;
-use tonic::{Request as GrpcRequest, Status};
+use tonic::{Request as GrpcRequest, Status, Streaming};
 
-/// A server with one key.
-struct Server {
-    running: RunningProgram,
-    http: String,
-    client: InferenceClient<Channel>,
+/// A keys file with one key.
+struct Key {
     secret: String,
-    path: PathBuf,
+    path: String,
     _folder: TempDir,
 }
 
-impl Server {
-    /// Starts a server whose only key has the limits of these flags of `tokenway keys new`.
-    async fn start(limits: &[&str], arguments: &[&str]) -> Self {
+impl Key {
+    /// Creates a key with the limits of these flags of `tokenway keys new`.
+    async fn new(limits: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("keys.toml");
-        let file = path.to_str().expect("a UTF-8 path").to_owned();
-        let new = tokenway().args(["keys", "new", "a", "--keys-file", &file]);
-        let secret = new.args(limits).run().await.expect_success();
-        let arguments = [&["--keys-file", &file], arguments].concat();
-        let (running, [http, grpc]) = start_server(&arguments).await;
-        let channel = Channel::from_shared(grpc).expect("a URL").connect().await;
+        let path = path.to_str().expect("a UTF-8 path").to_owned();
+        let new = tokenway().args(["keys", "new", "a", "--keys-file", &path]);
+        let new = new.args(["--scope", "inference,metrics"]).args(limits);
+        let secret = new.run().await.expect_success();
         Self {
-            running,
-            http: http.trim_start_matches("http://").to_owned(),
-            client: InferenceClient::new(channel.expect("a connection")),
             secret: secret.trim_end().to_owned(),
             path,
             _folder: folder,
         }
     }
 
+    fn flags(&self) -> [&str; 2] {
+        ["--keys-file", &self.path]
+    }
+}
+
+/// A server, or a gateway, with one key.
+struct Server {
+    running: RunningProgram,
+    http: String,
+    client: InferenceClient<Channel>,
+    key: Key,
+}
+
+impl Server {
+    /// Starts a server whose only key has the limits of these flags of `tokenway keys new`.
+    async fn start(limits: &[&str], arguments: &[&str]) -> Self {
+        let key = Key::new(limits).await;
+        let arguments = [&key.flags()[..], arguments].concat();
+        let (running, urls) = start_server(&arguments).await;
+        Self::connect(key, running, urls).await
+    }
+
+    /// Starts a gateway in front of this engine, with a key like [`Server::start`].
+    async fn start_gateway(limits: &[&str], engine: &str) -> Self {
+        let key = Key::new(limits).await;
+        let arguments = [&key.flags()[..], &["--engine", engine]].concat();
+        let (running, urls) = start_gateway(&arguments).await;
+        Self::connect(key, running, urls).await
+    }
+
+    async fn connect(key: Key, running: RunningProgram, [http, grpc]: [String; 2]) -> Self {
+        let channel = Channel::from_shared(grpc).expect("a URL").connect().await;
+        Self {
+            running,
+            http: http.trim_start_matches("http://").to_owned(),
+            client: InferenceClient::new(channel.expect("a connection")),
+            key,
+        }
+    }
+
     async fn send(&self, request: Request) -> Response {
-        let key = format!("Bearer {}", self.secret);
+        let key = format!("Bearer {}", self.key.secret);
         request
             .header("authorization", &key)
             .send_to(&self.http)
@@ -63,13 +96,21 @@ impl Server {
         response
     }
 
-    /// Sends a completion request over gRPC, and reads the whole response.
-    async fn complete_over_grpc(&self, max_tokens: u32) -> Result<grpc::Completion, Status> {
+    /// Sends a completion request over gRPC.
+    async fn start_over_grpc(
+        &self,
+        max_tokens: u32,
+    ) -> Result<tonic::Response<Streaming<CompletionEvent>>, Status> {
         let mut request = GrpcRequest::new(grpc::request("a b c", max_tokens));
-        let key = format!("Bearer {}", self.secret).parse();
+        let key = format!("Bearer {}", self.key.secret).parse();
         let key = key.expect("a metadata value");
         request.metadata_mut().insert("authorization", key);
-        let stream = self.client.clone().complete(request).await?;
+        self.client.clone().complete(request).await
+    }
+
+    /// Sends a completion request over gRPC, and reads the whole response.
+    async fn complete_over_grpc(&self, max_tokens: u32) -> Result<grpc::Completion, Status> {
+        let stream = self.start_over_grpc(max_tokens).await?;
         Ok(grpc::collect(stream.into_inner()).await)
     }
 }
@@ -103,7 +144,9 @@ async fn both_apis_share_the_limit_of_requests_per_minute() {
     assert_eq!(header(&first, "limit-requests"), "3");
     assert_eq!(header(&first, "remaining-requests"), "2");
     assert_eq!(first.header("x-ratelimit-limit-tokens"), None);
-    server.complete_over_grpc(1).await.expect("a completion");
+    let second = server.start_over_grpc(1).await.expect("a completion");
+    let remaining = second.metadata().get("x-ratelimit-remaining-requests");
+    assert_eq!(remaining.expect("metadata"), "1");
     assert_eq!(server.send(get("/v1/models")).await.status, 200);
 
     let rejected = server.complete(1).await;
@@ -111,24 +154,24 @@ async fn both_apis_share_the_limit_of_requests_per_minute() {
     assert_eq!(header(&rejected, "remaining-requests"), "0");
     let error = rejection(server.complete_over_grpc(1).await);
     assert!(error.retry_after.expect("a delay") > Duration::from_secs(1));
-    let health = server.send(get("/health")).await;
-    assert_eq!(health.status, 200, "probes have no limit");
+    let metrics = server.send(get("/metrics")).await;
+    assert_eq!(metrics.status, 200, "metrics have no limit");
 }
 
 #[tokio::test]
-async fn tokens_count_as_reserved_until_the_request_ends() {
+async fn a_requests_tokens_are_held_until_it_ends() {
     let limits = ["--tokens-per-minute", "1000"];
     let server = Server::start(&limits, &["--test-runner-frequency-ms", "0"]).await;
     let first = server.complete(10).await;
     assert_eq!(header(&first, "limit-tokens"), "1000");
     assert_eq!(header(&first, "remaining-tokens"), "987");
 
-    // A running stream reserves its whole `max_tokens`.
+    // A running stream holds its whole `max_tokens`.
     let body = json!({"prompt": "a b c", "max_tokens": 900, "stream": true, "stop": ["token_5"]});
     let mut stream = server.send(completion(&body)).await;
     assert_eq!(stream.status, 200);
     stream.read_rest().await;
-    // It was given back, apart from the six tokens that were generated and the prompt.
+    // They are free again, apart from the six tokens that were generated and the prompt.
     let next = server.complete_over_grpc(900).await.expect("a completion");
     assert_eq!(next.token_count(0), 900);
     assert_rate_limited(&server.complete(200).await);
@@ -162,12 +205,43 @@ async fn a_changed_limit_applies_to_what_was_used_before() {
         assert_eq!(server.complete(1).await.status, 200);
     }
     assert_rate_limited(&server.complete(1).await);
-    let text = std::fs::read_to_string(&server.path).expect("the keys file");
-    let changed = text.replace("requests_per_minute = 2", "requests_per_minute = 4");
+    let text = std::fs::read_to_string(&server.key.path).expect("the keys file");
+    let changed = text.replace("requests_per_minute = 2", "requests_per_minute = 5");
     assert_ne!(changed, text);
-    std::fs::write(&server.path, changed).expect("the keys file");
-    server.running.wait_for_log("the keys were reloaded").await;
+    let reload = async |server: &mut Server, text: &str| {
+        // A keys file that is written in place may be read before it is whole.
+        let new = format!("{}.new", server.key.path);
+        std::fs::write(&new, text).expect("the keys file");
+        std::fs::rename(&new, &server.key.path).expect("the keys file is replaced");
+        server.running.wait_for_log("the keys were reloaded").await;
+    };
+    reload(&mut server, &changed).await;
     let third = server.complete(1).await;
     assert_eq!(third.status, 200);
-    assert_eq!(header(&third, "remaining-requests"), "1");
+    assert_eq!(header(&third, "remaining-requests"), "2");
+
+    let of_all = format!("[limits]\nrequests_per_minute = 1\n{changed}");
+    reload(&mut server, &of_all).await;
+    let fourth = server.complete(1).await;
+    assert_eq!(fourth.status, 200);
+    assert_eq!(header(&fourth, "limit-requests"), "1");
+    let error = rejection(server.complete_over_grpc(1).await);
+    assert!(error.message.starts_with("The server's limit"), "{error}");
+}
+
+#[tokio::test]
+async fn a_gateway_counts_the_tokens_of_prompts_when_the_request_ends() {
+    let engine = Setup::test_runner(with_interval(Duration::ZERO))
+        .start()
+        .await;
+    let limits = ["--tokens-per-minute", "20"];
+    let gateway = Server::start_gateway(&limits, &engine.grpc_url()).await;
+    let first = gateway.complete(2).await;
+    assert_eq!(header(&first, "remaining-tokens"), "15");
+    let second = gateway.complete(12).await;
+    assert_eq!(second.status, 200);
+    let third = gateway.complete(2).await;
+    assert_rate_limited(&third);
+    // Two prompts of three tokens each count, too.
+    assert_eq!(header(&third, "remaining-tokens"), "0");
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use support::certificates::{CertificateAuthority, CertificateFiles};
 use support::grpc;
 use support::http::{BodyEnd, Request, completion, get, texts};
-use support::program::{start_server, tokenway};
+use support::program::{start_gateway, start_server, tokenway};
 use support::running_program::RunningProgram;
 use tempfile::TempDir;
 use tokenway::proto::v1::inference_client::InferenceClient;
@@ -210,7 +210,7 @@ async fn new_certificates_are_used_without_touching_open_streams() {
     std::fs::copy(&other.key, path.join("second").join("tls.key")).expect("a copy");
     server
         .running
-        .wait_for_log("the TLS certificates were not reloaded")
+        .wait_for_log("cannot reload the TLS certificates")
         .await;
     assert_eq!(server.certificate().await, second);
     std::fs::copy(&other.certificate, path.join("second").join("tls.crt")).expect("a copy");
@@ -298,22 +298,12 @@ async fn a_gateway_reaches_engines_with_private_authorities_and_client_certifica
         format!("openai+https://{}/v1", engine.http),
     ] {
         let arguments = [&["--engine", &address], &engine_flags[..]].concat();
-        let (_gateway, url) = start_gateway(&arguments).await;
-        let mut response = streamed(3).send_to(&url).await;
+        let (_gateway, [http, _]) = start_gateway(&arguments).await;
+        let address = http.trim_start_matches("http://");
+        let mut response = streamed(3).send_to(address).await;
         let lines = response.read_rest().await.lines();
         assert_eq!(texts(&lines, 0), ["token_0", "token_1", "token_2"]);
     }
-}
-
-/// Starts a gateway. Returns it once an engine is ready, with the address of its HTTP API.
-async fn start_gateway(arguments: &[&str]) -> (RunningProgram, String) {
-    let free = "127.0.0.1:0";
-    let program = tokenway().args(["gateway", "--http-listen", free, "--grpc-listen", free]);
-    let mut running = program.args(arguments).start();
-    let line = running.read_line().await;
-    let url = line.split_whitespace().nth(1).expect("an address");
-    while !running.read_line().await.starts_with("ready ") {}
-    (running, url.trim_start_matches("http://").to_owned())
 }
 
 #[tokio::test]
@@ -329,7 +319,7 @@ async fn created_certificates_work_with_the_commands_that_are_printed() {
     let (server, client, ca) = (files("server"), files("client"), out.join("ca.pem"));
     assert!(printed.contains(&flags(&server).join(" ")), "{printed}");
     let again = create().run().await.expect_failure();
-    assert!(again.contains("File exists"), "{again}");
+    assert!(again.contains("already exists"), "{again}");
 
     let mutual = ["--tls-client-ca", text(&ca)];
     let arguments = [&flags(&server)[..], &mutual].concat();

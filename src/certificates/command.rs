@@ -39,6 +39,15 @@ pub struct SelfSignedOptions {
     days: u16,
 }
 
+/// The files that `tokenway tls self-signed` creates.
+const FILES: [&str; 5] = [
+    "ca.pem",
+    "server.pem",
+    "server.key",
+    "client.pem",
+    "client.key",
+];
+
 /// Reason why the certificates were not created.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsCommandError {
@@ -94,6 +103,13 @@ impl SelfSignedOptions {
 
         let out = &self.out;
         fs::create_dir_all(out).map_err(|source| write_error(out, source))?;
+        // Certificates of different authorities must not be mixed.
+        for name in FILES {
+            let path = out.join(name);
+            if path.exists() {
+                return Err(write_error(&path, io::ErrorKind::AlreadyExists.into()));
+            }
+        }
         write_file(&out.join("ca.pem"), &authority.pem(), 0o644)?;
         for (name, Certified { certificate, key }) in [("server", server), ("client", client)] {
             write_file(&out.join(name).with_extension("pem"), &certificate, 0o644)?;

@@ -11,6 +11,7 @@ use std::str::FromStr;
 
 use http::Uri;
 use http::uri::Scheme;
+use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::transport::Endpoint;
 
 #[cfg(test)]
@@ -224,11 +225,24 @@ fn parse_target(text: &str) -> Result<Target, &'static str> {
         let target = path.is_absolute().then(|| Target::Unix(normalized(path)));
         return target.ok_or(": the path must be absolute");
     }
-    let (rest, default_port) = match text.strip_prefix(HTTPS_PREFIX) {
-        Some(rest) => (rest, HTTPS_PORT),
-        None => (text.strip_prefix("http://").ok_or("")?, HTTP_PORT),
-    };
-    parse_authority(rest.trim_end_matches('/'), default_port)
+    if let Some(rest) = text.strip_prefix(HTTPS_PREFIX) {
+        let authority = rest.trim_end_matches('/');
+        let target = parse_authority(authority, HTTPS_PORT)?;
+        check_server_name(authority)?;
+        return Ok(target);
+    }
+    let rest = text.strip_prefix("http://").ok_or("")?;
+    parse_authority(rest.trim_end_matches('/'), HTTP_PORT)
+}
+
+/// Checks that a certificate can have the name of the host. The error is that of [`parse_target`].
+fn check_server_name(authority: &str) -> Result<(), &'static str> {
+    let uri: Uri = format!("https://{authority}").parse().map_err(|_| "")?;
+    let host = uri.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let name = ServerName::try_from(host);
+    name.map(|_| ())
+        .map_err(|_| ": its host is not a valid name of a TLS server")
 }
 
 /// Parses the host and the port of an address. The error is that of [`parse_target`].

@@ -80,7 +80,7 @@ fn endpoint(engine: &EngineSpec) -> Endpoint {
     match engine.address.uses_tls() {
         true => endpoint
             .tls_config(engine.tls.tonic_config())
-            .expect("the certificates were checked when they were read"),
+            .expect("the certificates and the name of the host were checked when they were read"),
         false => endpoint,
     }
 }

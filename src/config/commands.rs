@@ -72,7 +72,8 @@ pub(super) struct EngineCommandSettings {
 #[command(next_help_heading = "Engines")]
 pub(super) struct GatewaySettings {
     /// Address of an engine: `http://host:port` (or `grpc://host:port`), `https://host:port` (TLS) or `unix:/path` for
-    /// the gRPC API of a Tokenway engine, `openai+http://host:port/v1` (or `openai+https://…`) for an OpenAI-compatible server,
+    /// the gRPC API of a Tokenway engine, `openai+http://host:port/v1` (or `openai+https://…`) for an OpenAI-compatible
+    /// server,
     /// `vllm+grpc://host:port` for vLLM's gRPC API. Separate several engines with commas, or repeat the flag. Required,
     /// here or in the settings file, where `[[engine]]` tables can give engines names and keys
     #[arg(

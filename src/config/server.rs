@@ -17,6 +17,9 @@ use crate::caller::PrefixSharing;
 use crate::listen::{Address, Limits};
 use crate::server::{DrainDurations, ServerParts, Source};
 
+/// The smallest memory for large bodies, in MiB: enough for one body of the maximum size.
+const MIN_BODY_MEMORY_MIB: u32 = 4;
+
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Queue and limits")]
 pub(super) struct ServerSettings {
@@ -95,6 +98,15 @@ struct ConnectionSettings {
         default_value = "30"
     )]
     write_timeout: PositiveSeconds,
+    /// Memory in MiB for the bodies of large requests (over 64 KiB) that are being read or wait in the queue, on both
+    /// APIs together. A further large request waits up to 5 s, and is then rejected with `queue_full`. At least 4
+    #[arg(
+        long,
+        env = "TOKENWAY_BODY_MEMORY_MIB",
+        value_name = "MIB",
+        default_value_t = 64
+    )]
+    body_memory_mib: u32,
     /// Allow listening without API keys on addresses that other machines can reach: everyone who can reach the
     /// address can use the model
     #[arg(long, env = "TOKENWAY_INSECURE", num_args = 0..=1, require_equals = true,
@@ -138,6 +150,14 @@ impl ServerSettings {
         let http = http.map(HttpSettings::frontend);
         let grpc = grpc.map(GrpcSettings::address);
         let connections = self.connections;
+        if connections.body_memory_mib < MIN_BODY_MEMORY_MIB {
+            let name = settings.name("body_memory_mib");
+            let problem = format!(
+                "{name} must be at least {MIN_BODY_MEMORY_MIB}, the size of the largest body (got {})",
+                connections.body_memory_mib
+            );
+            return Err(settings.error("body_memory_mib", problem));
+        }
         let keys = self.keys.sources()?;
         if keys.is_none() && !connections.insecure {
             let http = http.iter().map(|http| ("http_listen", &http.listen));
@@ -155,6 +175,7 @@ impl ServerSettings {
                 write_timeout: connections.write_timeout.into(),
                 ..Limits::default()
             },
+            body_memory_bytes: u64::from(connections.body_memory_mib) * 1024 * 1024,
             request_timeout: self.request_timeout.into(),
             access_log: self.log.access_log(),
             prefix_sharing: self.prefix_sharing.value,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::authentication::Authenticator;
+use super::body_memory::BodyMemory;
 use crate::caller::PrefixSharing;
 use crate::gateway::BrowserCheck;
 use crate::telemetry::{Api, Telemetry};
@@ -19,6 +20,8 @@ pub(crate) struct LayerSettings {
     pub access_log: bool,
     /// Authenticates requests; `None` if no request needs a key.
     pub authenticator: Option<Arc<Authenticator>>,
+    /// Memory for large request bodies.
+    pub body_memory: BodyMemory,
     /// Requests that may share computed prompt tokens.
     pub prefix_sharing: PrefixSharing,
 }

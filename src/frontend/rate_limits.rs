@@ -11,7 +11,8 @@ use crate::error::Error;
 use crate::keys::RateStatus;
 use crate::telemetry::RouteKind;
 
-/// The headers of OpenAI's API with the limit, the remaining amount, and the time until nothing is used.
+/// The headers of OpenAI's API with the limit, the remaining amount, and the time until the whole limit is available
+/// again.
 const REQUEST_HEADERS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-limit-requests"),
     HeaderName::from_static("x-ratelimit-remaining-requests"),

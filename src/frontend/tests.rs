@@ -56,6 +56,7 @@ impl TestApi {
                 request_timeout: Duration::from_secs(60),
                 access_log: false,
                 authenticator: None,
+                body_memory: BodyMemory::new(0),
                 prefix_sharing: PrefixSharing::All,
             },
         };
@@ -68,7 +69,9 @@ impl TestApi {
     }
 
     fn request(path: &str, headers: &[(&str, &str)]) -> http::Request<Body> {
-        let mut request = http::Request::get(path);
+        // The gRPC API requires its content type.
+        let request = http::Request::get(path);
+        let mut request = request.header("content-type", "application/grpc");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

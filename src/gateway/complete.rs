@@ -74,7 +74,7 @@ async fn complete<D: Dialect>(
 }
 
 async fn respond<D: Dialect>(
-    gateway: &Gateway,
+    gateway: &Arc<Gateway>,
     context: RequestContext,
     request: Request,
 ) -> Result<Response, Error> {
@@ -119,11 +119,22 @@ struct ParsedRequest<D: Dialect> {
 
 impl<D: Dialect> ParsedRequest<D> {
     async fn read(
-        gateway: &Gateway,
+        gateway: &Arc<Gateway>,
         context: &RequestContext,
         request: Request,
     ) -> Result<Self, Error> {
         let request = BufferedRequest::read(context, request).await?;
+        let (own_gateway, context) = (Arc::clone(gateway), context.clone());
+        let bytes = request.body.len();
+        let parse = move || Self::parse(&own_gateway, &context, &request);
+        gateway.parser.run(bytes, parse).await
+    }
+
+    fn parse(
+        gateway: &Gateway,
+        context: &RequestContext,
+        request: &BufferedRequest,
+    ) -> Result<Self, Error> {
         let mut fields = Fields::parse(&request.body, gateway.unknown_fields)?;
         if gateway
             .cluster

@@ -42,7 +42,8 @@ pub(super) fn with_object(error: &Error, object: &impl Serialize) -> Response<Bo
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(delay) = error.retry_after {
         headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(delay)));
-        let milliseconds = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        let milliseconds = u64::try_from(delay.as_nanos().div_ceil(1_000_000));
+        let milliseconds = milliseconds.unwrap_or(u64::MAX);
         headers.insert("retry-after-ms", HeaderValue::from(milliseconds));
     }
     if !error.kind.is_retryable() {

@@ -35,8 +35,12 @@ pub(super) async fn tokenize(
 ) -> Result<Response, ErrorResponse> {
     let (gateway, context) = (&gateway, &context);
     let handler = |body: Vec<u8>| async move {
-        let mut fields = Fields::parse(&body, gateway.unknown_fields)?;
-        let message = TokenizeBody::parse(&mut fields)?;
+        let (unknown, bytes) = (gateway.unknown_fields, body.len());
+        let parse = move || {
+            let mut fields = Fields::parse(&body, unknown)?;
+            Ok((TokenizeBody::parse(&mut fields)?, fields))
+        };
+        let (message, fields) = gateway.parser.run(bytes, parse).await?;
         (gateway.check_accepting)()?;
         let call = CallContext::new(context);
         let tokenized = gateway.cluster.tokenize(&message, &call).await?;
@@ -64,8 +68,12 @@ pub(super) async fn detokenize(
 ) -> Result<Response, ErrorResponse> {
     let (gateway, context) = (&gateway, &context);
     let handler = |body: Vec<u8>| async move {
-        let mut fields = Fields::parse(&body, gateway.unknown_fields)?;
-        let message = DetokenizeBody::parse(&mut fields)?;
+        let (unknown, bytes) = (gateway.unknown_fields, body.len());
+        let parse = move || {
+            let mut fields = Fields::parse(&body, unknown)?;
+            Ok((DetokenizeBody::parse(&mut fields)?, fields))
+        };
+        let (message, fields) = gateway.parser.run(bytes, parse).await?;
         (gateway.check_accepting)()?;
         let call = CallContext::new(context);
         let detokenized = gateway.cluster.detokenize(&message, &call).await?;

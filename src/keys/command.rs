@@ -123,7 +123,7 @@ impl KeysCommand {
         match self {
             Self::New(options) => options.run(now),
             Self::List(FileOption { keys_file }) => {
-                let keys = read_keys(keys_file).map_err(EditError::from)?;
+                let keys = read_keys(keys_file).map_err(EditError::from)?.keys;
                 Ok(KeysOutput {
                     result: render_list(&keys, now.into()),
                     note: None,

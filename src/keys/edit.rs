@@ -62,14 +62,9 @@ pub(super) fn add_key(path: &Path, new: &NewKey) -> Result<Secret, EditError> {
             let models = new.models.iter().map(String::as_str);
             table["models"] = toml_edit::value(models.collect::<Array>());
         }
-        for (name, limit) in [
-            ("requests_per_minute", new.limits.requests_per_minute),
-            ("concurrent_requests", new.limits.concurrent_requests),
-            ("tokens_per_minute", new.limits.tokens_per_minute),
-        ] {
-            if let Some(limit) = limit {
-                table[name] = toml_edit::value(i64::from(limit.get()));
-            }
+        let limits = limits_table(&new.limits);
+        if !limits.is_empty() {
+            table["limits"] = toml_edit::value(limits);
         }
         let mut secrets = Array::new();
         push_secret(&mut secrets, &secret.hash(), new.expires);
@@ -139,6 +134,20 @@ pub(super) fn rotate_key(
         Ok(())
     })?;
     Ok(secret)
+}
+
+fn limits_table(limits: &KeyLimits) -> InlineTable {
+    let mut table = InlineTable::new();
+    for (name, limit) in [
+        ("requests_per_minute", limits.requests_per_minute),
+        ("concurrent_requests", limits.concurrent_requests),
+        ("tokens_per_minute", limits.tokens_per_minute),
+    ] {
+        if let Some(limit) = limit {
+            table.insert(name, i64::from(limit.get()).into());
+        }
+    }
+    table
 }
 
 /// Adds a secret on a line of its own.

@@ -14,7 +14,7 @@ use toml::value::Datetime;
 
 use super::VARIABLE_KEY_NAME;
 use super::key::{Key, KeyName, Scope};
-use super::limits::KeyLimits;
+use super::limits::{KeyLimits, Quota, Quotas};
 use super::secret::SecretHash;
 use super::set::{KeyEntry, StoredSecret};
 
@@ -44,11 +44,42 @@ fn line_suffix(line: Option<usize>) -> String {
     line.map_or_else(String::new, |line| format!(":{line}"))
 }
 
+/// The contents of a keys file.
+#[derive(Default)]
+pub(crate) struct ParsedKeys {
+    pub(crate) keys: Vec<KeyEntry>,
+    /// Limits of the requests of all keys together.
+    pub(crate) limits: KeyLimits,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeysTable {
     #[serde(default)]
+    limits: LimitsTable,
+    #[serde(default)]
     key: Vec<KeyTable>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitsTable {
+    requests_per_minute: Option<Limit>,
+    concurrent_requests: Option<Limit>,
+    tokens_per_minute: Option<Limit>,
+}
+
+struct Limit(NonZeroU32);
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = i64::deserialize(deserializer)?;
+        let limit = u32::try_from(number).ok().and_then(NonZeroU32::new);
+        let problem = "must be a whole number from 1 to 4294967295";
+        limit
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom(problem))
+    }
 }
 
 #[derive(Deserialize)]
@@ -58,9 +89,8 @@ struct KeyTable {
     #[serde(default = "default_scopes")]
     scopes: Vec<Parsed<Scope>>,
     models: Option<BTreeSet<String>>,
-    requests_per_minute: Option<NonZeroU32>,
-    concurrent_requests: Option<NonZeroU32>,
-    tokens_per_minute: Option<NonZeroU32>,
+    #[serde(default)]
+    limits: LimitsTable,
     secrets: Vec<SecretTable>,
 }
 
@@ -103,14 +133,14 @@ impl<'de> Deserialize<'de> for Expiry {
 ///
 /// # Errors
 /// The file cannot be read, or is invalid.
-pub(crate) fn read_keys(path: &Path) -> Result<Vec<KeyEntry>, KeysFileError> {
+pub(crate) fn read_keys(path: &Path) -> Result<ParsedKeys, KeysFileError> {
     let text = std::fs::read_to_string(path);
     let text = text.map_err(|error| KeysFileError::new(path, error))?;
     parse_keys(path, &text)
 }
 
 /// Parses the text of a keys file. `path` names the file in errors.
-pub(super) fn parse_keys(path: &Path, text: &str) -> Result<Vec<KeyEntry>, KeysFileError> {
+pub(super) fn parse_keys(path: &Path, text: &str) -> Result<ParsedKeys, KeysFileError> {
     let table: KeysTable = toml::from_str(text).map_err(|error| KeysFileError {
         line: error.span().map(|span| line_at(text, span.start)),
         ..KeysFileError::new(path, without_value(error.message()))
@@ -136,7 +166,10 @@ pub(super) fn parse_keys(path: &Path, text: &str) -> Result<Vec<KeyEntry>, KeysF
             return Err(KeysFileError::new(path, problem));
         }
     }
-    Ok(entries)
+    Ok(ParsedKeys {
+        keys: entries,
+        limits: table.limits.into(),
+    })
 }
 
 /// Removes the invalid value from an error of serde.
@@ -154,18 +187,30 @@ fn line_at(text: &str, offset: usize) -> usize {
     before.matches('\n').count() + 1
 }
 
+impl From<LimitsTable> for KeyLimits {
+    fn from(table: LimitsTable) -> Self {
+        let limit = |limit: Option<Limit>| limit.map(|it| it.0);
+        Self {
+            requests_per_minute: limit(table.requests_per_minute),
+            concurrent_requests: limit(table.concurrent_requests),
+            tokens_per_minute: limit(table.tokens_per_minute),
+        }
+    }
+}
+
 impl KeyTable {
     fn into_entry(self) -> KeyEntry {
         let key = Key {
             name: self.name.0,
             scopes: self.scopes.into_iter().map(|scope| scope.0).collect(),
             models: self.models,
-            limits: KeyLimits {
-                requests_per_minute: self.requests_per_minute,
-                concurrent_requests: self.concurrent_requests,
-                tokens_per_minute: self.tokens_per_minute,
+            quotas: Quotas {
+                of_key: Quota {
+                    limits: self.limits.into(),
+                    ..Quota::default()
+                },
+                ..Quotas::default()
             },
-            usage: Arc::default(),
         };
         let secrets = self.secrets.into_iter().map(|secret| StoredSecret {
             hash: secret.sha256.0,
@@ -183,7 +228,8 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Vec<KeyEntry>, String> {
-        parse_keys(Path::new("keys.toml"), text).map_err(|error| error.to_string())
+        let parsed = parse_keys(Path::new("keys.toml"), text);
+        parsed.map(|it| it.keys).map_err(|error| error.to_string())
     }
 
     fn hash(secret: &str) -> SecretHash {
@@ -209,6 +255,29 @@ mod tests {
         assert_eq!(b.key.scopes, [Scope::Inference].into());
         assert_eq!((&b.key.models, b.secrets.len()), (&None, 0));
         assert_eq!(parse("").unwrap().len(), 0);
+    }
+
+    #[test]
+    fn limits_belong_to_one_key_or_to_all_keys() {
+        let text = "[limits]\nconcurrent_requests = 4\n[[key]]\nname = \"a\"\nsecrets = []\n\
+                    limits = { requests_per_minute = 60, tokens_per_minute = 1000 }\n";
+        let parsed = parse_keys(Path::new("keys.toml"), text).ok().unwrap();
+        let expected = KeyLimits {
+            concurrent_requests: NonZeroU32::new(4),
+            ..KeyLimits::default()
+        };
+        assert_eq!(parsed.limits, expected);
+        let expected = KeyLimits {
+            requests_per_minute: NonZeroU32::new(60),
+            concurrent_requests: None,
+            tokens_per_minute: NonZeroU32::new(1_000),
+        };
+        assert_eq!(parsed.keys[0].key.quotas.of_key.limits, expected);
+        let zero = parse("[limits]\nrequests_per_minute = 0\n").err().unwrap();
+        assert!(
+            zero.contains("keys.toml:2: must be a whole number from 1"),
+            "{zero}"
+        );
     }
 
     #[test]

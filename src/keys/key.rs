@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::limits::{KeyLimits, KeyUsage};
+use super::limits::Quotas;
 
 /// Maximum length of a key's name, in bytes.
 const MAX_NAME_BYTES: usize = 64;
@@ -19,10 +19,9 @@ pub struct Key {
     pub scopes: BTreeSet<Scope>,
     /// Names of the models that requests with this key may use; `None` for all models.
     pub models: Option<BTreeSet<String>>,
-    /// Limits of the requests with this key.
-    pub limits: KeyLimits,
-    /// What the requests have used of the limits. It is shared with the key of the same name from before a reload.
-    pub(crate) usage: Arc<KeyUsage>,
+    /// Limits of the requests with this key, and what they have used. A reload keeps the usage of a key whose name
+    /// stays.
+    pub(crate) quotas: Quotas,
 }
 
 impl Key {
@@ -125,8 +124,7 @@ mod tests {
             name: "a".parse().unwrap(),
             scopes: scopes.iter().copied().collect(),
             models: models.map(|models| models.iter().map(|&it| it.to_owned()).collect()),
-            limits: KeyLimits::default(),
-            usage: Arc::default(),
+            quotas: Quotas::default(),
         }
     }
 

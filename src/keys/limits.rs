@@ -1,17 +1,16 @@
 //! The limits of a key, and how much of them its requests have used. This module must not know how a rejection is sent.
 //!
-//! A rate limit is a bucket that fills with each request or token, and drains at the rate of the limit. A new limit
+//! A rate limit is a bucket that fills with each request or token, and drains at the rate of the limit. A request holds
+//! the tokens that it may need until it ends; only then the tokens that it has used go into the bucket. A new limit
 //! applies to the present level of the bucket, so a reload of the keys resets nothing. (Crate `governor` was not used:
-//! it cannot give back tokens that a request reserved but did not use.)
+//! it cannot hold tokens back.)
 
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::key::Key;
 use crate::error::{Error, ErrorKind};
 
 /// Limits of a key. `None` means that there is no limit.
@@ -25,7 +24,7 @@ pub struct KeyLimits {
     pub tokens_per_minute: Option<NonZeroU32>,
 }
 
-/// What the requests of a key have used of its limits.
+/// Usage counters of a key: running requests, and recent requests and tokens.
 #[derive(Debug, Default)]
 pub(crate) struct KeyUsage(Mutex<Counters>);
 
@@ -43,77 +42,89 @@ pub(crate) struct RateStatus {
     pub(crate) limit: u32,
     /// Amount that can be used now.
     pub(crate) remaining: u32,
-    /// Time until nothing is used.
+    /// Time until the whole limit is available again.
     pub(crate) reset: Duration,
 }
 
-/// A request that counts toward the limits of its key.
+/// Limits, and the usage counted against them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Quota {
+    pub(crate) limits: KeyLimits,
+    pub(crate) usage: Arc<KeyUsage>,
+}
+
+/// The quotas of a request: that of its key, and that of all keys together.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Quotas {
+    pub(crate) of_key: Quota,
+    pub(crate) of_all: Quota,
+}
+
+/// A request that counts toward the limits of its key, and of all keys.
 #[derive(Debug)]
 pub(crate) struct LimitedRequest {
-    key: Arc<Key>,
-    /// Number of tokens that were reserved for the request.
-    reserved: AtomicU64,
-    has_ended: AtomicBool,
+    quotas: Quotas,
+    /// Number of tokens that are held for the request. `None` after the request has ended.
+    held: Mutex<Option<u64>>,
 }
 
 impl LimitedRequest {
     /// Counts a new request.
     ///
     /// # Errors
-    /// The key has reached its limit of requests.
-    pub(crate) fn start(key: &Arc<Key>, now: Instant) -> Result<Self, Error> {
-        let limits = key.limits;
-        let mut counters = key.usage.lock();
-        if let Some(limit) = limits.concurrent_requests
-            && counters.running >= limit.get()
-        {
-            let message = format!("The API key's limit of {limit} concurrent requests is reached.");
-            return Err(Error::new(ErrorKind::RateLimited, message));
+    /// A limit of requests is reached.
+    pub(crate) fn start(quotas: &Quotas, now: Instant) -> Result<Self, Error> {
+        let Quotas { of_key, of_all } = quotas;
+        of_key
+            .start_request(now)
+            .map_err(|limit| limit.error(KEY))?;
+        if let Err(limit) = of_all.start_request(now) {
+            of_key.cancel_request(now);
+            return Err(limit.error(ALL));
         }
-        if let Some(limit) = limits.requests_per_minute {
-            let taken = counters.requests.take(1, limit, now);
-            taken.map_err(|wait| rate_limited(limit, "requests", wait))?;
-        }
-        counters.running += 1;
         Ok(Self {
-            key: Arc::clone(key),
-            reserved: AtomicU64::new(0),
-            has_ended: AtomicBool::new(false),
+            quotas: quotas.clone(),
+            held: Mutex::new(Some(0)),
         })
     }
 
-    /// Reserves the tokens that the request needs at most. [`LimitedRequest::end`] gives back those that were not used.
+    /// Holds tokens for one of the prompts of the request until the request ends.
     ///
     /// # Errors
-    /// The key's limit of tokens per minute does not allow so many tokens now, or never does.
-    pub(crate) fn reserve_tokens(&self, tokens: u64, now: Instant) -> Result<(), Error> {
-        let Some(limit) = self.key.limits.tokens_per_minute else {
+    /// A limit of tokens per minute does not allow so many tokens now, or never allows the tokens of all prompts
+    /// together.
+    pub(crate) fn hold_tokens(&self, tokens: u64, now: Instant) -> Result<(), Error> {
+        let mut held = self.lock_held();
+        let Some(held) = &mut *held else {
             return Ok(());
         };
-        if tokens > limit.get().into() {
-            let message = format!(
-                "The request needs up to {tokens} tokens (its prompt, and `max_tokens` for each choice), and the \
-                 API key's limit is {limit} tokens per minute. Lower `max_tokens`."
-            );
-            return Err(Error::invalid_value("max_tokens", message));
+        let Quotas { of_key, of_all } = &self.quotas;
+        let total = held.saturating_add(tokens);
+        of_key.check_total(total).map_err(|it| it.error(KEY))?;
+        of_all.check_total(total).map_err(|it| it.error(ALL))?;
+        let of_key_held = of_key.hold_tokens(tokens, now);
+        of_key_held.map_err(|limit| limit.error(KEY))?;
+        if let Err(limit) = of_all.hold_tokens(tokens, now) {
+            of_key.settle_tokens(tokens, 0, now);
+            return Err(limit.error(ALL));
         }
-        let taken = self.key.usage.lock().tokens.take(tokens, limit, now);
-        taken.map_err(|wait| rate_limited(limit, "tokens", wait))?;
-        self.reserved.fetch_add(tokens, Ordering::Relaxed);
+        *held = total;
         Ok(())
     }
 
     /// Ends the request, which used this number of tokens. Later calls have no effect.
     pub(crate) fn end(&self, tokens: u64, now: Instant) {
-        if self.has_ended.swap(true, Ordering::Relaxed) {
+        let Some(held) = self.lock_held().take() else {
             return;
+        };
+        for quota in [&self.quotas.of_key, &self.quotas.of_all] {
+            quota.end_request();
+            quota.settle_tokens(held, tokens, now);
         }
-        let reserved = self.reserved.load(Ordering::Relaxed);
-        let mut counters = self.key.usage.lock();
-        counters.running = counters.running.saturating_sub(1);
-        if let Some(limit) = self.key.limits.tokens_per_minute {
-            counters.tokens.settle(reserved, tokens, limit, now);
-        }
+    }
+
+    fn lock_held(&self) -> MutexGuard<'_, Option<u64>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -123,122 +134,250 @@ impl Drop for LimitedRequest {
     }
 }
 
-impl KeyUsage {
-    /// Returns the state of the limit of requests per minute, and of that of tokens per minute.
-    pub(crate) fn status(&self, limits: &KeyLimits, now: Instant) -> [Option<RateStatus>; 2] {
-        let mut counters = self.lock();
+impl Quotas {
+    /// Returns the state of the limit of requests per minute, and of that of tokens per minute. Of the key's limit and
+    /// that of all keys, it is the one with less left.
+    pub(crate) fn status(&self, now: Instant) -> [Option<RateStatus>; 2] {
+        let (of_key, of_all) = (self.of_key.status(now), self.of_all.status(now));
+        [0, 1].map(|unit| {
+            let states = [of_key[unit], of_all[unit]].into_iter().flatten();
+            states.min_by_key(|status| status.remaining)
+        })
+    }
+}
+
+impl Quota {
+    fn start_request(&self, now: Instant) -> Result<(), ReachedLimit> {
+        let mut counters = self.usage.lock();
+        if let Some(limit) = self.limits.concurrent_requests
+            && counters.running >= limit.get()
+        {
+            return Err(ReachedLimit::Concurrent(limit));
+        }
+        if let Some(limit) = self.limits.requests_per_minute {
+            let taken = counters.requests.take(1, limit, now);
+            taken.map_err(|wait| ReachedLimit::Rate(limit, "requests", wait))?;
+        }
+        counters.running += 1;
+        Ok(())
+    }
+
+    fn end_request(&self) {
+        let mut counters = self.usage.lock();
+        counters.running = counters.running.saturating_sub(1);
+    }
+
+    /// Undoes [`Quota::start_request`].
+    fn cancel_request(&self, now: Instant) {
+        self.end_request();
+        if let Some(limit) = self.limits.requests_per_minute {
+            self.usage.lock().requests.give_back(1, limit, now);
+        }
+    }
+
+    /// Checks that the limit of tokens per minute is not smaller than the number of tokens that a request needs.
+    fn check_total(&self, tokens: u64) -> Result<(), ReachedLimit> {
+        match self.limits.tokens_per_minute {
+            Some(limit) if tokens > limit.get().into() => {
+                Err(ReachedLimit::TooManyTokens(limit, tokens))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn hold_tokens(&self, tokens: u64, now: Instant) -> Result<(), ReachedLimit> {
+        let Some(limit) = self.limits.tokens_per_minute else {
+            return Ok(());
+        };
+        let held = self.usage.lock().tokens.hold(tokens, limit, now);
+        held.map_err(|wait| ReachedLimit::Rate(limit, "tokens", wait))
+    }
+
+    /// Replaces held tokens by the tokens that were used.
+    fn settle_tokens(&self, held: u64, used: u64, now: Instant) {
+        if let Some(limit) = self.limits.tokens_per_minute {
+            self.usage.lock().tokens.settle(held, used, limit, now);
+        }
+    }
+
+    fn status(&self, now: Instant) -> [Option<RateStatus>; 2] {
+        let mut counters = self.usage.lock();
         let Counters {
             requests, tokens, ..
         } = &mut *counters;
         [
-            limits
+            self.limits
                 .requests_per_minute
-                .map(|it| requests.status(it, now)),
-            limits.tokens_per_minute.map(|it| tokens.status(it, now)),
+                .map(|limit| requests.status(limit, now)),
+            self.limits
+                .tokens_per_minute
+                .map(|limit| tokens.status(limit, now)),
         ]
     }
+}
 
+impl KeyUsage {
     fn lock(&self) -> MutexGuard<'_, Counters> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn rate_limited(limit: NonZeroU32, unit: &str, wait: Duration) -> Error {
-    let seconds = wait.as_secs_f64();
-    let message = format!(
-        "The API key's limit of {limit} {unit} per minute is reached. Retry in {seconds:.1} s."
-    );
-    Error {
-        retry_after: Some(wait),
-        ..Error::new(ErrorKind::RateLimited, message)
+/// Owners of limits, for error messages.
+const KEY: &str = "API key's";
+const ALL: &str = "server's";
+
+/// A limit that does not allow a request.
+enum ReachedLimit {
+    Concurrent(NonZeroU32),
+    /// The limit per minute, its unit, and the time to wait.
+    Rate(NonZeroU32, &'static str, Duration),
+    /// The limit of tokens per minute, and the number of tokens that the request needs, which is larger.
+    TooManyTokens(NonZeroU32, u64),
+}
+
+impl ReachedLimit {
+    /// Returns the error for the client. `owner` has the limit.
+    fn error(self, owner: &str) -> Error {
+        match self {
+            Self::Concurrent(limit) => {
+                let message =
+                    format!("The {owner} limit of {limit} concurrent requests is reached.");
+                Error::new(ErrorKind::RateLimited, message)
+            }
+            Self::Rate(limit, unit, wait) => {
+                let (seconds, tenth) = {
+                    let tenths = wait.as_nanos().div_ceil(100_000_000);
+                    (tenths / 10, tenths % 10)
+                };
+                let message = format!(
+                    "The {owner} limit of {limit} {unit} per minute is reached. Retry in {seconds}.{tenth} s."
+                );
+                Error {
+                    retry_after: Some(wait),
+                    ..Error::new(ErrorKind::RateLimited, message)
+                }
+            }
+            Self::TooManyTokens(limit, tokens) => {
+                let message = format!(
+                    "The request needs up to {tokens} tokens (its prompt, and `max_tokens` for each choice), and the \
+                     {owner} limit is {limit} tokens per minute. Lower `max_tokens`, or shorten the prompt."
+                );
+                Error::invalid_value("max_tokens", message)
+            }
+        }
     }
 }
 
-/// The amount that was used, as far as it has not drained since.
+/// Leaky bucket: the used amount, which drains at the rate of the limit. Held amounts count, but do not drain.
 #[derive(Debug, Default)]
 struct Bucket {
-    /// Amount in millionths, because a limit drains parts of a token within a millisecond.
+    /// The used amount, in [`PARTS`].
     level: u64,
+    /// The amount that is held for running requests, in [`PARTS`].
+    held: u64,
     updated: Option<Instant>,
 }
 
-/// Number of parts of the level for one request or token.
-const PARTS: u64 = 1_000_000;
+/// Wait before the next try if only the end of a running request can help.
+const RETRY_AFTER_HELD: Duration = Duration::from_secs(1);
+
+/// Number of parts of one request or token. It is the number of microseconds of a minute, so that a limit per minute
+/// drains its own number of parts in each microsecond.
+const PARTS: u64 = 60_000_000;
 
 impl Bucket {
     /// Uses an amount, which must not be larger than the limit. If the limit does not allow it now, returns the time
-    /// after which it will.
+    /// after which it may.
     fn take(&mut self, amount: u64, limit: NonZeroU32, now: Instant) -> Result<(), Duration> {
-        self.drain(limit, now);
-        let level = self.level + amount * PARTS;
-        let capacity = u64::from(limit.get()) * PARTS;
-        if level > capacity {
-            return Err(drain_time(level - capacity, limit));
-        }
-        self.level = level;
+        self.check(amount, limit, now)?;
+        self.level += amount * PARTS;
         Ok(())
     }
 
-    /// Replaces a reserved amount by the amount that was used, which may be larger.
-    fn settle(&mut self, reserved: u64, used: u64, limit: NonZeroU32, now: Instant) {
+    /// Reduces the used amount.
+    fn give_back(&mut self, amount: u64, limit: NonZeroU32, now: Instant) {
         self.drain(limit, now);
-        let level = self.level.saturating_add(used.saturating_mul(PARTS));
-        self.level = level.saturating_sub(reserved.saturating_mul(PARTS));
+        self.level = self.level.saturating_sub(amount.saturating_mul(PARTS));
+    }
+
+    /// Like [`Bucket::take`], but the amount does not drain before [`Bucket::settle`].
+    fn hold(&mut self, amount: u64, limit: NonZeroU32, now: Instant) -> Result<(), Duration> {
+        self.check(amount, limit, now)?;
+        self.held += amount * PARTS;
+        Ok(())
+    }
+
+    /// Replaces a held amount by the amount that was used, which may be larger.
+    fn settle(&mut self, held: u64, used: u64, limit: NonZeroU32, now: Instant) {
+        self.drain(limit, now);
+        self.held = self.held.saturating_sub(held.saturating_mul(PARTS));
+        self.level = self.level.saturating_add(used.saturating_mul(PARTS));
+    }
+
+    fn check(&mut self, amount: u64, limit: NonZeroU32, now: Instant) -> Result<(), Duration> {
+        self.drain(limit, now);
+        let total = self.counted().saturating_add(amount.saturating_mul(PARTS));
+        let excess = total.saturating_sub(u64::from(limit.get()) * PARTS);
+        match excess {
+            0 => Ok(()),
+            _ if excess <= self.level => Err(drain_time(excess, limit)),
+            _ => Err(drain_time(self.level, limit).max(RETRY_AFTER_HELD)),
+        }
+    }
+
+    fn counted(&self) -> u64 {
+        self.level.saturating_add(self.held)
     }
 
     fn status(&mut self, limit: NonZeroU32, now: Instant) -> RateStatus {
         self.drain(limit, now);
-        let used = u32::try_from(self.level.div_ceil(PARTS)).unwrap_or(u32::MAX);
+        let used = u32::try_from(self.counted().div_ceil(PARTS)).unwrap_or(u32::MAX);
         RateStatus {
             limit: limit.get(),
             remaining: limit.get().saturating_sub(used),
-            reset: drain_time(self.level, limit),
+            reset: drain_time(self.counted(), limit),
         }
     }
 
     fn drain(&mut self, limit: NonZeroU32, now: Instant) {
-        let Some(updated) = self.updated.replace(now) else {
-            return;
-        };
+        let updated = *self.updated.get_or_insert(now);
         let elapsed = now.saturating_duration_since(updated).as_micros();
-        // `PARTS` parts of each token, and a limit per 60 million microseconds.
-        let drained = elapsed * u128::from(limit.get()) / 60;
-        self.level = self
-            .level
-            .saturating_sub(u64::try_from(drained).unwrap_or(u64::MAX));
+        let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
+        // The rest of the last microsecond counts next time.
+        self.updated = Some(updated + Duration::from_micros(elapsed));
+        let drained = elapsed.saturating_mul(limit.get().into()).min(self.level);
+        self.level -= drained;
     }
 }
 
 /// Returns the time in which a number of parts drains.
 fn drain_time(parts: u64, limit: NonZeroU32) -> Duration {
-    let micros = (u128::from(parts) * 60).div_ceil(limit.get().into());
-    Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+    Duration::from_micros(parts.div_ceil(limit.get().into()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use tokio::time::advance;
 
     use super::*;
 
-    fn key(limits: KeyLimits) -> Arc<Key> {
-        Arc::new(Key {
-            name: "a".parse().unwrap(),
-            scopes: BTreeSet::new(),
-            models: None,
+    fn of_key(limits: KeyLimits) -> Quotas {
+        let of_key = Quota {
             limits,
-            usage: Arc::default(),
-        })
+            ..Quota::default()
+        };
+        Quotas {
+            of_key,
+            ..Quotas::default()
+        }
     }
 
     fn at_most(limit: u32) -> Option<NonZeroU32> {
         NonZeroU32::new(limit)
     }
 
-    fn start(key: &Arc<Key>) -> Result<LimitedRequest, Error> {
-        LimitedRequest::start(key, Instant::now())
+    fn start(quotas: &Quotas) -> Result<LimitedRequest, Error> {
+        LimitedRequest::start(quotas, Instant::now())
     }
 
     fn wait<T>(result: Result<T, Error>) -> Option<Duration> {
@@ -251,25 +390,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_beyond_the_rate_are_rejected_with_the_time_to_wait() {
-        let key = key(KeyLimits {
+        let quotas = of_key(KeyLimits {
             requests_per_minute: at_most(30),
             ..KeyLimits::default()
         });
         for _ in 0..30 {
-            start(&key).unwrap();
+            start(&quotas).unwrap();
         }
         let seconds = |seconds| Some(Duration::from_secs(seconds));
-        assert_eq!(wait(start(&key)), seconds(2));
+        assert_eq!(wait(start(&quotas)), seconds(2));
         advance(Duration::from_secs(1)).await;
         assert_eq!(
-            wait(start(&key)),
+            wait(start(&quotas)),
             seconds(1),
             "a rejected request counts nothing"
         );
         advance(Duration::from_secs(1)).await;
-        start(&key).unwrap();
-        assert_eq!(wait(start(&key)), seconds(2));
-        let [requests, tokens] = key.usage.status(&key.limits, Instant::now());
+        start(&quotas).unwrap();
+        assert_eq!(wait(start(&quotas)), seconds(2));
+        let [requests, tokens] = quotas.status(Instant::now());
         assert_eq!(tokens, None);
         let expected = RateStatus {
             limit: 30,
@@ -281,50 +420,134 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_request_is_concurrent_until_it_ends_or_is_dropped() {
-        let key = key(KeyLimits {
+        let quotas = of_key(KeyLimits {
             concurrent_requests: at_most(2),
             ..KeyLimits::default()
         });
-        let (first, second) = (start(&key).unwrap(), start(&key).unwrap());
-        wait(start(&key)).unwrap();
+        let (first, second) = (start(&quotas).unwrap(), start(&quotas).unwrap());
+        wait(start(&quotas)).unwrap();
         first.end(0, Instant::now());
         drop(first);
-        let third = start(&key).unwrap();
-        wait(start(&key)).unwrap();
+        let third = start(&quotas).unwrap();
+        wait(start(&quotas)).unwrap();
         drop(second);
-        start(&key).unwrap();
+        start(&quotas).unwrap();
         drop(third);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reserved_tokens_that_were_not_used_are_given_back() {
-        let key = key(KeyLimits {
+    async fn held_tokens_that_were_not_used_are_given_back() {
+        let quotas = of_key(KeyLimits {
             tokens_per_minute: at_most(600),
             ..KeyLimits::default()
         });
-        let request = start(&key).unwrap();
-        request.reserve_tokens(500, Instant::now()).unwrap();
-        let other = start(&key).unwrap();
-        let rejected = other.reserve_tokens(150, Instant::now());
-        assert_eq!(wait(rejected), Some(Duration::from_secs(5)));
+        let request = start(&quotas).unwrap();
+        request.hold_tokens(500, Instant::now()).unwrap();
+        let other = start(&quotas).unwrap();
+        let rejected = other.hold_tokens(150, Instant::now());
+        assert_eq!(wait(rejected), Some(RETRY_AFTER_HELD));
         request.end(100, Instant::now());
-        other.reserve_tokens(500, Instant::now()).unwrap();
-        let [_, tokens] = key.usage.status(&key.limits, Instant::now());
+        other.hold_tokens(500, Instant::now()).unwrap();
+        let [_, tokens] = quotas.status(Instant::now());
         assert_eq!(tokens.unwrap().remaining, 0);
 
-        let too_large = other.reserve_tokens(601, Instant::now()).unwrap_err();
+        let too_large = other.hold_tokens(601, Instant::now()).unwrap_err();
         assert_eq!(too_large.kind, ErrorKind::InvalidValue);
         assert_eq!(too_large.param.as_deref(), Some("max_tokens"));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn tokens_that_were_not_reserved_count_when_the_request_ends() {
-        let key = key(KeyLimits {
+    async fn tokens_that_were_not_held_count_when_the_request_ends() {
+        let quotas = of_key(KeyLimits {
             tokens_per_minute: at_most(60),
             ..KeyLimits::default()
         });
-        start(&key).unwrap().end(90, Instant::now());
-        let rejected = start(&key).unwrap().reserve_tokens(1, Instant::now());
+        start(&quotas).unwrap().end(90, Instant::now());
+        let rejected = start(&quotas).unwrap().hold_tokens(1, Instant::now());
         assert_eq!(wait(rejected), Some(Duration::from_secs(31)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn held_tokens_do_not_drain_and_used_ones_do() {
+        let quotas = of_key(KeyLimits {
+            tokens_per_minute: at_most(6_000),
+            ..KeyLimits::default()
+        });
+        let requests = [(); 20].map(|()| start(&quotas).unwrap());
+        for request in &requests {
+            request.hold_tokens(300, Instant::now()).unwrap();
+        }
+        advance(Duration::from_secs(60)).await;
+        let next = start(&quotas).unwrap();
+        wait(next.hold_tokens(1, Instant::now())).unwrap();
+        for request in &requests {
+            request.end(20, Instant::now());
+        }
+        let remaining = || quotas.status(Instant::now())[1].unwrap().remaining;
+        assert_eq!(remaining(), 5_600);
+        advance(Duration::from_secs(3)).await;
+        assert_eq!(remaining(), 5_900);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_prompts_of_a_request_must_fit_together() {
+        let quotas = of_key(KeyLimits {
+            tokens_per_minute: at_most(1_000),
+            ..KeyLimits::default()
+        });
+        let request = start(&quotas).unwrap();
+        request.hold_tokens(600, Instant::now()).unwrap();
+        let never = request.hold_tokens(600, Instant::now()).unwrap_err();
+        assert_eq!(never.kind, ErrorKind::InvalidValue);
+        assert!(never.message.contains("up to 1200 tokens"), "{never}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frequent_attempts_do_not_delay_the_next_request() {
+        let quotas = of_key(KeyLimits {
+            requests_per_minute: at_most(1),
+            ..KeyLimits::default()
+        });
+        start(&quotas).unwrap();
+        for _ in 0..60_000 {
+            advance(Duration::from_micros(999)).await;
+            wait(start(&quotas)).unwrap();
+        }
+        advance(Duration::from_millis(60)).await;
+        start(&quotas).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_limits_of_all_keys_apply_together_and_a_rejection_counts_nowhere() {
+        let of_all = Quota {
+            limits: KeyLimits {
+                requests_per_minute: at_most(2),
+                tokens_per_minute: at_most(100),
+                ..KeyLimits::default()
+            },
+            ..Quota::default()
+        };
+        let [one, other] = [(); 2].map(|()| Quotas {
+            of_all: of_all.clone(),
+            ..of_key(KeyLimits {
+                requests_per_minute: at_most(10),
+                tokens_per_minute: at_most(1_000),
+                ..KeyLimits::default()
+            })
+        });
+        let (first, second) = (start(&one).unwrap(), start(&other).unwrap());
+        first.hold_tokens(60, Instant::now()).unwrap();
+        wait(second.hold_tokens(60, Instant::now())).unwrap();
+        second.hold_tokens(40, Instant::now()).unwrap();
+        let rejected = start(&other).unwrap_err();
+        assert!(
+            rejected.message.starts_with("The server's limit"),
+            "{rejected}"
+        );
+        let now = Instant::now();
+        let remaining = |quota: &Quota| quota.status(now).map(|it| it.unwrap().remaining);
+        assert_eq!(remaining(&other.of_key), [9, 960]);
+        assert_eq!(remaining(&one.of_key), [9, 940]);
+        assert_eq!(other.status(now).map(|it| it.unwrap().remaining), [0, 0]);
     }
 }

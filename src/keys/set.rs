@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::key::{Key, KeyName};
+use super::limits::{KeyLimits, Quota};
 use super::secret::SecretHash;
 
 /// A key with its stored secrets.
@@ -27,17 +28,25 @@ pub(crate) struct StoredSecret {
 pub(crate) struct KeySet {
     secrets: HashMap<[u8; 8], Vec<(StoredSecret, Arc<Key>)>>,
     keys: HashMap<KeyName, Arc<Key>>,
+    of_all: Quota,
 }
 
 impl KeySet {
-    /// Creates the set of these keys. A key with the name of a `previous` key continues to count toward the limits what
-    /// the previous key's requests have used.
-    pub(crate) fn new(entries: Vec<KeyEntry>, previous: &Self) -> Self {
-        let mut set = Self::default();
+    /// Creates the set of these keys. `limits` apply to all of them together. A key keeps the usage of
+    /// the `previous` key with its name. The limits of all keys keep theirs.
+    pub(crate) fn new(entries: Vec<KeyEntry>, limits: KeyLimits, previous: &Self) -> Self {
+        let mut set = Self {
+            of_all: Quota {
+                limits,
+                usage: Arc::clone(&previous.of_all.usage),
+            },
+            ..Self::default()
+        };
         for KeyEntry { mut key, secrets } in entries {
-            let previous = previous.keys.get(&key.name);
-            if let (Some(previous), Some(key)) = (previous, Arc::get_mut(&mut key)) {
-                key.usage = Arc::clone(&previous.usage);
+            let new = Arc::get_mut(&mut key).expect("a new key is not shared yet");
+            new.quotas.of_all = set.of_all.clone();
+            if let Some(previous) = previous.keys.get(&new.name) {
+                new.quotas.of_key.usage = Arc::clone(&previous.quotas.of_key.usage);
             }
             for secret in secrets {
                 let found = set.secrets.entry(secret.hash.index()).or_default();
@@ -70,15 +79,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::keys::{KeyLimits, Scope};
+    use crate::keys::Scope;
+    use crate::keys::limits::Quotas;
 
     fn entry(name: &str, secrets: &[(&str, Option<SystemTime>)]) -> KeyEntry {
         let key = Key {
             name: name.parse().unwrap(),
             scopes: [Scope::Inference].into(),
             models: None,
-            limits: KeyLimits::default(),
-            usage: Arc::default(),
+            quotas: Quotas::default(),
         };
         let secrets = secrets.iter().map(|(secret, expires)| StoredSecret {
             hash: SecretHash::of(secret.as_bytes()),
@@ -99,7 +108,7 @@ mod tests {
             entry("a", &[("a-old", future), ("a-new", None)]),
             entry("b", &[("b", past), ("b-now", Some(now))]),
         ];
-        let set = KeySet::new(entries, &KeySet::default());
+        let set = KeySet::new(entries, KeyLimits::default(), &KeySet::default());
         let name = |secret: &str| {
             let found = set.find(secret.as_bytes(), now);
             found.map(|key| key.name.as_str().to_owned())
@@ -114,13 +123,17 @@ mod tests {
 
     #[test]
     fn a_reloaded_key_keeps_the_use_of_its_limits() {
-        let set = KeySet::new(vec![entry("a", &[]), entry("b", &[])], &KeySet::default());
-        let reloaded = KeySet::new(vec![entry("a", &[]), entry("c", &[])], &set);
+        let limits = KeyLimits::default();
+        let entries = vec![entry("a", &[]), entry("b", &[])];
+        let set = KeySet::new(entries, limits, &KeySet::default());
+        let reloaded = KeySet::new(vec![entry("a", &[]), entry("c", &[])], limits, &set);
         let usage = |set: &KeySet, name: &str| {
             let key = &set.keys[&name.parse::<KeyName>().unwrap()];
-            Arc::as_ptr(&key.usage)
+            Arc::as_ptr(&key.quotas.of_key.usage)
         };
         assert_eq!(usage(&reloaded, "a"), usage(&set, "a"));
         assert_ne!(usage(&reloaded, "c"), usage(&set, "b"));
+        let of_all = |set: &KeySet| Arc::as_ptr(&set.of_all.usage);
+        assert_eq!(of_all(&reloaded), of_all(&set));
     }
 }

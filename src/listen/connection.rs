@@ -101,30 +101,37 @@ impl Connection {
         }
     }
 
-    /// Performs the TLS handshake. Answers a client that does not use TLS. Returns `None` if the connection must close.
+    /// Performs the TLS handshake. Answers a client that does not use TLS. Returns `None` if the connection must close:
+    /// no request has started, so it also closes when the listener stops.
     async fn accept_tls(&self, tls: &ServerTls) -> Option<Transport> {
         let handshake = timeout(self.settings.limits.header_timeout, self.handshake(tls));
-        let abort = &self.shutdown.abort;
-        match abort.run_until_cancelled(handshake).await? {
+        let stop = &self.shutdown.stop;
+        match stop.run_until_cancelled(handshake).await? {
             Ok(Ok(transport)) => transport,
             Ok(Err(error)) => {
-                tracing::info!(%error, "a TLS handshake failed");
+                let peer = self.socket.peer_address();
+                tracing::debug!(?peer, %error, "a TLS handshake failed");
                 None
             }
-            Err(_) => None,
+            Err(_) => {
+                let peer = self.socket.peer_address();
+                tracing::debug!(?peer, "a TLS handshake timed out");
+                None
+            }
         }
     }
 
     async fn handshake(&self, tls: &ServerTls) -> io::Result<Option<Transport>> {
         match FirstBytes::peek(&self.socket).await? {
             FirstBytes::Tls => {
-                let socket = SocketStream(Arc::clone(&self.socket));
+                let socket = SocketStream::new(Arc::clone(&self.socket));
                 let stream = tls.accept(socket, self.settings.protocol).await?;
                 Ok(Some(Transport::Tls(Box::new(stream))))
             }
             FirstBytes::None => Ok(None),
             plaintext @ (FirstBytes::Http1 | FirstBytes::Http2 | FirstBytes::Unknown) => {
-                tracing::info!("a client without TLS connected to a port with TLS");
+                let peer = self.socket.peer_address();
+                tracing::debug!(?peer, "a client without TLS connected to a port with TLS");
                 self.socket.try_write(&plaintext.refusal())?;
                 Ok(None)
             }
@@ -194,8 +201,8 @@ impl Connection {
         }
     }
 
-    /// Wraps the service that handles the connection's requests. Tracks each request, and sets `is_http_10` to true for a
-    /// request of HTTP/1.0.
+    /// Wraps the service that handles the connection's requests. Tracks each request, and sets `is_http_10` to true for
+    /// a request of HTTP/1.0.
     fn tracked_service<S, B>(
         &self,
         service: S,

@@ -194,6 +194,22 @@ impl Transport {
         }
     }
 
+    /// Number of bytes that the socket below a TLS session has accepted. 0 without TLS.
+    pub(super) fn sent_bytes(&self) -> u64 {
+        match self {
+            Self::Plain(_) => 0,
+            Self::Tls(stream) => stream.get_ref().0.sent_bytes,
+        }
+    }
+
+    /// Returns true if a TLS session has data that the socket has not accepted yet.
+    pub(super) fn has_buffered_data(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(stream) => stream.get_ref().1.wants_write(),
+        }
+    }
+
     /// Writes if the socket accepts data now. Errors are ignored because the connection closes next.
     pub(super) fn try_write(&mut self, bytes: &[u8]) {
         let _ = match self {
@@ -208,7 +224,26 @@ impl Transport {
 }
 
 /// The socket below a TLS session.
-pub(super) struct SocketStream(pub(super) Arc<AcceptedSocket>);
+pub(super) struct SocketStream {
+    socket: Arc<AcceptedSocket>,
+    /// Number of bytes that the socket has accepted.
+    sent_bytes: u64,
+}
+
+impl SocketStream {
+    pub(super) fn new(socket: Arc<AcceptedSocket>) -> Self {
+        Self {
+            socket,
+            sent_bytes: 0,
+        }
+    }
+
+    fn count_sent(&mut self, written: io::Result<usize>) -> io::Result<usize> {
+        let count = written?;
+        self.sent_bytes += u64::try_from(count).unwrap_or(u64::MAX);
+        Ok(count)
+    }
+}
 
 impl AsyncRead for SocketStream {
     fn poll_read(
@@ -216,7 +251,7 @@ impl AsyncRead for SocketStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.0.poll_read(cx, buffer).map_ok(|_| ())
+        self.socket.poll_read(cx, buffer).map_ok(|_| ())
     }
 }
 
@@ -226,7 +261,7 @@ impl AsyncWrite for SocketStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, &[IoSlice::new(bytes)])
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -234,7 +269,9 @@ impl AsyncWrite for SocketStream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, slices)
+        let this = self.get_mut();
+        let written = ready!(this.socket.poll_write(cx, slices));
+        Poll::Ready(this.count_sent(written))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -246,13 +283,14 @@ impl AsyncWrite for SocketStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.0.shutdown())
+        Poll::Ready(self.socket.shutdown())
     }
 }
 
 impl Write for SocketStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
+        let written = self.socket.try_write(bytes);
+        self.count_sent(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

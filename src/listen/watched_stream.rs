@@ -21,7 +21,9 @@ pub(super) struct WatchedStream {
     write_timeout: Duration,
     /// Write timeout; set while the socket accepts no data.
     write_timer: Option<Pin<Box<Sleep>>>,
-    /// True from a write that could not complete until the next flush.
+    /// Number of bytes that the socket below a TLS session had accepted at the last check of the write timeout.
+    sent_bytes: u64,
+    /// True while written data waits. The next completed flush clears it.
     has_unsent_data: bool,
     header_timeout: Duration,
     /// Header timeout. Set while the headers of a second or later HTTP/1.1 request are incomplete.
@@ -42,6 +44,7 @@ impl WatchedStream {
             transport,
             write_timeout: limits.write_timeout,
             write_timer: None,
+            sent_bytes: 0,
             has_unsent_data: false,
             header_timeout: limits.header_timeout,
             header_timer: None,
@@ -52,14 +55,23 @@ impl WatchedStream {
         (watched, flushes)
     }
 
-    /// Returns the result of a write or a flush, or an error once there was no progress for the write timeout.
+    /// Returns the result of a write or a flush, or an error once the socket has accepted no data for the write
+    /// timeout.
+    ///
+    /// A write to a TLS session may only fill the session's buffer, and a flush may send a part of it and still be
+    /// pending. Progress is therefore judged by the bytes that the socket has accepted.
     fn check_write_timeout<T>(
         &mut self,
         cx: &mut Context<'_>,
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if written.is_ready() {
+        let sent_bytes = self.transport.sent_bytes();
+        let has_sent = sent_bytes != self.sent_bytes;
+        self.sent_bytes = sent_bytes;
+        if has_sent || (written.is_ready() && !self.transport.has_buffered_data()) {
             self.write_timer = None;
+        }
+        if written.is_ready() {
             return written;
         }
         if !self.has_unsent_data {

@@ -13,6 +13,9 @@ use crate::listen::{Address, Limits, ServerTls};
 /// Default of [`HttpFrontend::headers_after`]. It is below 60 s, the common idle timeout of load balancers.
 const DEFAULT_HEADERS_AFTER: Duration = Duration::from_secs(30);
 
+/// Default of [`ServerParts::body_memory_bytes`].
+pub(crate) const DEFAULT_BODY_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
+
 /// Settings of a server.
 #[derive(Clone)]
 pub struct ServerParts {
@@ -24,6 +27,8 @@ pub struct ServerParts {
     pub grpc: Option<Address>,
     /// Connection limits of both APIs.
     pub limits: Limits,
+    /// Memory for large request bodies that are read, parsed or queued, in bytes.
+    pub body_memory_bytes: u64,
     /// Timeout of a request whose client sets none.
     pub request_timeout: Duration,
     /// True if the server logs one line for each request that ends.
@@ -47,6 +52,7 @@ impl ServerParts {
             http: None,
             grpc: None,
             limits: Limits::default(),
+            body_memory_bytes: DEFAULT_BODY_MEMORY_BYTES,
             request_timeout: Duration::from_secs(600),
             access_log: true,
             prefix_sharing: PrefixSharing::All,

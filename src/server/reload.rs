@@ -15,6 +15,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reloads the keys whenever their file changes, until `stop` is cancelled.
 pub(super) async fn reload_keys_on_change(keys: Keys, stop: CancellationToken) {
+    if keys.file().is_none() {
+        return;
+    }
     let mut files = keys.files_at_start();
     while let Some(changed) = wait_for_change(files, &stop).await {
         files = changed;
@@ -51,19 +54,19 @@ async fn wait_for_change(
     }
 }
 
-/// Reads the keys again. If they cannot be read, those in force stay.
+/// Reads the keys again. If they cannot be read, the previous ones stay in use.
 pub(super) async fn reload_keys(keys: &Keys) {
     let read = keys.clone();
     match spawn_blocking(move || read.reload()).await {
         Ok(Ok(keys)) => tracing::info!(keys, "the keys were reloaded"),
         Ok(Err(error)) => {
-            tracing::error!(%error, "the keys were not reloaded; those in force stay");
+            tracing::error!(%error, "cannot reload the keys; the previous ones stay in use");
         }
-        Err(panicked) => tracing::error!(%panicked, "the keys were not reloaded"),
+        Err(panicked) => tracing::error!(%panicked, "cannot reload the keys"),
     }
 }
 
-/// Reads the certificates again. If they cannot be used, those in force stay.
+/// Reads the certificates again. If they cannot be used, the previous ones stay in use.
 pub(super) async fn reload_certificates(tls: &ServerTls) {
     let read = tls.clone();
     match spawn_blocking(move || read.reload()).await {
@@ -72,8 +75,8 @@ pub(super) async fn reload_certificates(tls: &ServerTls) {
             tracing::info!(%certificate, "the TLS certificates were reloaded");
         }
         Ok(Err(error)) => {
-            tracing::error!(%error, "the TLS certificates were not reloaded; those in force stay");
+            tracing::error!(%error, "cannot reload the TLS certificates; the previous ones stay in use");
         }
-        Err(panicked) => tracing::error!(%panicked, "the TLS certificates were not reloaded"),
+        Err(panicked) => tracing::error!(%panicked, "cannot reload the TLS certificates"),
     }
 }

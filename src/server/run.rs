@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
@@ -90,8 +91,16 @@ pub async fn serve_until_signalled(
             "draining new requests are rejected; the listeners close in {seconds} s"
         ));
     }
+    notify_systemd(NotifyState::Stopping);
     drain_server(server, &mut signals).await?;
     outcome
+}
+
+/// Reports a state to systemd, if it started this process with `Type=notify`.
+fn notify_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "cannot notify systemd");
+    }
 }
 
 /// Prints the readiness of the server. Returns when the server must shut down: because of a signal, a critical task
@@ -116,6 +125,7 @@ async fn run_until_shutdown(
     for line in ready_lines(server, source) {
         out.write_line(format_args!("ready    {line}"));
     }
+    notify_systemd(NotifyState::Ready);
     wait_for_shutdown(server, signals).await
 }
 

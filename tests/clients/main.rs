@@ -48,3 +48,4 @@ mod openai_node;
 mod openai_node_chat;
 mod plain_http;
 mod reference_performance;
+mod secured;

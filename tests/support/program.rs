@@ -145,6 +145,14 @@ pub fn curl() -> Program {
     program.args(["--disable", "--silent", "--show-error"])
 }
 
+/// Returns a program of this machine; `None` if it is not installed.
+pub fn system(name: &str) -> Option<Program> {
+    let folders = std::env::var_os("PATH")?;
+    let mut paths = std::env::split_paths(&folders).map(|folder| folder.join(name));
+    let path = paths.find(|path| path.is_file())?;
+    Some(Program::new(&path))
+}
+
 /// Returns headless Chromium. It prints the DOM of the page at `url` after the page's scripts have run.
 ///
 /// `profile` is an empty folder. Every host name resolves to 127.0.0.1.
@@ -174,8 +182,21 @@ pub async fn start_server(arguments: &[&str]) -> (RunningProgram, [String; 2]) {
 
 /// Like [`start_server`], with the environment of `program`.
 pub async fn start_serving(program: Program, arguments: &[&str]) -> (RunningProgram, [String; 2]) {
+    start_command(program, "serve", arguments).await
+}
+
+/// Starts `tokenway gateway` on free ports. Returns the process and the URLs of its APIs once an engine is ready.
+pub async fn start_gateway(arguments: &[&str]) -> (RunningProgram, [String; 2]) {
+    start_command(tokenway(), "gateway", arguments).await
+}
+
+async fn start_command(
+    program: Program,
+    command: &str,
+    arguments: &[&str],
+) -> (RunningProgram, [String; 2]) {
     let free = "127.0.0.1:0";
-    let mut program = program.args(["serve", "--http-listen", free, "--grpc-listen", free]);
+    let mut program = program.args([command, "--http-listen", free, "--grpc-listen", free]);
     program.0.stderr(Stdio::piped());
     let mut running = program.args(arguments).start();
     let mut url = async || {

@@ -18,7 +18,7 @@ use crate::config::nested_tables::{DeserialisedTables, Locations};
 pub(super) type ReadCertificates<'a> =
     dyn Fn(&ClientTlsFiles) -> Result<ClientTls, CertificateError> + 'a;
 
-/// The engines of `--engine`, and what the tables do not say about engines.
+/// Engines of `--engine`, default certificates, and the functions that read keys and certificates.
 pub(in crate::config) struct EngineDefaults<'a> {
     /// Addresses of engines that have no table.
     pub(in crate::config) listed: Vec<EngineAddress>,
@@ -160,8 +160,8 @@ impl<'a> SpecBuilder<'a> {
         };
         let tls = (self.defaults.read_certificates)(&files);
         let location = self.locations.of(first);
-        tls.map_err(|error| self.push(location, &error.to_string()))
-            .ok()
+        let tls = tls.map_err(|error| self.push(location, &error.to_string()));
+        Some(tls.ok()?.or(&self.defaults.tls))
     }
 
     fn route(

@@ -12,9 +12,8 @@ pub(super) struct FirstLogits {
     pub(super) logits: Arc<[f32]>,
 }
 
-/// Buffers for first logits. A buffer is used again after its logits are dropped. If each sequence allocated its own
-/// buffer, the buffers would lie between the much larger states of stored sequences, and keep the allocator from joining
-/// the memory of dropped states.
+/// Buffers for first logits. A buffer is used again after its logits are dropped. Otherwise each prompt would allocate
+/// hundreds of KiB that live for as long as its computed tokens, which leaves holes in the heap.
 pub(super) struct LogitsBuffers {
     /// All buffers. A buffer is free if no other `Arc` refers to it.
     buffers: Vec<Arc<[f32]>>,
@@ -79,6 +78,6 @@ mod tests {
         drop([1.0, 2.0, 3.0, 4.0].map(|logit| buffers.copy(&[logit])));
         let next = buffers.copy(&[5.0]);
         assert_eq!(buffers.buffers.len(), 3, "two in use, and one free");
-        assert_eq!((*used, *next), (&[0.0][..], &[5.0][..]));
+        assert_eq!((&*used, &*next), (&[0.0][..], &[5.0][..]));
     }
 }

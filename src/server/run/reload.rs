@@ -1,5 +1,5 @@
-//! SIGHUP: reloads the keys and the certificates, reads the settings again, and replaces the engines and routes of a running gateway. This
-//! module must not know where settings come from.
+//! SIGHUP: reloads the keys and the certificates, reads the settings again, and replaces the engines and routes of a
+//! running gateway. This module must not know where settings come from.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -89,7 +89,7 @@ fn log_outcome(outcome: Result<Applied, String>) {
     let applied = match outcome {
         Ok(applied) => applied,
         Err(error) => {
-            tracing::error!(%error, "the settings were not reloaded; those in force stay");
+            tracing::error!(%error, "cannot reload the settings; the previous ones stay in use");
             return;
         }
     };
