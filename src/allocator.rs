@@ -7,7 +7,7 @@ const MMAP_THRESHOLD: i32 = 1024 * 1024;
 /// other threshold, the ratio that glibc keeps.
 const TRIM_THRESHOLD: i32 = 2 * MMAP_THRESHOLD;
 
-/// Makes glibc return freed allocations of at least [`MMAP_THRESHOLD`] to the operating system at once. Has no effect
+/// Makes glibc return freed allocations of at least 1 MiB to the operating system at once. Has no effect
 /// with other C libraries.
 ///
 /// By default, glibc raises this threshold up to 32 MiB, and then takes large allocations from heaps. The states of
