@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
+mod bucket;
 mod command;
 mod edit;
 mod file;
@@ -13,13 +14,14 @@ mod limits;
 mod secret;
 mod set;
 
+pub(crate) use bucket::RateStatus;
 pub use command::{KeysCommand, KeysCommandError, KeysOutput};
 pub use file::KeysFileError;
 use file::{ParsedKeys, read_keys};
 pub use key::{InvalidKeyName, InvalidScope, Key, KeyName, Scope};
 pub use limits::KeyLimits;
+pub(crate) use limits::LimitedRequest;
 use limits::Quotas;
-pub(crate) use limits::{LimitedRequest, RateStatus};
 pub(crate) use secret::SecretHash;
 use set::{KeyEntry, KeySet, StoredSecret};
 

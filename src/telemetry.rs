@@ -25,6 +25,7 @@ mod keys;
 mod latency;
 mod prefix_cache;
 mod request;
+mod request_gauge;
 mod request_metrics;
 mod token_gaps;
 
@@ -33,8 +34,9 @@ pub(crate) use keys::AuthenticationFailure;
 pub use latency::{ResponseFormat, Stage, StageSummary, StageTimes};
 pub(crate) use prefix_cache::PrefixCacheMeter;
 pub use prefix_cache::PrefixCacheMetrics;
+pub(crate) use request::outcome_label;
 pub use request::{Api, Outcome, RequestRecord, Route, RouteKind};
-pub(crate) use request::{RequestGauge, outcome_label};
+pub(crate) use request_gauge::RequestGauge;
 use request_metrics::RequestMetrics;
 pub use request_metrics::TokenUsage;
 pub(crate) use token_gaps::InterTokenTimes;

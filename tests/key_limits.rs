@@ -171,7 +171,7 @@ async fn a_requests_tokens_are_held_until_it_ends() {
     let mut stream = server.send(completion(&body)).await;
     assert_eq!(stream.status, 200);
     stream.read_rest().await;
-    // They are free again, apart from the six tokens that were generated and the prompt.
+    // Now only the six generated tokens and the three of the prompt count.
     let next = server.complete_over_grpc(900).await.expect("a completion");
     assert_eq!(next.token_count(0), 900);
     assert_rate_limited(&server.complete(200).await);
