@@ -1,16 +1,14 @@
-//! API keys: the commands that manage them, and what a request with or without a key gets on both APIs.
+//! API keys: what a request with or without a key gets on both APIs.
 
 mod support;
-
-use std::path::PathBuf;
 
 use rustix::process::Signal;
 use serde_json::json;
 use support::grpc;
 use support::http::{BodyEnd, Request, completion, get};
-use support::program::{Outcome, Program, start_serving, tokenway};
+use support::keys::KeysFile;
+use support::program::{Program, start_serving, tokenway};
 use support::running_program::RunningProgram;
-use tempfile::TempDir;
 use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
@@ -18,40 +16,6 @@ use tonic::transport::Channel;
 use tonic::{Request as GrpcRequest, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
-
-/// A keys file in a temporary folder.
-struct KeysFile {
-    path: PathBuf,
-    folder: TempDir,
-}
-
-impl KeysFile {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("keys.toml");
-        Self { path, folder }
-    }
-
-    fn command(&self, arguments: &str) -> Program {
-        let keys = tokenway().arg("keys").args(arguments.split(' '));
-        keys.env("TOKENWAY_KEYS_FILE", &self.path)
-    }
-
-    /// Runs `tokenway keys` with these arguments.
-    async fn run(&self, arguments: &str) -> Outcome {
-        self.command(arguments).run().await
-    }
-
-    /// Runs `tokenway keys` with these arguments, and returns the secret that it prints.
-    async fn secret(&self, arguments: &str) -> String {
-        let printed = self.run(arguments).await.expect_success();
-        printed.trim_end().to_owned()
-    }
-
-    fn text(&self) -> String {
-        std::fs::read_to_string(&self.path).expect("the keys file")
-    }
-}
 
 /// A server that accepts the keys in a file.
 struct Server {
@@ -285,73 +249,6 @@ async fn a_rotated_key_has_two_secrets_until_the_old_one_expires() {
         let status = again.status(bearer(short_completion(), key)).await;
         assert_eq!(status, 200);
     }
-}
-
-#[tokio::test]
-async fn changes_keep_comments_and_other_keys_and_the_file_is_private() {
-    use std::os::unix::fs::PermissionsExt;
-
-    let keys = KeysFile::new();
-    keys.secret("new a").await;
-    let mode = std::fs::metadata(&keys.path).expect("a file").permissions();
-    assert_eq!(mode.mode() & 0o777, 0o600);
-    let commented = format!("# The keys of our team.\n{}# The end.\n", keys.text());
-    std::fs::write(&keys.path, commented).expect("a file");
-    keys.secret("new b --model x --expires-in 90d").await;
-    keys.secret("rotate a").await;
-    keys.secret("new c").await;
-    keys.run("revoke b").await.expect_success();
-    keys.run("revoke c").await.expect_success();
-    let text = keys.text();
-    for comment in ["# The keys of our team.\n", "# The end.\n"] {
-        assert!(text.contains(comment), "{text}");
-    }
-    let list = keys.run("list").await.expect_success();
-    let lines: Vec<_> = list.lines().collect();
-    assert!(
-        lines[0].starts_with("NAME  SCOPES     MODELS  EXPIRES"),
-        "{list}"
-    );
-    assert!(
-        lines[1].starts_with("a     inference  all     20"),
-        "{list}"
-    );
-    assert!(lines[1].ends_with(", never"), "{list}");
-    assert_eq!(lines.len(), 2, "{list}");
-}
-
-#[tokio::test]
-async fn an_invalid_command_changes_nothing() {
-    let keys = KeysFile::new();
-    keys.secret("new a").await;
-    let before = keys.text();
-    for (arguments, expected) in [
-        ("new a", "a key with the name a already exists"),
-        ("revoke b", "there is no key with the name b"),
-        ("rotate b", "there is no key with the name b"),
-        ("new b --expires-in=-1d", "--expires-in must be a time"),
-    ] {
-        let error = keys.run(arguments).await.expect_failure();
-        assert!(error.contains(expected), "{error}");
-    }
-    for (arguments, expected) in [
-        ("new a/b", "must be 1 to 64 of the characters"),
-        ("new b --scope root", "must be inference, metrics or admin"),
-        ("new b --expires-in soon", "soon"),
-    ] {
-        let outcome = keys.run(arguments).await;
-        assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
-        assert!(outcome.stderr.contains(expected), "{}", outcome.stderr);
-    }
-    assert_eq!(keys.text(), before);
-    std::fs::write(&keys.path, "[[key]]\nname = \"tw_secret 1\"").expect("a file");
-    let error = keys.run("new b").await.expect_failure();
-    let expected = format!("keys file {}:2: must be 1 to 64", keys.path.display());
-    assert!(
-        error.contains(&expected) && !error.contains("secret"),
-        "{error}"
-    );
-    assert!(keys.folder.path().exists());
 }
 
 #[tokio::test]

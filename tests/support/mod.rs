@@ -37,6 +37,7 @@ pub mod http;
 pub mod http2;
 #[cfg(feature = "llama-cpp")]
 pub mod hub;
+pub mod keys;
 pub mod log;
 pub mod metrics;
 pub mod openai_engine;
