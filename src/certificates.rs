@@ -28,6 +28,13 @@ pub struct CertificateError {
     problem: String,
 }
 
+impl CertificateError {
+    /// Returns the path of the file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// A PEM file that was read.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct PemFile {

@@ -348,21 +348,33 @@ async fn unusable_files_are_reported_at_start() {
     let missing = folder.path().join("missing.pem");
     let empty = folder.path().join("empty.pem");
     std::fs::write(&empty, "").expect("a file");
-    for (certificate, key, expected) in [
-        (&missing, &one.key, "missing.pem: No such file"),
+    for (certificate, key, flag, problem) in [
+        (
+            &missing,
+            &one.key,
+            "--tls-cert: ",
+            "missing.pem: No such file",
+        ),
         (
             &empty,
             &one.key,
+            "--tls-cert: ",
             "empty.pem: the file contains no certificate",
         ),
-        (&one.certificate, &empty, "empty.pem: "),
-        (&one.certificate, &other.key, "one.pem: "),
+        (&one.certificate, &empty, "--tls-key: ", "empty.pem: "),
+        (&one.certificate, &other.key, "--tls-cert: ", "one.pem: "),
     ] {
         let arguments = ["--tls-cert", text(certificate), "--tls-key", text(key)];
         let outcome = tokenway().arg("serve").args(arguments).run().await;
         assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
-        assert!(outcome.stderr.contains(expected), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(flag), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(problem), "{}", outcome.stderr);
     }
+    let engine = ["gateway", "--engine", "https://a:1", "--engine-tls-ca"];
+    let outcome = tokenway().args(engine).arg(&empty).run().await;
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+    let problem = "--engine-tls-ca: ";
+    assert!(outcome.stderr.contains(problem), "{}", outcome.stderr);
     let alone = ["serve", "--tls-cert", text(&one.certificate)];
     let outcome = tokenway().args(alone).run().await;
     assert!(

@@ -75,8 +75,8 @@ pub enum ClientError {
         "'{0}' is not a valid server address; use http://host:port, https://host:port or unix:/path"
     )]
     Address(String),
-    /// A file of `--tls-…` cannot be used.
-    #[error("--tls-…: {0}")]
+    /// A file of certificates, or of a key, cannot be used.
+    #[error("cannot use a TLS file: {0}")]
     Certificate(#[from] CertificateError),
     /// The client cannot connect.
     #[error(

@@ -73,9 +73,8 @@ pub(super) struct EngineCommandSettings {
 pub(super) struct GatewaySettings {
     /// Address of an engine: `http://host:port` (or `grpc://host:port`), `https://host:port` (TLS) or `unix:/path` for
     /// the gRPC API of a Tokenway engine, `openai+http://host:port/v1` (or `openai+https://…`) for an OpenAI-compatible
-    /// server,
-    /// `vllm+grpc://host:port` for vLLM's gRPC API. Separate several engines with commas, or repeat the flag. Required,
-    /// here or in the settings file, where `[[engine]]` tables can give engines names and keys
+    /// server, `vllm+grpc://host:port` for vLLM's gRPC API. Separate several engines with commas, or repeat the flag.
+    /// Required, here or in the settings file, where `[[engine]]` tables can give engines names and keys
     #[arg(
         long,
         env = "TOKENWAY_ENGINE",
@@ -142,7 +141,7 @@ impl ServerCommand for GatewaySettings {
         let listed = self.engine.into_iter().map(|engine| engine.value);
         let spec = ClusterSpec {
             placement: PlacementPolicy::remembering(self.prefix_index_blocks),
-            ..cluster::cluster_spec(settings, listed.collect(), self.tls.client_tls()?)?
+            ..cluster::cluster_spec(settings, listed.collect(), self.tls.client_tls(settings)?)?
         };
         let source = Source::Remote(spec);
         let parts = self

@@ -180,7 +180,7 @@ impl ServerSettings {
             access_log: self.log.access_log(),
             prefix_sharing: self.prefix_sharing.value,
             keys,
-            tls: self.tls.server_tls()?,
+            tls: self.tls.server_tls(settings)?,
             drain: DrainDurations {
                 grace: Duration::from(self.shutdown.drain_grace),
                 timeout: self.shutdown.drain_timeout.into(),

@@ -1,11 +1,14 @@
 //! The settings of TLS: certificates of a server, and certificates with which a client verifies servers.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::error::ConfigError;
+use super::settings::Settings;
 use super::values::FilePath;
-use crate::certificates::{ClientTls, ClientTlsFiles};
+use crate::certificates::{CertificateError, ClientTls, ClientTlsFiles};
 use crate::listen::{ServerTls, ServerTlsFiles};
 
 #[derive(Args, Serialize, Deserialize)]
@@ -27,7 +30,7 @@ pub(super) struct ServerTlsSettings {
 
 impl ServerTlsSettings {
     /// Reads the certificates. Returns `None` if the APIs do not use TLS.
-    pub(super) fn server_tls(self) -> Result<Option<ServerTls>, ConfigError> {
+    pub(super) fn server_tls(self, settings: &Settings) -> Result<Option<ServerTls>, ConfigError> {
         let files = match (self.tls_cert, self.tls_key) {
             (Some(certificate), Some(key)) => ServerTlsFiles {
                 certificate: certificate.value,
@@ -40,9 +43,14 @@ impl ServerTlsSettings {
                 return Err(ConfigError::Invalid(problem.to_owned()));
             }
         };
-        let tls = ServerTls::read(files);
+        let tls = ServerTls::read(files.clone());
+        let paths = [
+            ("tls_cert", Some(&files.certificate)),
+            ("tls_key", Some(&files.key)),
+            ("tls_client_ca", files.client_ca.as_ref()),
+        ];
         tls.map(Some)
-            .map_err(|error| ConfigError::Invalid(format!("--tls-…: {error}")))
+            .map_err(|error| invalid_file(settings, &error, &paths))
     }
 }
 
@@ -63,7 +71,7 @@ pub(super) struct EngineTlsSettings {
 
 impl EngineTlsSettings {
     /// Reads the certificates for engines.
-    pub(super) fn client_tls(self) -> Result<ClientTls, ConfigError> {
+    pub(super) fn client_tls(self, settings: &Settings) -> Result<ClientTls, ConfigError> {
         let identity = match (self.engine_tls_cert, self.engine_tls_key) {
             (None, None) => None,
             (Some(certificate), Some(key)) => Some((certificate.value, key.value)),
@@ -76,7 +84,28 @@ impl EngineTlsSettings {
         if ca.is_none() && identity.is_none() {
             return Ok(ClientTls::default());
         }
-        let tls = ClientTls::read(&ClientTlsFiles { ca, identity });
-        tls.map_err(|error| ConfigError::Invalid(format!("--engine-tls-…: {error}")))
+        let files = ClientTlsFiles { ca, identity };
+        let (certificate, key) = files.identity.as_ref().map(|(it, key)| (it, key)).unzip();
+        let paths = [
+            ("engine_tls_ca", files.ca.as_ref()),
+            ("engine_tls_cert", certificate),
+            ("engine_tls_key", key),
+        ];
+        let tls = ClientTls::read(&files);
+        tls.map_err(|error| invalid_file(settings, &error, &paths))
     }
+}
+
+/// Returns the error for a file that cannot be used. `paths` has the key of each setting, and the path in it.
+fn invalid_file(
+    settings: &Settings,
+    error: &CertificateError,
+    paths: &[(&str, Option<&PathBuf>)],
+) -> ConfigError {
+    let found = paths
+        .iter()
+        .find(|(_, path)| path.is_some_and(|path| path == error.path()));
+    let (key, _) = found.expect("the error is about one of the files");
+    let name = settings.name(key);
+    settings.error(key, format!("{name}: {error}"))
 }

@@ -24,7 +24,7 @@ use tonic::Status;
 use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
 
-/// Size up to which a body needs no share, in bytes. It is far above that of an ordinary prompt.
+/// Size up to which a body needs no share, in bytes. A thousand such bodies fit into 64 MiB.
 const UNCOUNTED_BYTES: u64 = 64 * 1024;
 
 /// Largest body of both APIs, in bytes.

@@ -359,6 +359,60 @@ fn a_key_is_not_in_debug_output() {
 }
 
 #[test]
+fn certificates_of_an_engine_need_https_and_belong_together() {
+    for (address, keys, expected) in [
+        (
+            "http://a:1",
+            "tls_ca = \"ca.pem\"",
+            "engine[1].tls_ca applies to addresses with https only; remove it",
+        ),
+        (
+            "https://a:1",
+            "tls_cert = \"a.pem\"",
+            "engine[1].tls_cert is set alone; set tls_cert and tls_key together",
+        ),
+        (
+            "openai+https://a:1",
+            "tls_ca = \"/nowhere/ca.pem\"",
+            "engine[1].tls_ca: /nowhere/ca.pem: No such file",
+        ),
+        (
+            "https://a..b:1",
+            "",
+            "engine[1].address: 'https://a..b:1' is not a valid engine address: its host is not",
+        ),
+    ] {
+        let text = format!("[[engine]]\nname = \"a\"\naddress = \"{address}\"\n{keys}");
+        let error = gateway_error(&text);
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn an_engine_inherits_the_certificates_that_its_table_does_not_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let certified = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let ca = write("ca.pem", certified.cert.pem());
+    let certificate = write("own.pem", certified.cert.pem());
+    let key = write("own.key", certified.signing_key.serialize_pem());
+    let text = format!(
+        "[[engine]]\nname = \"a\"\naddress = \"https://a:1\"\ntls_cert = \"{certificate}\"\ntls_key = \"{key}\""
+    );
+    let (_folder, path) = settings_file(&text);
+    let parts = server_parts(&["gateway", "--config", &path, "--engine-tls-ca", &ca]);
+    let Source::Remote(spec) = parts.source else {
+        panic!("a gateway has remote engines");
+    };
+    let tls = format!("{:?}", spec.engines[0].tls);
+    assert!(tls.contains("ca.pem") && tls.contains("own.pem"), "{tls}");
+}
+
+#[test]
 fn the_documentation_describes_every_key_of_the_tables() {
     let text = with_engines("x = 1\n[[route]]\nx = 1\ntargets = [{ x = 1 }]\npolicy = { x = 1 }");
     let page = include_str!("../../../docs/configuration.md");
