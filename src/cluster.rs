@@ -13,12 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
+use crate::keys::TokenNeed;
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 use crate::proto::v1::inference_server::Inference;
 use crate::request::DEFAULT_MAX_TOKENS;
 use crate::sequence_proto::check_cache_salt;
 use crate::telemetry::Telemetry;
+use crate::token_charges::TokenCharges;
 
 mod address;
 mod attempts;
@@ -241,9 +243,11 @@ impl Cluster {
         // The number of prompt tokens is not known yet. It counts when the request ends.
         let max_tokens = u64::from(message.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
         let choices = u64::from(message.n.unwrap_or(1));
-        context
-            .request
-            .hold_tokens(max_tokens.saturating_mul(choices))?;
+        let reservation = context.request.reserve_tokens(TokenNeed {
+            prompt: 0,
+            completion: max_tokens.saturating_mul(choices),
+            is_open_ended: message.max_tokens.is_none(),
+        })?;
         // The engine cannot check this length, because it gets a hash if callers are isolated.
         check_cache_salt(&message.cache_salt).map_err(Error::from)?;
         message.cache_salt = context
@@ -265,7 +269,10 @@ impl Cluster {
         match attempts.open(&mut delivered).await {
             Ok(stream) => {
                 let events = ResilientEvents::new(stream, attempts, delivered);
-                Ok(CheckedEvents::resilient(events))
+                Ok(CheckedEvents::resilient(
+                    events,
+                    reservation.map(TokenCharges::new),
+                ))
             }
             Err(failure) if failure.error().kind == ErrorKind::ModelNotFound => {
                 let model = &message.model;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::caller::Caller;
 use crate::delivery::FlushHandle;
 use crate::error::{Error, ErrorKind};
-use crate::keys::{Key, LimitedRequest, RateStatus};
+use crate::keys::{Key, LimitedRequest, RateStatus, Reservation, TokenNeed};
 use crate::request::RequestId;
 use crate::runner::monotonic_ns;
 use crate::telemetry::{Api, RequestRecord, Route, TokenUsage};
@@ -154,13 +154,20 @@ impl RequestContext {
         Ok(())
     }
 
-    /// Holds the tokens that the request needs at most, of its prompt and its completion together, until it ends.
+    /// Reserves the tokens that a prompt of the request and its completion need. A limit of tokens per minute holds
+    /// them until the request ends; the budgets of the key, until the reservation is dropped. Returns `None` if the
+    /// key has no budgets.
     ///
     /// # Errors
-    /// The limit of the request's key does not allow so many.
-    pub(crate) fn hold_tokens(&self, tokens: u64) -> Result<(), Error> {
-        let limited = self.0.record.limited();
-        limited.map_or(Ok(()), |it| it.hold_tokens(tokens, Instant::now()))
+    /// A limit does not allow so many tokens, or a budget is used up.
+    pub(crate) fn reserve_tokens(&self, need: TokenNeed) -> Result<Option<Reservation>, Error> {
+        let Some(limited) = self.0.record.limited() else {
+            return Ok(None);
+        };
+        let tokens = need.prompt.saturating_add(need.completion);
+        limited.hold_tokens(tokens, Instant::now())?;
+        let key = self.0.key.get();
+        key.map_or(Ok(None), |key| key.budgets.reserve(need))
     }
 
     /// Returns the states of the limits that apply to the request: of requests per minute, and of tokens per minute.

@@ -121,6 +121,8 @@ pub enum ErrorKind {
     QueueFull,
     /// The client exceeded a rate or concurrency limit.
     RateLimited,
+    /// A token budget of the API key is used up.
+    BudgetExhausted,
     /// The client disconnected or cancelled the request.
     Cancelled,
     /// The client read too slowly.
@@ -160,7 +162,7 @@ const RETRY_SOON: Option<Duration> = Some(Duration::from_secs(1));
 
 impl ErrorKind {
     /// Every kind, in the order of the enum.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::InvalidJson,
         Self::InvalidType,
         Self::InvalidValue,
@@ -183,6 +185,7 @@ impl ErrorKind {
         Self::BodyTimeout,
         Self::QueueFull,
         Self::RateLimited,
+        Self::BudgetExhausted,
         Self::Cancelled,
         Self::SlowReader,
         Self::WorkerLost,
@@ -233,6 +236,7 @@ impl ErrorKind {
             | Self::UnsupportedMediaType
             | Self::HeadersTooLarge
             | Self::RequestTooLarge
+            | Self::BudgetExhausted
             | Self::Cancelled
             | Self::SlowReader
             | Self::DeadlineExceeded
@@ -285,6 +289,12 @@ impl ErrorKind {
             Self::BodyTimeout => http_only("body_timeout", Http::REQUEST_TIMEOUT),
             Self::QueueFull => too_many_requests("queue_full"),
             Self::RateLimited => too_many_requests("rate_limited"),
+            // OpenAI's type of the same error. No retry helps, until the budget starts again or is raised.
+            Self::BudgetExhausted => ErrorMapping {
+                error_type: "insufficient_quota",
+                retry_after: None,
+                ..too_many_requests("budget_exhausted")
+            },
             Self::Cancelled => {
                 let client_closed = Http::from_u16(499).expect("499 is a valid HTTP status code");
                 server_error("cancelled", client_closed, Grpc::Cancelled)

@@ -18,6 +18,7 @@ use crate::runner::BosPolicy;
 use crate::scheduler::{NewRequest, Scheduler};
 use crate::telemetry::{Api, RouteKind, Stage, Telemetry};
 use crate::text::completion::Completion;
+use crate::token_charges::TokenCharges;
 
 mod convert;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -85,7 +86,7 @@ impl InferenceService {
         self.scheduler.check_accepting()?;
         let model = model?;
         let prompt = Prompt::prepare(model, &request).await?;
-        context.hold_tokens(prompt.held_tokens(&request))?;
+        let reservation = context.reserve_tokens(prompt.token_need(&request))?;
         let new_request = NewRequest {
             model: model.id,
             priority: request.priority,
@@ -116,6 +117,7 @@ impl InferenceService {
             completion,
             started,
             request.options.timestamps,
+            reservation.map(TokenCharges::new),
             delivery,
         ))
     }

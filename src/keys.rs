@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 mod bucket;
+mod budget;
 mod command;
 mod edit;
 mod file;
@@ -13,8 +14,13 @@ mod key;
 mod limits;
 mod secret;
 mod set;
+mod usage_file;
+mod usage_store;
 
 pub(crate) use bucket::RateStatus;
+use budget::KeyBudgets;
+pub use budget::{Budget, BudgetPeriod, BudgetUnit};
+pub(crate) use budget::{Reservation, TokenCount, TokenNeed};
 pub use command::{KeysCommand, KeysCommandError, KeysOutput};
 pub use file::KeysFileError;
 use file::{ParsedKeys, read_keys};
@@ -24,6 +30,8 @@ pub(crate) use limits::LimitedRequest;
 use limits::Quotas;
 pub(crate) use secret::SecretHash;
 use set::{KeyEntry, KeySet, StoredSecret};
+pub use usage_file::UsageFileError;
+use usage_store::UsageStore;
 
 use crate::watched_files::WatchedFiles;
 
@@ -37,19 +45,37 @@ pub struct KeySources {
     pub(crate) file: Option<PathBuf>,
     /// Hash of the key from the environment. This key has every scope.
     pub(crate) variable: Option<SecretHash>,
+    /// Path of the file that stores what the keys have used of their budgets.
+    pub(crate) usage_file: Option<PathBuf>,
+}
+
+/// Reason why the keys cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// The keys file cannot be read, or is invalid.
+    #[error(transparent)]
+    File(#[from] KeysFileError),
+    /// The usage file cannot be read or written, or is invalid.
+    #[error(transparent)]
+    Usage(#[from] UsageFileError),
 }
 
 impl KeySources {
-    /// Reads the keys. The requests of the `previous` keys still count toward the limits.
-    fn read(&self, previous: &KeySet) -> Result<KeySet, KeysFileError> {
-        let in_file = self.file.as_deref().map(read_keys).transpose()?;
-        let ParsedKeys { keys, limits } = in_file.unwrap_or_default();
+    /// Reads the keys. `usage` has what the keys have used of their limits and budgets.
+    fn read(&self, usage: &UsageStore) -> Result<KeySet, KeysFileError> {
+        let in_file = self.file.as_deref().map(|path| {
+            let parsed = read_keys(path)?;
+            check_usage_is_stored(path, &parsed, usage)?;
+            Ok(parsed)
+        });
+        let ParsedKeys { keys, limits } = in_file.transpose()?.unwrap_or_default();
         let variable = self.variable.map(|hash| KeyEntry {
             key: Arc::new(Key {
                 name: VARIABLE_KEY_NAME.parse().expect("the name is valid"),
                 scopes: Scope::ALL.into(),
                 models: None,
                 quotas: Quotas::default(),
+                budgets: KeyBudgets::default(),
             }),
             secrets: vec![StoredSecret {
                 hash,
@@ -57,7 +83,27 @@ impl KeySources {
             }],
         });
         let entries = keys.into_iter().chain(variable);
-        Ok(KeySet::new(entries.collect(), limits, previous))
+        Ok(KeySet::new(entries.collect(), limits, usage))
+    }
+}
+
+/// Checks that the server stores what keys with budgets have used.
+fn check_usage_is_stored(
+    path: &Path,
+    parsed: &ParsedKeys,
+    usage: &UsageStore,
+) -> Result<(), KeysFileError> {
+    let mut keys = parsed.keys.iter().map(|entry| &entry.key);
+    match keys.find(|key| !key.budgets.budgets.is_empty()) {
+        Some(key) if !usage.has_file() => {
+            let name = &key.name;
+            let problem = format!(
+                "the key {name} has a budget; set --usage-file to the path of a file in which the server stores \
+                 how much of it has been used"
+            );
+            Err(KeysFileError::new(path, problem))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -69,22 +115,25 @@ struct Shared {
     sources: KeySources,
     /// The keys file, as it was before it was first read.
     files_at_start: WatchedFiles,
+    usage: UsageStore,
     set: RwLock<Arc<KeySet>>,
     /// Held while the keys are reloaded, so that an older version of the file never replaces a newer one.
     reloading: Mutex<()>,
 }
 
 impl Keys {
-    /// Reads the keys.
+    /// Reads the keys, and what they have used of their budgets.
     ///
     /// # Errors
-    /// The keys file cannot be read, or is invalid.
-    pub fn read(sources: KeySources) -> Result<Self, KeysFileError> {
+    /// The keys file or the usage file cannot be used.
+    pub fn read(sources: KeySources) -> Result<Self, KeysError> {
         let files_at_start = WatchedFiles::new(sources.file.clone());
-        let set = RwLock::new(Arc::new(sources.read(&KeySet::default())?));
+        let usage = UsageStore::open(sources.usage_file.as_deref())?;
+        let set = RwLock::new(Arc::new(sources.read(&usage)?));
         Ok(Self(Arc::new(Shared {
             sources,
             files_at_start,
+            usage,
             set,
             reloading: Mutex::new(()),
         })))
@@ -97,10 +146,24 @@ impl Keys {
     pub fn reload(&self) -> Result<usize, KeysFileError> {
         let reloading = &self.0.reloading;
         let _reloading = reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let set = Arc::new(self.0.sources.read(&self.set())?);
+        let set = Arc::new(self.0.sources.read(&self.0.usage)?);
         let count = set.len();
         *self.0.set.write().unwrap_or_else(PoisonError::into_inner) = set;
         Ok(count)
+    }
+
+    /// Stores what the keys have used of their budgets, if it has changed since it was last stored. Returns the number
+    /// of tokens that all keys together have ever used, if it was stored.
+    ///
+    /// # Errors
+    /// The usage file cannot be written.
+    pub(crate) fn store_usage(&self) -> Result<Option<u64>, UsageFileError> {
+        self.0.usage.write()
+    }
+
+    /// Returns true if what the keys have used of their budgets is stored.
+    pub(crate) fn has_usage_file(&self) -> bool {
+        self.0.usage.has_file()
     }
 
     /// Returns the key with this secret, if it is in force now.

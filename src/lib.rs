@@ -24,6 +24,8 @@ pub mod cluster;
 
 mod grpc;
 
+mod token_charges;
+
 pub mod context;
 
 pub mod caller;

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind};
+use crate::keys::TokenNeed;
 use crate::models::ModelEntry;
 use crate::request::{CompletionRequest, DEFAULT_MAX_TOKENS, Input, Parameter, TokenId};
 use crate::runner::{BosPolicy, ModelFacts, Resumption, Sequence, TokenBytes};
@@ -109,16 +110,19 @@ impl Prompt {
             .expect("a prompt that fits the context has fewer than 2^32 tokens")
     }
 
-    /// Returns the number of tokens that a limit of tokens holds for the request: its prompt, and `max_tokens` for each
-    /// choice. A chat without `max_tokens` may use the rest of the context, and holds only as much as a text prompt.
+    /// Returns the number of tokens that the request needs: its prompt, and `max_tokens` for each choice. A chat without
+    /// `max_tokens` may use the rest of the context, and reserves only as much as a text prompt at first.
     #[must_use]
-    pub(crate) fn held_tokens(&self, request: &CompletionRequest) -> u64 {
+    pub(crate) fn token_need(&self, request: &CompletionRequest) -> TokenNeed {
         let max_tokens = match request.max_tokens {
             Some(max_tokens) => max_tokens,
             None => self.max_tokens.min(DEFAULT_MAX_TOKENS),
         };
-        let completion = u64::from(max_tokens) * u64::from(request.choices);
-        u64::from(self.token_count()) + completion
+        TokenNeed {
+            prompt: self.token_count().into(),
+            completion: u64::from(max_tokens) * u64::from(request.choices),
+            is_open_ended: max_tokens < self.max_tokens,
+        }
     }
 
     /// Creates the sequence of each choice of the request.

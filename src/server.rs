@@ -31,6 +31,7 @@ mod reload;
 mod remote_engines;
 pub mod run;
 mod start_error;
+mod usage;
 
 use backend::{Backend, Lifecycle, Service};
 use engine::Engine;
@@ -133,6 +134,8 @@ impl Server {
         if let Some(keys) = &server.keys {
             let reloading = reload::reload_keys_on_change(keys.clone(), server.stopping.clone());
             server.critical.spawn("keys file", reloading);
+            let storing = usage::store_usage_regularly(keys.clone(), server.stopping.clone());
+            server.critical.spawn("usage file", storing);
         }
         for tls in &server.tls {
             let stopping = server.stopping.clone();
@@ -346,6 +349,9 @@ impl Server {
         let tasks = self.critical.tracker();
         tasks.close();
         let _ = timeout(DEVICE_STOP_TIMEOUT, tasks.wait()).await;
+        if let Some(keys) = &self.keys {
+            usage::store_final_usage(keys).await;
+        }
     }
 
     /// Drops the server without waiting for its devices, which may still be computing. The process must then exit

@@ -169,6 +169,14 @@ impl TokenBatch {
         rest
     }
 
+    /// Keeps only the first `count` tokens.
+    pub(crate) fn truncate(&mut self, count: usize) {
+        self.tokens.truncate(count);
+        self.text
+            .truncate(self.tokens.last().map_or(0, |last| last.end));
+        self.logprobs.truncate(count);
+    }
+
     /// Removes the timestamps of all tokens.
     pub(crate) fn clear_timestamps(&mut self) {
         for token in &mut self.tokens {
@@ -212,6 +220,10 @@ mod tests {
         let rest = batch.clone().skip_first(1);
         assert!(rest.iter().eq(tokens[1..].iter().copied()));
         assert_eq!(rest.text(), "token");
+        let mut first = batch.clone();
+        first.truncate(2);
+        assert!(first.iter().eq(tokens[..2].iter().copied()));
+        assert_eq!(first.text(), "é");
         batch.clear_timestamps();
         assert!(
             batch

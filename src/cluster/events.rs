@@ -14,6 +14,7 @@ use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::completion_request::Input;
 use crate::request::MAX_CHOICES;
+use crate::token_charges::TokenCharges;
 
 /// Events of one completion. The stream ends after the summary or after one error.
 pub struct CheckedEvents(Source);
@@ -22,7 +23,9 @@ enum Source {
     /// The events of one upstream, which are checked.
     Checked(BoxedEventStream, UpstreamChecks),
     /// The events of remote engines. They are checked where the streams of two engines are joined.
-    Resilient(Box<ResilientEvents>),
+    Resilient(Box<ResilientEvents>, Option<TokenCharges>),
+    /// A token budget of the request's key has ended the completion.
+    UsedUp,
 }
 
 /// Checks of one upstream's events. The tokens of a resumed choice must continue after the tokens that the client
@@ -43,9 +46,9 @@ impl CheckedEvents {
         Self(Source::Checked(events, checks))
     }
 
-    /// Wraps the events of remote engines.
-    pub(super) fn resilient(events: ResilientEvents) -> Self {
-        Self(Source::Resilient(Box::new(events)))
+    /// Wraps the events of remote engines. `charges` charges their tokens, if the key of the request has budgets.
+    pub(super) fn resilient(events: ResilientEvents, charges: Option<TokenCharges>) -> Self {
+        Self(Source::Resilient(Box::new(events), charges))
     }
 
     /// Polls for the next event. Returns `None` after the summary or an error.
@@ -54,7 +57,22 @@ impl CheckedEvents {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Event, Failure>>> {
         match &mut self.0 {
-            Source::Resilient(events) => events.poll_event(cx),
+            Source::Resilient(events, None) => events.poll_event(cx),
+            Source::Resilient(events, Some(charges)) => {
+                let event = match charges.take_error() {
+                    Some(error) => Err(error),
+                    None => match ready!(events.poll_event(cx)) {
+                        Some(Ok(mut event)) => charges.charge(&mut event).map(|()| event),
+                        end @ (Some(Err(_)) | None) => return Poll::Ready(end),
+                    },
+                };
+                if event.is_err() {
+                    // Dropping the events cancels the completion on its engine.
+                    self.0 = Source::UsedUp;
+                }
+                Poll::Ready(Some(event.map_err(Failure::from)))
+            }
+            Source::UsedUp => Poll::Ready(None),
             Source::Checked(_, checks) if checks.ended => Poll::Ready(None),
             Source::Checked(events, checks) => {
                 let event = match ready!(events.as_mut().poll_next(cx)) {

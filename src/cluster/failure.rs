@@ -194,7 +194,9 @@ fn fault_of(error: &Error) -> Fault {
         | ErrorKind::UnsupportedParameter
         | ErrorKind::UnknownParameter
         | ErrorKind::ContextLengthExceeded => Fault::NotServed,
-        ErrorKind::QueueFull | ErrorKind::RateLimited => Fault::Busy(error.retry_after),
+        ErrorKind::QueueFull | ErrorKind::RateLimited | ErrorKind::BudgetExhausted => {
+            Fault::Busy(error.retry_after)
+        }
         ErrorKind::NotReady | ErrorKind::Draining | ErrorKind::NoWorker => Fault::Unavailable,
         ErrorKind::WorkerLost | ErrorKind::UpstreamError | ErrorKind::Internal => Fault::Passing,
         ErrorKind::InvalidJson

@@ -25,6 +25,10 @@ pub(super) struct KeySettings {
     /// key, which may do everything [default: requests need no key]
     #[arg(long, env = "TOKENWAY_KEYS_FILE", value_name = "FILE")]
     keys_file: Option<FilePath>,
+    /// Path of a file in which the server stores how many tokens its keys have used. The server creates it. It is
+    /// required if a key has a token budget. Each server needs its own [default: none]
+    #[arg(long, env = "TOKENWAY_USAGE_FILE", value_name = "FILE")]
+    usage_file: Option<FilePath>,
 }
 
 impl KeySettings {
@@ -32,8 +36,17 @@ impl KeySettings {
     pub(super) fn sources(self) -> Result<Option<KeySources>, ConfigError> {
         let variable = read_key(std::env::var_os(KEY_VARIABLE))?;
         let file = self.keys_file.map(|file| file.value);
+        let usage_file = self.usage_file.map(|file| file.value);
+        if usage_file.is_some() && file.is_none() {
+            let problem = "usage_file has no effect without keys_file, whose keys can have budgets";
+            return Err(ConfigError::Invalid(problem.to_owned()));
+        }
         let has_keys = variable.is_some() || file.is_some();
-        Ok(has_keys.then_some(KeySources { file, variable }))
+        Ok(has_keys.then_some(KeySources {
+            file,
+            variable,
+            usage_file,
+        }))
     }
 }
 

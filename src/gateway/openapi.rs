@@ -66,12 +66,13 @@ const BODY_ERRORS: [ErrorKind; 15] = [
 ];
 
 /// Additional errors of completion requests.
-const COMPLETION_ERRORS: [ErrorKind; 6] = [
+const COMPLETION_ERRORS: [ErrorKind; 7] = [
     ErrorKind::ContentFilter,
     ErrorKind::ContentPolicyViolation,
     ErrorKind::NotAcceptable,
     ErrorKind::QueueFull,
     ErrorKind::RateLimited,
+    ErrorKind::BudgetExhausted,
     ErrorKind::WorkerLost,
 ];
 

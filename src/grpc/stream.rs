@@ -10,17 +10,22 @@ use tonic::Status;
 
 use crate::context::RequestContext;
 use crate::delivery::{DeliveryTimer, WriteStart};
+use crate::error::Error;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::request::FinishReason;
 use crate::telemetry::StageSummary;
 use crate::text::completion::{Completion, CompletionEvent, Summary};
+use crate::token_charges::TokenCharges;
 
 /// Response stream of `Complete`.
 pub(crate) struct EventStream {
-    completion: Completion,
+    /// `None` after a token budget has ended the completion.
+    completion: Option<Completion>,
     started: v1::Started,
     timestamps: bool,
+    /// Charges the tokens to the budgets of the request's key. `None` if the key has none.
+    charges: Option<TokenCharges>,
     /// Measures the delivery to a gRPC client. `None` if the HTTP API of this process delivers the tokens.
     delivery: Option<Delivery>,
 }
@@ -36,18 +41,45 @@ impl EventStream {
         completion: Completion,
         started: v1::Started,
         timestamps: bool,
+        charges: Option<TokenCharges>,
         delivery: Option<Delivery>,
     ) -> Self {
         Self {
-            completion,
+            completion: Some(completion),
             started,
             timestamps,
+            charges,
             delivery,
         }
     }
 
-    fn message(&self, event: CompletionEvent) -> v1::CompletionEvent {
-        let event = match event {
+    /// Polls for the next event, and charges its tokens.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, Error>>> {
+        let Some(completion) = &mut self.completion else {
+            return Poll::Ready(None);
+        };
+        let used_up = self.charges.as_mut().and_then(TokenCharges::take_error);
+        if let Some(error) = used_up {
+            // Dropping the completion frees its slots.
+            self.completion = None;
+            return Poll::Ready(Some(Err(error)));
+        }
+        let mut event = match ready!(Pin::new(completion).poll_next(cx)) {
+            Some(Ok(event)) => self.message(event),
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None => return Poll::Ready(None),
+        };
+        if let Some(charges) = &mut self.charges
+            && let Err(error) = charges.charge(&mut event)
+        {
+            self.completion = None;
+            return Poll::Ready(Some(Err(error)));
+        }
+        Poll::Ready(Some(Ok(event)))
+    }
+
+    fn message(&self, event: CompletionEvent) -> Event {
+        match event {
             CompletionEvent::Started => Event::Started(self.started.clone()),
             CompletionEvent::Prompt {
                 text,
@@ -85,8 +117,7 @@ impl EventStream {
                 let timer = self.delivery.as_ref().map(|delivery| &delivery.timer);
                 Event::Summary(summary_message(&summary, timer))
             }
-        };
-        v1::CompletionEvent { event: Some(event) }
+        }
     }
 }
 
@@ -96,11 +127,11 @@ impl Stream for EventStream {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         let write_start = this.delivery.is_some().then(WriteStart::now);
-        let Some(event) = ready!(Pin::new(&mut this.completion).poll_next(cx)) else {
+        let Some(event) = ready!(this.poll_event(cx)) else {
             return Poll::Ready(None);
         };
-        let message = match event {
-            Ok(event) => this.message(event),
+        let event = match event {
+            Ok(event) => event,
             Err(error) => {
                 if let Some(delivery) = &mut this.delivery {
                     delivery.timer.record_end(Err(error.kind));
@@ -110,11 +141,11 @@ impl Stream for EventStream {
         };
         if let Some(delivery) = &mut this.delivery
             && let Some(write_start) = write_start
-            && let Some(event) = &message.event
         {
-            delivery.record(event, write_start);
+            delivery.record(&event, write_start);
         }
-        Poll::Ready(Some(Ok(message)))
+        let event = Some(event);
+        Poll::Ready(Some(Ok(v1::CompletionEvent { event })))
     }
 }
 

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 
+use super::budget::{Budget, BudgetAmount, BudgetUnit};
 use super::edit::{self, EditError, NewKey, Rotation};
 use super::file::read_keys;
 use super::key::{KeyName, Scope};
@@ -62,6 +63,13 @@ pub struct NewOptions {
     /// Maximum number of tokens per minute, of prompts and completions together [default: no limit]
     #[arg(long, value_name = "N")]
     tokens_per_minute: Option<NonZeroU32>,
+    /// Number of tokens that the key may use, of prompts and completions together: in total (`1000000`), per day
+    /// (`1000000/day`) or per month (`1000000/month`), in UTC; may be repeated [default: no budget]
+    #[arg(long, value_name = "TOKENS")]
+    budget: Vec<BudgetAmount>,
+    /// Number of completion tokens that the key may use, in the format of `--budget` [default: no budget]
+    #[arg(long, value_name = "TOKENS")]
+    completion_budget: Vec<BudgetAmount>,
     /// Time until the key expires, such as `90d` or `12h` [default: it does not expire]
     #[arg(long, value_name = "TIME")]
     expires_in: Option<Span>,
@@ -152,10 +160,21 @@ impl NewOptions {
                 concurrent_requests: self.concurrent_requests,
                 tokens_per_minute: self.tokens_per_minute,
             },
+            budgets: self.budgets(),
             expires: expiry("--expires-in", self.expires_in, now)?,
         };
         let secret = edit::add_key(&self.file.keys_file, &new)?;
         Ok(show_secret(&secret, &self.name, &self.file.keys_file))
+    }
+}
+
+impl NewOptions {
+    fn budgets(&self) -> Vec<Budget> {
+        let all = self.budget.iter();
+        let of_completions = self.completion_budget.iter();
+        let budgets = all.map(|amount| amount.of(BudgetUnit::Tokens));
+        let of_completions = of_completions.map(|amount| amount.of(BudgetUnit::CompletionTokens));
+        budgets.chain(of_completions).collect()
     }
 }
 

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tempfile::NamedTempFile;
 use toml_edit::{Array, ArrayOfTables, Datetime, DocumentMut, InlineTable, Item, Table, Value};
 
+use super::budget::{Budget, BudgetPeriod, BudgetUnit};
 use super::file::{KeysFileError, parse_keys};
 use super::key::{KeyName, Scope};
 use super::limits::KeyLimits;
@@ -44,6 +45,7 @@ pub(super) struct NewKey {
     /// Empty for all models.
     pub(super) models: BTreeSet<String>,
     pub(super) limits: KeyLimits,
+    pub(super) budgets: Vec<Budget>,
     pub(super) expires: Option<Timestamp>,
 }
 
@@ -65,6 +67,10 @@ pub(super) fn add_key(path: &Path, new: &NewKey) -> Result<Secret, EditError> {
         let limits = limits_table(&new.limits);
         if !limits.is_empty() {
             table["limits"] = toml_edit::value(limits);
+        }
+        if !new.budgets.is_empty() {
+            let budgets = new.budgets.iter().map(|budget| budget_table(*budget));
+            table["budgets"] = toml_edit::value(budgets.collect::<Array>());
         }
         let mut secrets = Array::new();
         push_secret(&mut secrets, &secret.hash(), new.expires);
@@ -146,6 +152,25 @@ fn limits_table(limits: &KeyLimits) -> InlineTable {
         if let Some(limit) = limit {
             table.insert(name, i64::from(limit.get()).into());
         }
+    }
+    table
+}
+
+fn budget_table(budget: Budget) -> InlineTable {
+    let unit = match budget.unit {
+        BudgetUnit::Tokens => "tokens",
+        BudgetUnit::CompletionTokens => "completion_tokens",
+    };
+    let period = match budget.period {
+        BudgetPeriod::Day => Some("day"),
+        BudgetPeriod::Month => Some("month"),
+        BudgetPeriod::Total => None,
+    };
+    let mut table = InlineTable::new();
+    let limit = i64::try_from(budget.limit.get()).unwrap_or(i64::MAX);
+    table.insert(unit, limit.into());
+    if let Some(period) = period {
+        table.insert("per", period.into());
     }
     table
 }

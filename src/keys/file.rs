@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt::Display;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer};
 use toml::value::Datetime;
 
 use super::VARIABLE_KEY_NAME;
+use super::budget::{Budget, BudgetPeriod, BudgetUnit, KeyBudgets};
 use super::key::{Key, KeyName, Scope};
 use super::limits::{KeyLimits, Quota, Quotas};
 use super::secret::SecretHash;
@@ -91,7 +92,64 @@ struct KeyTable {
     models: Option<BTreeSet<String>>,
     #[serde(default)]
     limits: LimitsTable,
+    #[serde(default)]
+    budgets: Vec<BudgetTable>,
     secrets: Vec<SecretTable>,
+}
+
+/// A budget: one of `tokens` and `completion_tokens`, and the period.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, try_from = "BudgetFields")]
+struct BudgetTable(Budget);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BudgetFields {
+    tokens: Option<BudgetLimit>,
+    completion_tokens: Option<BudgetLimit>,
+    per: Option<PeriodName>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum PeriodName {
+    Day,
+    Month,
+}
+
+struct BudgetLimit(NonZeroU64);
+
+impl<'de> Deserialize<'de> for BudgetLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = i64::deserialize(deserializer)?;
+        let limit = u64::try_from(number).ok().and_then(NonZeroU64::new);
+        let problem = "must be a whole number from 1 to 9223372036854775807";
+        limit
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom(problem))
+    }
+}
+
+impl TryFrom<BudgetFields> for BudgetTable {
+    type Error = &'static str;
+
+    fn try_from(fields: BudgetFields) -> Result<Self, &'static str> {
+        let (limit, unit) = match (fields.tokens, fields.completion_tokens) {
+            (Some(limit), None) => (limit.0, BudgetUnit::Tokens),
+            (None, Some(limit)) => (limit.0, BudgetUnit::CompletionTokens),
+            _ => return Err("a budget needs either `tokens` or `completion_tokens`"),
+        };
+        let period = match fields.per {
+            None => BudgetPeriod::Total,
+            Some(PeriodName::Day) => BudgetPeriod::Day,
+            Some(PeriodName::Month) => BudgetPeriod::Month,
+        };
+        Ok(Self(Budget {
+            limit,
+            unit,
+            period,
+        }))
+    }
 }
 
 #[derive(Deserialize)]
@@ -211,6 +269,10 @@ impl KeyTable {
                 },
                 ..Quotas::default()
             },
+            budgets: KeyBudgets {
+                budgets: self.budgets.into_iter().map(|budget| budget.0).collect(),
+                ..KeyBudgets::default()
+            },
         };
         let secrets = self.secrets.into_iter().map(|secret| StoredSecret {
             hash: secret.sha256.0,
@@ -278,6 +340,37 @@ mod tests {
             zero.contains("keys.toml:2: must be a whole number from 1"),
             "{zero}"
         );
+    }
+
+    #[test]
+    fn a_budget_counts_tokens_per_day_per_month_or_in_total() {
+        let text = |budget: &str| {
+            format!("[[key]]\nname = \"a\"\nsecrets = []\nbudgets = [{{ {budget} }}]\n")
+        };
+        for (budget, expected) in [
+            ("tokens = 5, per = \"day\"", "5 tokens per day"),
+            ("tokens = 6, per = \"month\"", "6 tokens per month"),
+            ("completion_tokens = 7", "7 completion tokens in total"),
+        ] {
+            let keys = parse(&text(budget)).unwrap();
+            let budgets = &keys[0].key.budgets.budgets;
+            assert_eq!(budgets.len(), 1);
+            assert_eq!(budgets[0].to_string(), expected);
+        }
+        for (budget, expected) in [
+            ("per = \"day\"", "needs either `tokens` or"),
+            (
+                "tokens = 1, completion_tokens = 1",
+                "needs either `tokens` or",
+            ),
+            ("tokens = 0", "must be a whole number from 1"),
+            ("tokens = 1, per = \"year\"", "expected `day` or `month`"),
+            ("tokens = 1, for = \"day\"", "unknown field `for`"),
+        ] {
+            let error = parse(&text(budget)).err().expect("the file is invalid");
+            assert!(error.starts_with("keys file keys.toml:4: "), "{error}");
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

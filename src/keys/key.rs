@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::budget::KeyBudgets;
 use super::limits::Quotas;
 
 /// Maximum length of a key's name, in bytes.
@@ -22,6 +23,8 @@ pub struct Key {
     /// Limits of the requests with this key, and what they have used. A reload keeps the usage of a key whose name
     /// stays.
     pub(crate) quotas: Quotas,
+    /// Token budgets of the key, and what it has used of them. A reload keeps the usage, too.
+    pub(crate) budgets: KeyBudgets,
 }
 
 impl Key {
@@ -125,6 +128,7 @@ mod tests {
             scopes: scopes.iter().copied().collect(),
             models: models.map(|models| models.iter().map(|&it| it.to_owned()).collect()),
             quotas: Quotas::default(),
+            budgets: KeyBudgets::default(),
         }
     }
 

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::key::{Key, KeyName};
+use super::key::Key;
 use super::limits::{KeyLimits, Quota};
 use super::secret::SecretHash;
+use super::usage_store::UsageStore;
 
 /// A key with its stored secrets.
 #[derive(Clone)]
@@ -27,32 +28,31 @@ pub(crate) struct StoredSecret {
 #[derive(Default)]
 pub(crate) struct KeySet {
     secrets: HashMap<[u8; 8], Vec<(StoredSecret, Arc<Key>)>>,
-    keys: HashMap<KeyName, Arc<Key>>,
-    of_all: Quota,
+    /// Number of keys.
+    keys: usize,
 }
 
 impl KeySet {
-    /// Creates the set of these keys. `limits` apply to all of them together. A key keeps the usage of
-    /// the `previous` key with its name. The limits of all keys keep theirs.
-    pub(crate) fn new(entries: Vec<KeyEntry>, limits: KeyLimits, previous: &Self) -> Self {
+    /// Creates the set of these keys. `limits` apply to all of them together. `usage` has what the keys have used.
+    pub(super) fn new(entries: Vec<KeyEntry>, limits: KeyLimits, usage: &UsageStore) -> Self {
         let mut set = Self {
-            of_all: Quota {
-                limits,
-                usage: Arc::clone(&previous.of_all.usage),
-            },
+            keys: entries.len(),
             ..Self::default()
+        };
+        let of_all = Quota {
+            limits,
+            usage: Arc::clone(&usage.of_all),
         };
         for KeyEntry { mut key, secrets } in entries {
             let new = Arc::get_mut(&mut key).expect("a new key is not shared yet");
-            new.quotas.of_all = set.of_all.clone();
-            if let Some(previous) = previous.keys.get(&new.name) {
-                new.quotas.of_key.usage = Arc::clone(&previous.quotas.of_key.usage);
-            }
+            let usage = usage.of_key(&new.name);
+            new.quotas.of_all = of_all.clone();
+            new.quotas.of_key.usage = usage.of_limits;
+            new.budgets.usage = usage.of_budgets;
             for secret in secrets {
                 let found = set.secrets.entry(secret.hash.index()).or_default();
                 found.push((secret, Arc::clone(&key)));
             }
-            set.keys.insert(key.name.clone(), key);
         }
         set
     }
@@ -70,7 +70,7 @@ impl KeySet {
 
     /// Returns the number of keys.
     pub(crate) fn len(&self) -> usize {
-        self.keys.len()
+        self.keys
     }
 }
 
@@ -80,6 +80,7 @@ mod tests {
 
     use super::*;
     use crate::keys::Scope;
+    use crate::keys::budget::KeyBudgets;
     use crate::keys::limits::Quotas;
 
     fn entry(name: &str, secrets: &[(&str, Option<SystemTime>)]) -> KeyEntry {
@@ -88,6 +89,7 @@ mod tests {
             scopes: [Scope::Inference].into(),
             models: None,
             quotas: Quotas::default(),
+            budgets: KeyBudgets::default(),
         };
         let secrets = secrets.iter().map(|(secret, expires)| StoredSecret {
             hash: SecretHash::of(secret.as_bytes()),
@@ -108,7 +110,7 @@ mod tests {
             entry("a", &[("a-old", future), ("a-new", None)]),
             entry("b", &[("b", past), ("b-now", Some(now))]),
         ];
-        let set = KeySet::new(entries, KeyLimits::default(), &KeySet::default());
+        let set = KeySet::new(entries, KeyLimits::default(), &UsageStore::default());
         let name = |secret: &str| {
             let found = set.find(secret.as_bytes(), now);
             found.map(|key| key.name.as_str().to_owned())
@@ -122,18 +124,22 @@ mod tests {
     }
 
     #[test]
-    fn a_reloaded_key_keeps_the_use_of_its_limits() {
-        let limits = KeyLimits::default();
-        let entries = vec![entry("a", &[]), entry("b", &[])];
-        let set = KeySet::new(entries, limits, &KeySet::default());
-        let reloaded = KeySet::new(vec![entry("a", &[]), entry("c", &[])], limits, &set);
-        let usage = |set: &KeySet, name: &str| {
-            let key = &set.keys[&name.parse::<KeyName>().unwrap()];
-            Arc::as_ptr(&key.quotas.of_key.usage)
+    fn a_reloaded_key_keeps_the_use_of_its_limits_and_budgets() {
+        let (limits, store) = (KeyLimits::default(), UsageStore::default());
+        let set = KeySet::new(vec![entry("a", &[("a", None)])], limits, &store);
+        let without = KeySet::new(vec![entry("b", &[("b", None)])], limits, &store);
+        let again = KeySet::new(vec![entry("a", &[("a", None)])], limits, &store);
+        let usage = |set: &KeySet, secret: &str| {
+            let key = set.find(secret.as_bytes(), SystemTime::now()).unwrap();
+            let of_limits = Arc::as_ptr(&key.quotas.of_key.usage);
+            (of_limits, Arc::as_ptr(&key.budgets.usage))
         };
-        assert_eq!(usage(&reloaded, "a"), usage(&set, "a"));
-        assert_ne!(usage(&reloaded, "c"), usage(&set, "b"));
-        let of_all = |set: &KeySet| Arc::as_ptr(&set.of_all.usage);
-        assert_eq!(of_all(&reloaded), of_all(&set));
+        assert_eq!(usage(&again, "a"), usage(&set, "a"));
+        assert_ne!(usage(&without, "b"), usage(&set, "a"));
+        let of_all = |set: &KeySet, secret: &str| {
+            let key = set.find(secret.as_bytes(), SystemTime::now()).unwrap();
+            Arc::as_ptr(&key.quotas.of_all.usage)
+        };
+        assert_eq!(of_all(&without, "b"), of_all(&set, "a"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::keys::KeysFileError;
+use crate::keys::KeysError;
 use crate::listen::Address;
 
 /// Reason why a server failed to start.
@@ -21,9 +21,9 @@ pub enum StartError {
         /// Error of the operating system.
         source: io::Error,
     },
-    /// The keys file cannot be used.
+    /// The keys file or the usage file cannot be used.
     #[error(transparent)]
-    Keys(#[from] KeysFileError),
+    Keys(#[from] KeysError),
     /// A worker thread cannot be started.
     #[error("cannot start a worker thread: {0}")]
     Thread(io::Error),
