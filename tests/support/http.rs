@@ -167,6 +167,8 @@ impl Request {
             .write_all(&self.bytes())
             .await
             .expect("the request is written");
+        // A TLS stream may still hold what was written.
+        stream.flush().await.expect("the request is sent");
         Response::read_head(stream).await
     }
 
