@@ -1,4 +1,4 @@
-//! Settings of the C library's allocator, which Rust and llama.cpp share.
+//! The C library's allocator, which Rust and llama.cpp share: settings, and the return of free memory.
 
 /// Size from which each allocation is a memory mapping of its own, in bytes.
 const MMAP_THRESHOLD: i32 = 1024 * 1024;
@@ -26,5 +26,33 @@ pub fn return_large_allocations() {
         // SAFETY: `mallopt` takes two numbers, and locks the allocator while it changes its parameter.
         let is_set = unsafe { libc::mallopt(parameter, value) };
         assert_eq!(is_set, 1, "glibc accepts the parameter and the value");
+    }
+}
+
+/// Returns the number of bytes in use, also of large allocations. It is 0 with C libraries other than glibc.
+#[must_use]
+pub(crate) fn used_bytes() -> usize {
+    #[cfg(target_env = "gnu")]
+    {
+        #[expect(unsafe_code, reason = "no safe function asks the allocator")]
+        // SAFETY: `mallinfo2` takes nothing, and locks each heap while it reads its counters.
+        let info = unsafe { libc::mallinfo2() };
+        info.uordblks.saturating_add(info.hblkhd)
+    }
+    #[cfg(not(target_env = "gnu"))]
+    0
+}
+
+/// Returns free memory of all heaps to the operating system. Has no effect with C libraries other than glibc.
+///
+/// While it works on a heap, the threads that use this heap wait.
+pub(crate) fn return_free_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        #[expect(unsafe_code, reason = "no safe function trims the heaps")]
+        // SAFETY: `malloc_trim` takes a number, and locks each heap while it changes it.
+        unsafe {
+            libc::malloc_trim(0);
+        }
     }
 }

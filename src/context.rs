@@ -5,10 +5,9 @@
 //! count and one line in the access log, however many parts handle it. A handler without a context fails: there is no
 //! default context.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use http::Extensions;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::caller::Caller;
@@ -16,6 +15,7 @@ use crate::delivery::FlushHandle;
 use crate::error::{Error, ErrorKind};
 use crate::keys::{Key, LimitedRequest, RateStatus, Reservation, TokenNeed};
 use crate::request::RequestId;
+use crate::request_memory::{MemoryShares, RequestMemory};
 use crate::runner::monotonic_ns;
 use crate::telemetry::{Api, RequestRecord, Route, TokenUsage};
 
@@ -37,6 +37,8 @@ pub struct Arrival {
     pub caller: Option<Caller>,
     /// Error to return because the client's request id or timeout is invalid. `None` if both are valid.
     pub invalid: Option<Error>,
+    /// Memory for large requests and responses.
+    pub memory: RequestMemory,
 }
 
 struct ContextParts {
@@ -48,8 +50,7 @@ struct ContextParts {
     caller: Option<Caller>,
     key: OnceLock<Arc<Key>>,
     invalid: Option<Error>,
-    /// Share of the memory for large bodies.
-    memory: Mutex<Option<OwnedSemaphorePermit>>,
+    memory: MemoryShares,
 }
 
 impl RequestContext {
@@ -65,7 +66,7 @@ impl RequestContext {
             caller: arrival.caller,
             key: OnceLock::new(),
             invalid: arrival.invalid,
-            memory: Mutex::new(None),
+            memory: MemoryShares::new(arrival.memory),
         }))
     }
 
@@ -211,13 +212,9 @@ impl RequestContext {
         Err(Error::new(ErrorKind::InsufficientScope, message).with_param("model"))
     }
 
-    /// Keeps the request's share of the memory for large bodies until a worker starts the request, or the request ends.
-    pub(crate) fn hold_memory(&self, share: OwnedSemaphorePermit) {
-        *self.lock_memory() = Some(share);
-    }
-
-    fn lock_memory(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
-        self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The request's shares of the memory for large requests and responses.
+    pub(crate) fn memory_shares(&self) -> &MemoryShares {
+        &self.0.memory
     }
 
     /// Checks the id and the timeout that the client sent.
@@ -230,7 +227,7 @@ impl RequestContext {
 
     /// Reports that a worker has started a prompt with this number of tokens.
     pub fn record_start(&self, prompt_tokens: u32) {
-        *self.lock_memory() = None;
+        self.0.memory.record_start();
         self.0.record.record_start(prompt_tokens, monotonic_ns());
     }
 
@@ -264,6 +261,11 @@ impl RequestContext {
     /// Creates a context for tests: a completion request with a timeout of one minute, on a connection with this HTTP
     /// version.
     pub(crate) fn for_test(api: Api, version: http::Version) -> Self {
+        Self::with_memory(api, version, &RequestMemory::new(0))
+    }
+
+    /// Like [`Self::for_test`], with this memory.
+    pub(crate) fn with_memory(api: Api, version: http::Version, memory: &RequestMemory) -> Self {
         use crate::telemetry::{RouteKind, Telemetry};
         let route = Route {
             name: "test",
@@ -276,6 +278,7 @@ impl RequestContext {
             record: RequestRecord::new(&Telemetry::new(), api, route, monotonic_ns()),
             caller: None,
             invalid: None,
+            memory: memory.clone(),
         })
     }
 }

@@ -34,7 +34,6 @@ mod route;
 mod tests;
 
 pub(crate) use authentication::Authenticator;
-pub(crate) use body_memory::BodyMemory;
 pub(crate) use layers::LayerSettings;
 use layers::Layers;
 
@@ -116,7 +115,7 @@ async fn run_inner_layers(
     }
     in_flight::count_in_flight(context);
     // Limits the memory of large bodies.
-    let request = layers.settings.body_memory.limit(context, request);
+    let request = body_memory::limit_body(context, request);
     // Rejects an invalid id or timeout, and ends a request whose deadline passes before it is answered.
     let handled = deadline::enforce_deadline(context, Box::pin(next.run(request)));
     // Answers `internal_error` if the handler panics.

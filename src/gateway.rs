@@ -47,6 +47,7 @@ mod queued_body;
 mod stream_body;
 
 mod keep_alive;
+mod large_json;
 
 mod openai;
 
@@ -55,8 +56,6 @@ mod dialect;
 mod body_schema;
 
 mod buffered_request;
-
-mod parsing;
 
 mod extra_fields;
 
@@ -92,10 +91,10 @@ mod tests;
 pub use accept::StreamFormat;
 use complete::DialectRoute;
 pub(crate) use error_response::ErrorResponse;
+pub use large_json::LargeJson;
 pub use openai::{CompletionRoute, StreamOptions, lines};
 pub(crate) use origin::BrowserCheck;
 pub use origin::{AllowedHost, AllowedOrigin, OriginPolicy};
-pub use parsing::LargeBodyParser;
 use response::{Model, ModelList, Status};
 pub use unknown::UnknownFieldPolicy;
 
@@ -134,8 +133,8 @@ pub struct Gateway {
     pub headers_after: Option<Duration>,
     /// Cancelled when the drain has timed out and running requests must end.
     pub stopping: CancellationToken,
-    /// Parses large request bodies.
-    pub parser: LargeBodyParser,
+    /// Parses large bodies and writes large responses.
+    pub large_json: LargeJson,
 }
 
 /// The dialects of the HTTP API. Each is a route that completes prompts.

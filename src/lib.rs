@@ -28,6 +28,8 @@ mod token_charges;
 
 pub mod context;
 
+pub mod request_memory;
+
 pub mod caller;
 
 pub mod delivery;

@@ -14,16 +14,18 @@ use tonic::service::Routes;
 
 use crate::cluster::Cluster;
 use crate::critical::{CriticalTasks, TaskPanicked};
-use crate::frontend::{self, Authenticator, BodyMemory, LayerSettings};
-use crate::gateway::{Gateway, LargeBodyParser};
+use crate::frontend::{self, Authenticator, LayerSettings};
+use crate::gateway::{Gateway, LargeJson};
 use crate::keys::Keys;
 use crate::listen::{Address, Limits, Listener, ListenerSettings, Protocol, ServerTls};
 use crate::models::Readiness;
+use crate::request_memory::RequestMemory;
 use crate::telemetry::{ListenerKind, Telemetry};
 use crate::worker::attached::MAX_HEARTBEAT_TIMEOUT;
 
 mod backend;
 mod engine;
+mod free_memory;
 mod health;
 mod listeners;
 mod parts;
@@ -62,7 +64,7 @@ pub struct Server {
     /// `None` if requests need no key.
     keys: Option<Keys>,
     authenticator: Option<Arc<Authenticator>>,
-    body_memory: BodyMemory,
+    request_memory: RequestMemory,
     /// TLS of the listeners that use it. It is reloaded when files change, and on SIGHUP.
     tls: Vec<ServerTls>,
     engine: Option<Engine>,
@@ -115,7 +117,7 @@ impl Server {
             telemetry,
             authenticator: keys.clone().map(|keys| Arc::new(Authenticator::new(keys))),
             keys,
-            body_memory: BodyMemory::new(parts.body_memory_bytes),
+            request_memory: RequestMemory::new(parts.body_memory_bytes),
             tls: parts
                 .tls
                 .iter()
@@ -137,6 +139,8 @@ impl Server {
             let storing = usage::store_usage_regularly(keys.clone(), server.stopping.clone());
             server.critical.spawn("usage file", storing);
         }
+        let returning = free_memory::return_free_memory_regularly(server.stopping.clone());
+        server.critical.spawn("free memory", returning);
         for tls in &server.tls {
             let stopping = server.stopping.clone();
             let reloading = reload::reload_certificates_on_change(tls.clone(), stopping);
@@ -218,7 +222,7 @@ impl Server {
             stream_format: frontend.stream_format,
             unknown_fields: frontend.unknown_fields,
             headers_after: frontend.headers_after,
-            parser: LargeBodyParser::default(),
+            large_json: LargeJson::default(),
         };
         let origins = frontend.origins(self.keys.is_some());
         let router = frontend::http_router(gateway, origins, self.layer_settings(parts));
@@ -237,7 +241,7 @@ impl Server {
             request_timeout: parts.request_timeout,
             access_log: parts.access_log,
             authenticator: self.authenticator.clone(),
-            body_memory: self.body_memory.clone(),
+            request_memory: self.request_memory.clone(),
             prefix_sharing: parts.prefix_sharing,
         }
     }

@@ -19,6 +19,7 @@ use tokenway::listen::Address;
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_event::Event;
 use tokenway::request::RequestId;
+use tokenway::request_memory::RequestMemory;
 use tokenway::runner::llm_test::TestRunnerLoader;
 use tokenway::telemetry::{Api, RequestRecord, Route, Telemetry};
 use tokio::time::{Instant, timeout};
@@ -40,6 +41,7 @@ fn request_context() -> RequestContext {
         record: RequestRecord::new(&Telemetry::new(), Api::Grpc, Route::UNMATCHED, 0),
         caller: None,
         invalid: None,
+        memory: RequestMemory::new(0),
     })
 }
 

@@ -98,8 +98,9 @@ struct ConnectionSettings {
         default_value = "30"
     )]
     write_timeout: PositiveSeconds,
-    /// Memory in MiB for the bodies of large requests (over 64 KiB) that are being read or wait in the queue, on both
-    /// APIs together. A further large request waits up to 5 s, and is then rejected with `queue_full`. At least 4
+    /// Memory in MiB for the bodies of large requests (over 64 KiB), on both APIs together; as much again for such
+    /// requests that wait in the queue, and for large responses in one piece. A further large request waits up to 5 s,
+    /// and is then rejected with `queue_full`. At least 4
     #[arg(
         long,
         env = "TOKENWAY_BODY_MEMORY_MIB",

@@ -1,15 +1,11 @@
-//! Layer that limits the memory of large request bodies, on both APIs together.
+//! Layer that limits the memory of large request bodies.
 //!
-//! A body that is larger than [`UNCOUNTED_BYTES`] needs a share of the memory before the rest of it is read. The share
-//! is returned when a worker starts the request, or when the request ends. Until then the server may hold the body, its
-//! parsed form and the prompt in the queue. A share is as large as the body, or as the largest body if the client does
-//! not say how large it is, so requests that each hold a part of what they need cannot wait for each other.
+//! A body that is larger than [`UNCOUNTED_BODY_BYTES`] needs a share of the memory before the rest of it is read. A
+//! share is as large as the body, or as the largest body if the client does not say how large it is.
 
 use std::error::Error as StdError;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -17,35 +13,17 @@ use axum::http::Method;
 use axum::http::header::CONTENT_LENGTH;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
 use tonic::Status;
 
 use crate::context::RequestContext;
-use crate::error::{Error, ErrorKind};
-
-/// Size up to which a body needs no share, in bytes. A thousand such bodies fit into 64 MiB.
-const UNCOUNTED_BYTES: u64 = 64 * 1024;
-
-/// Largest body of both APIs, in bytes.
-const MAX_BODY_BYTES: u64 = 4 * 1024 * 1024;
-
-/// Maximum wait for a share. It is shorter than the usual timeouts of clients, which then retry.
-const MAX_WAIT: Duration = Duration::from_secs(5);
-
-/// Bytes of one permit of the semaphore.
-const BYTES_PER_PERMIT: u64 = 1_024;
-
-/// Memory for large request bodies. Clones share it.
-#[derive(Clone)]
-pub(crate) struct BodyMemory(Arc<Semaphore>);
+use crate::request_memory::{MAX_BODY_BYTES, UNCOUNTED_BODY_BYTES};
 
 /// A body that waits for a share when it turns out to be large.
 struct LimitedBody {
     body: Body,
     context: RequestContext,
-    memory: BodyMemory,
-    share: u32,
+    /// Size of the share, in bytes.
+    share: u64,
     state: State,
 }
 
@@ -60,47 +38,24 @@ enum State {
     Rejected,
 }
 
-type WaitForShare = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, Status>> + Send>>;
+type WaitForShare = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
 
-impl BodyMemory {
-    /// Creates a memory of this size. It is at least as large as the largest body.
-    pub(crate) fn new(bytes: u64) -> Self {
-        let permits = bytes.max(MAX_BODY_BYTES) / BYTES_PER_PERMIT;
-        let permits = usize::try_from(permits).unwrap_or(usize::MAX);
-        Self(Arc::new(Semaphore::new(
-            permits.min(Semaphore::MAX_PERMITS),
-        )))
+/// Wraps the body of a request, unless the client says that it is small.
+pub(super) fn limit_body(context: &RequestContext, request: Request) -> Request {
+    let declared = declared_length(&request);
+    if declared.is_some_and(|bytes| bytes <= UNCOUNTED_BODY_BYTES) {
+        return request;
     }
-
-    /// Wraps the body of a request, unless the client says that it is small.
-    pub(super) fn limit(&self, context: &RequestContext, request: Request) -> Request {
-        let declared = declared_length(&request);
-        if declared.is_some_and(|bytes| bytes <= UNCOUNTED_BYTES) {
-            return request;
-        }
-        // The handler rejects a body that is larger than the largest one.
-        let bytes = declared.unwrap_or(MAX_BODY_BYTES).min(MAX_BODY_BYTES);
-        let share = u32::try_from(bytes.div_ceil(BYTES_PER_PERMIT)).unwrap_or(u32::MAX);
-        request.map(|body| {
-            Body::new(LimitedBody {
-                body,
-                context: context.clone(),
-                memory: self.clone(),
-                share,
-                state: State::Uncounted(UNCOUNTED_BYTES),
-            })
+    // The handler rejects a body that is larger than the largest one.
+    let share = declared.unwrap_or(MAX_BODY_BYTES).min(MAX_BODY_BYTES);
+    request.map(|body| {
+        Body::new(LimitedBody {
+            body,
+            context: context.clone(),
+            share,
+            state: State::Uncounted(UNCOUNTED_BODY_BYTES),
         })
-    }
-
-    async fn wait_for_share(self, share: u32) -> Result<OwnedSemaphorePermit, Status> {
-        match timeout(MAX_WAIT, self.0.acquire_many_owned(share)).await {
-            Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
-            Err(_) => {
-                let message = "The server holds too many large requests. Retry later.";
-                Err(Error::new(ErrorKind::QueueFull, message).into())
-            }
-        }
-    }
+    })
 }
 
 /// Returns the size of the body that the client declares. No route reads the body of a GET request.
@@ -137,19 +92,19 @@ impl http_body::Body for LimitedBody {
                         *left = rest;
                         return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
-                    let waiting = this.memory.clone().wait_for_share(this.share);
+                    let (context, share) = (this.context.clone(), this.share);
+                    let waiting = async move {
+                        let shares = context.memory_shares();
+                        shares.wait_for_body(share).await.map_err(Status::from)
+                    };
                     this.state = State::Waiting(Box::pin(waiting), Some(data));
                 }
                 State::Waiting(waiting, data) => {
-                    let permit = match ready!(waiting.as_mut().poll(cx)) {
-                        Ok(permit) => permit,
-                        Err(status) => {
-                            this.state = State::Rejected;
-                            return Poll::Ready(Some(Err(status.into())));
-                        }
-                    };
+                    if let Err(status) = ready!(waiting.as_mut().poll(cx)) {
+                        this.state = State::Rejected;
+                        return Poll::Ready(Some(Err(status.into())));
+                    }
                     let data = data.take();
-                    this.context.hold_memory(permit);
                     this.state = State::Counted;
                     return Poll::Ready(data.map(|data| Ok(Frame::data(data))));
                 }
@@ -187,42 +142,32 @@ mod tests {
     use tokio_stream::StreamExt;
 
     use super::*;
+    use crate::error::{Error, ErrorKind};
+    use crate::request_memory::RequestMemory;
     use crate::telemetry::Api;
 
     const LARGEST: usize = 4 * 1024 * 1024;
 
     /// Reads a body whose size the client declares.
-    async fn read(
-        memory: &BodyMemory,
-        context: &RequestContext,
-        bytes: usize,
-    ) -> Result<usize, Error> {
+    async fn read(context: &RequestContext, bytes: usize) -> Result<usize, Error> {
         let mut request = Request::new(Body::new(Full::new(Bytes::from(vec![0; bytes]))));
         *request.method_mut() = Method::POST;
         let headers = request.headers_mut();
         headers.insert(CONTENT_LENGTH, bytes.into());
-        read_request(memory, context, request).await
+        read_request(context, request).await
     }
 
     /// Reads a body in chunks of 1,000 bytes. The client does not declare its size.
-    async fn read_chunks(
-        memory: &BodyMemory,
-        context: &RequestContext,
-        chunks: u8,
-    ) -> Result<usize, Error> {
+    async fn read_chunks(context: &RequestContext, chunks: u8) -> Result<usize, Error> {
         let chunks = tokio_stream::iter(0..chunks);
         let chunks = chunks.map(|chunk| Ok::<_, Status>(Bytes::from(vec![chunk; 1_000])));
         let mut request = Request::new(Body::from_stream(chunks));
         *request.method_mut() = Method::POST;
-        read_request(memory, context, request).await
+        read_request(context, request).await
     }
 
-    async fn read_request(
-        memory: &BodyMemory,
-        context: &RequestContext,
-        request: Request,
-    ) -> Result<usize, Error> {
-        let request = memory.limit(context, request);
+    async fn read_request(context: &RequestContext, request: Request) -> Result<usize, Error> {
+        let request = limit_body(context, request);
         match request.into_body().collect().await {
             Ok(body) => {
                 let bytes = body.to_bytes();
@@ -236,33 +181,33 @@ mod tests {
         }
     }
 
-    fn context() -> RequestContext {
-        RequestContext::for_test(Api::Http, Version::HTTP_11)
+    fn context(memory: &RequestMemory) -> RequestContext {
+        RequestContext::with_memory(Api::Http, Version::HTTP_11, memory)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_large_body_waits_until_another_large_request_has_started() {
-        let memory = BodyMemory::new(0);
-        let (first, second) = (context(), context());
-        assert_eq!(read(&memory, &first, LARGEST).await, Ok(LARGEST));
-        let mut waiting = Box::pin(read(&memory, &second, LARGEST));
+        let memory = RequestMemory::new(0);
+        let (first, second) = (context(&memory), context(&memory));
+        assert_eq!(read(&first, LARGEST).await, Ok(LARGEST));
+        let mut waiting = Box::pin(read(&second, LARGEST));
         assert!((&mut waiting).now_or_never().is_none());
-        assert_eq!(read(&memory, &context(), 64 * 1024).await, Ok(64 * 1024));
-        assert_eq!(read_chunks(&memory, &context(), 65).await, Ok(65_000));
+        assert_eq!(read(&context(&memory), 64 * 1024).await, Ok(64 * 1024));
+        assert_eq!(read_chunks(&context(&memory), 65).await, Ok(65_000));
         first.record_start(1);
         assert_eq!(waiting.await, Ok(LARGEST));
         drop(second);
-        assert_eq!(read_chunks(&memory, &context(), 200).await, Ok(200_000));
+        assert_eq!(read_chunks(&context(&memory), 200).await, Ok(200_000));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_large_body_that_waits_too_long_is_rejected() {
-        let memory = BodyMemory::new(0);
-        let held = context();
-        assert_eq!(read_chunks(&memory, &held, 200).await, Ok(200_000));
+        let memory = RequestMemory::new(0);
+        let held = context(&memory);
+        assert_eq!(read_chunks(&held, 200).await, Ok(200_000));
         for rejected in [
-            read(&memory, &context(), 64 * 1024 + 1).await,
-            read_chunks(&memory, &context(), 200).await,
+            read(&context(&memory), 64 * 1024 + 1).await,
+            read_chunks(&context(&memory), 200).await,
         ] {
             let error = rejected.expect_err("the memory is used up");
             assert_eq!(error.kind, ErrorKind::QueueFull);

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::authentication::Authenticator;
-use super::body_memory::BodyMemory;
 use crate::caller::PrefixSharing;
 use crate::gateway::BrowserCheck;
+use crate::request_memory::RequestMemory;
 use crate::telemetry::{Api, Telemetry};
 
 /// Settings of the layers.
@@ -21,7 +21,7 @@ pub(crate) struct LayerSettings {
     /// Authenticates requests; `None` if no request needs a key.
     pub authenticator: Option<Arc<Authenticator>>,
     /// Memory for large request bodies.
-    pub body_memory: BodyMemory,
+    pub request_memory: RequestMemory,
     /// Requests that may share computed prompt tokens.
     pub prefix_sharing: PrefixSharing,
 }

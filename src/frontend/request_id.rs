@@ -55,6 +55,7 @@ pub(super) fn create_context(
             PrefixSharing::Caller => Some(Caller::from_headers(request.headers())),
         },
         invalid,
+        memory: settings.request_memory.clone(),
     });
     request.extensions_mut().insert(context.clone());
     Ok(context)

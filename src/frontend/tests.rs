@@ -24,6 +24,7 @@ use crate::context::RequestContext;
 use crate::delivery::FlushHandle;
 use crate::error::{Error, ErrorKind};
 use crate::logging::{JsonFields, JsonLines, Timestamps};
+use crate::request_memory::RequestMemory;
 use crate::telemetry::Telemetry;
 
 const APIS: [Api; 2] = Api::ALL;
@@ -56,7 +57,7 @@ impl TestApi {
                 request_timeout: Duration::from_secs(60),
                 access_log: false,
                 authenticator: None,
-                body_memory: BodyMemory::new(0),
+                request_memory: RequestMemory::new(0),
                 prefix_sharing: PrefixSharing::All,
             },
         };

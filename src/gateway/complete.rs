@@ -22,12 +22,16 @@ use super::Gateway;
 use super::accept::StreamFormat;
 use super::buffered_request::BufferedRequest;
 use super::completion_stream::{CompletionStream, MergedStreams, deadline_exceeded};
-use super::dialect::{Dialect, ParsedBody, RecordWriter, ResponseFacts, StreamRequest};
+use super::dialect::{
+    Dialect, ParsedBody, RecordWriter, ResponseFacts, ResponseOptions, StreamRequest,
+};
 use super::echoed_prompts::EchoedPrompts;
 use super::error_response;
 use super::extra_fields::ExtraFieldNames;
 use super::fields::Fields;
+use super::large_json::LargeJson;
 use super::queued_body::{QueuedBody, StartFuture};
+use super::response_size;
 use super::stream_body::{self, StreamBody, StreamParts};
 use super::unary::{self, ResponseCollector};
 use super::unknown::IgnoredFields;
@@ -35,6 +39,8 @@ use crate::cluster::CallContext;
 use crate::context::RequestContext;
 use crate::error::Error;
 use crate::proto::v1;
+use crate::request::DEFAULT_MAX_TOKENS;
+use crate::request_memory::Work;
 use crate::telemetry::ResponseFormat;
 
 /// Extra time for the engine to report a passed deadline before the gateway does.
@@ -98,11 +104,28 @@ async fn complete_parsed<D: Dialect>(
     parsed: ParsedRequest<D>,
 ) -> Result<Response, Error> {
     let stream = parsed.stream.clone();
+    if stream.is_none() {
+        let bytes = expected_bytes(&parsed.body.messages, parsed.body.response);
+        context.memory_shares().wait_for_response(bytes).await?;
+    }
     let admitted = AdmittedRequest::admit(gateway, context, parsed).await?;
     match stream {
         Some(stream) => admitted.stream(stream, gateway.headers_after).await,
-        None => admitted.wait_for_start().await?.collect().await,
+        None => {
+            let started = admitted.wait_for_start().await?;
+            started.collect(&gateway.large_json).await
+        }
     }
+}
+
+/// Returns the size of the response in one piece, if each choice has as many tokens as it may have.
+fn expected_bytes(messages: &[v1::CompletionRequest], response: ResponseOptions) -> u64 {
+    let sizes = messages.iter().map(|message| {
+        let max_tokens = message.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
+        let tokens = u64::from(max_tokens).saturating_mul(message.n.unwrap_or(1).into());
+        response_size::expected_size(tokens, response.logprobs)
+    });
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// A request with a valid body.
@@ -124,10 +147,13 @@ impl<D: Dialect> ParsedRequest<D> {
         request: Request,
     ) -> Result<Self, Error> {
         let request = BufferedRequest::read(context, request).await?;
-        let (own_gateway, context) = (Arc::clone(gateway), context.clone());
+        let (own_gateway, own_context) = (Arc::clone(gateway), context.clone());
         let bytes = request.body.len();
-        let parse = move || Self::parse(&own_gateway, &context, &request);
-        gateway.parser.run(bytes, parse).await
+        let parse = move || Self::parse(&own_gateway, &own_context, &request);
+        let large_json = &gateway.large_json;
+        large_json
+            .parse(context, Work::Completion, bytes, parse)
+            .await
     }
 
     fn parse(
@@ -191,6 +217,7 @@ impl<D: Dialect> AdmittedRequest<D> {
     ) -> Result<Self, Error> {
         let mut body = parsed.body;
         let messages = std::mem::take(&mut body.messages);
+        context.memory_shares().set_prompts(messages.len());
         let echoing_prompts = messages.iter().filter(|message| message.echo).count();
         let merged = MergedStreams::new(body.candidates);
         let merged = admit(gateway, &parsed.call, messages, merged).await?;
@@ -328,7 +355,7 @@ struct StartedCompletion<D: Dialect> {
 
 impl<D: Dialect> StartedCompletion<D> {
     /// Collects the whole completion. Returns one JSON response.
-    async fn collect(self) -> Result<Response, Error> {
+    async fn collect(self, large_json: &LargeJson) -> Result<Response, Error> {
         let collecting = ResponseCollector {
             stream: self.stream,
             echo: self.echo,
@@ -338,7 +365,7 @@ impl<D: Dialect> StartedCompletion<D> {
         };
         let facts = self.facts;
         let answer = move |choices, usage| D::unary_body(facts, choices, usage);
-        let mut response = unary::collect(collecting, answer).await?;
+        let mut response = unary::collect(collecting, large_json, answer).await?;
         let headers = response.headers_mut();
         headers.insert(VARY, HeaderValue::from_static("accept"));
         Ok(response)

@@ -70,7 +70,7 @@ async fn send_with(
         unknown_fields: UnknownFieldPolicy::Refuse,
         headers_after,
         stopping: CancellationToken::new(),
-        parser: LargeBodyParser::default(),
+        large_json: LargeJson::default(),
     });
     match router.oneshot(request).await {
         Ok(response) => response,

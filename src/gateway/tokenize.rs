@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::response::Response;
+use serde::Serialize;
 
 use super::Gateway;
 use super::buffered_request::BufferedRequest;
@@ -16,10 +17,14 @@ use super::response::{self, Detokenized, Tokenized, TokenizerInfo};
 use crate::cluster::CallContext;
 use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
+use crate::request_memory::Work;
 
 pub(super) mod body;
 
 use body::{DETOKENIZE_NAMES, DetokenizeBody, TOKENIZE_NAMES, TokenizeBody};
+
+/// Typical size of a token id in JSON, with its comma, in bytes.
+const BYTES_PER_ID: usize = 6;
 
 /// Converts text or a chat into token ids.
 #[utoipa::path(
@@ -40,15 +45,20 @@ pub(super) async fn tokenize(
             let mut fields = Fields::parse(&body, unknown)?;
             Ok((TokenizeBody::parse(&mut fields)?, fields))
         };
-        let (message, fields) = gateway.parser.run(bytes, parse).await?;
+        let parsed = gateway
+            .large_json
+            .parse(context, Work::Tokenizer, bytes, parse);
+        let (message, fields) = parsed.await?;
         (gateway.check_accepting)()?;
         let call = CallContext::new(context);
         let tokenized = gateway.cluster.tokenize(&message, &call).await?;
-        let response = response::json(&Tokenized {
+        let size = tokenized.token_ids.len().saturating_mul(BYTES_PER_ID);
+        let object = move || Tokenized {
             count: tokenized.token_ids.len(),
             max_model_len: tokenized.context_length,
             tokens: tokenized.token_ids,
-        });
+        };
+        let response = write_response(gateway, context, size, object).await?;
         Ok(with_ignored_fields(gateway, fields, response))
     };
     run_handler(gateway, (context, request), TOKENIZE_NAMES, handler).await
@@ -73,13 +83,16 @@ pub(super) async fn detokenize(
             let mut fields = Fields::parse(&body, unknown)?;
             Ok((DetokenizeBody::parse(&mut fields)?, fields))
         };
-        let (message, fields) = gateway.parser.run(bytes, parse).await?;
+        let parsed = gateway
+            .large_json
+            .parse(context, Work::Tokenizer, bytes, parse);
+        let (message, fields) = parsed.await?;
         (gateway.check_accepting)()?;
         let call = CallContext::new(context);
         let detokenized = gateway.cluster.detokenize(&message, &call).await?;
-        let response = response::json(&Detokenized {
-            prompt: detokenized.text,
-        });
+        let (size, prompt) = (detokenized.text.len(), detokenized.text);
+        let object = move || Detokenized { prompt };
+        let response = write_response(gateway, context, size, object).await?;
         Ok(with_ignored_fields(gateway, fields, response))
     };
     run_handler(gateway, (context, request), DETOKENIZE_NAMES, handler).await
@@ -119,6 +132,21 @@ pub(super) async fn info(
         .await
         .map_err(Error::from)?;
     Ok(response::json(&TokenizerInfo::from(model)))
+}
+
+/// Writes a response of about this size. The memory of the request becomes free.
+async fn write_response<A: Serialize>(
+    gateway: &Gateway,
+    context: &RequestContext,
+    bytes: usize,
+    object: impl FnOnce() -> A + Send + 'static,
+) -> Result<Response, Error> {
+    let shares = context.memory_shares();
+    let expected = u64::try_from(bytes).unwrap_or(u64::MAX);
+    shares.wait_for_response(expected).await?;
+    let response = gateway.large_json.write(bytes, object).await;
+    shares.release_request();
+    response
 }
 
 /// Counts the ignored fields, and lists them in a response header.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use serde::Serialize;
+use tokio::task::coop::consume_budget;
 
 use super::completion_stream::{CompletionStream, MergedEvent, finish_reason};
 use super::dialect::{CollectedChoice, ResponseOptions, ScoredTokens};
 use super::echoed_prompts::{EchoedPrompts, PromptEcho};
-use super::response;
+use super::large_json::LargeJson;
 use super::response_size;
 use crate::context::RequestContext;
 use crate::delivery::TokenMeter;
@@ -33,17 +34,13 @@ pub(super) struct ResponseCollector {
 /// # Errors The completion fails or becomes too large. Then no part of it is sent.
 pub(super) async fn collect<A: Serialize>(
     collecting: ResponseCollector,
+    large_json: &LargeJson,
     answer: impl FnOnce(Vec<CollectedChoice>, v1::Usage) -> A + Send + 'static,
 ) -> Result<Response, Error> {
     let collected = CollectedResponse::read(collecting).await?;
-    let is_large = collected.size >= response_size::BLOCKING_THRESHOLD;
-    let build = move || response::json(&answer(collected.choices, collected.usage));
-    if !is_large {
-        return Ok(build());
-    }
-    // Encoding a large response would block the other tasks of this thread.
-    let response = tokio::task::spawn_blocking(build);
-    response.await.map_err(|_| Error::internal())
+    let size = collected.size;
+    let object = move || answer(collected.choices, collected.usage);
+    large_json.write(size, object).await
 }
 
 /// A completion that has ended.
@@ -67,9 +64,17 @@ impl CollectedResponse {
         let mut choices: Vec<Candidate> = (0..stream.choices())
             .map(|_| Candidate::new(response.logprobs.is_some()))
             .collect();
-        let mut total_size = 0;
+        let mut total_size: usize = 0;
+        let mut reserved = 0;
         let mut is_text_only = stream.first_started().text_only;
         let usage = loop {
+            // A device can be so fast that there is always another event. Other tasks of this thread must run, too.
+            consume_budget().await;
+            if total_size > reserved {
+                reserved = total_size.saturating_mul(2);
+                let bytes = u64::try_from(reserved).unwrap_or(u64::MAX);
+                context.memory_shares().wait_for_response(bytes).await?;
+            }
             match stream.next().await? {
                 MergedEvent::Started(started) => {
                     is_text_only = started.text_only;

@@ -1,5 +1,6 @@
-// OpenAI's official library for Node, with a key and over TLS. NODE_EXTRA_CA_CERTS names the certificate of the
-// server's authority. Prints the text of a streamed completion.
+// OpenAI's official library for Node, with a key and over TLS. Prints the text of a streamed completion. Run it with
+//
+//   NODE_EXTRA_CA_CERTS=tls/ca.pem TOKENWAY_API_KEY=tw_… node tests/clients/openai_secured.mjs https://localhost:8000
 
 import OpenAI from "openai";
 
@@ -8,8 +9,9 @@ const client = new OpenAI({
   apiKey: process.env.TOKENWAY_API_KEY,
   maxRetries: 0,
 });
+const models = await client.models.list();
 const stream = await client.completions.create({
-  model: "llm_test",
+  model: models.data[0].id,
   prompt: "The capital of France is",
   max_tokens: 32,
   stream: true,

@@ -1,0 +1,81 @@
+//! Returns memory to the operating system after a load that needed much of it.
+//!
+//! glibc keeps freed memory in its heaps. After many large requests or slow readers, that was up to twenty times of what
+//! the server needs (`docs/security.md`).
+
+use std::time::Duration;
+
+use rustix::param::page_size;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::allocator;
+
+/// Interval between two checks.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Growth of the unused memory from which it is returned, in bytes. A server that streams needs some of it again at once.
+const MIN_GROWTH_BYTES: usize = 8 * 1024 * 1024;
+
+/// Number of checks in a row that must find so much. A load that needs the memory again and again keeps it.
+const MIN_CHECKS: u32 = 2;
+
+/// State of the checks.
+#[derive(Clone, Copy, Default)]
+struct Checks {
+    /// Number of checks in a row that found much unused memory.
+    in_a_row: u32,
+    /// Unused memory that cannot be returned, in bytes: what was left after the last return.
+    kept: usize,
+}
+
+/// Returns unused memory whenever there has been much of it for a while, until `stop` is cancelled.
+pub(super) async fn return_free_memory_regularly(stop: CancellationToken) {
+    let mut checks = Checks::default();
+    while stop
+        .run_until_cancelled(sleep(CHECK_INTERVAL))
+        .await
+        .is_some()
+    {
+        // The allocator locks each heap for as long as it has many free parts, so this is not for a thread that carries
+        // tokens.
+        let checked = spawn_blocking(move || checks.next());
+        checks = checked.await.unwrap_or_default();
+    }
+}
+
+impl Checks {
+    /// Runs a check, and returns unused memory if there is much.
+    fn next(self) -> Self {
+        if unused_bytes() < self.kept.saturating_add(MIN_GROWTH_BYTES) {
+            return Self {
+                in_a_row: 0,
+                ..self
+            };
+        }
+        if self.in_a_row + 1 < MIN_CHECKS {
+            return Self {
+                in_a_row: self.in_a_row + 1,
+                ..self
+            };
+        }
+        allocator::return_free_memory();
+        Self {
+            in_a_row: 0,
+            kept: unused_bytes(),
+        }
+    }
+}
+
+/// Returns the resident memory that is not allocated: free memory, and what is not the allocator's, such as code.
+fn unused_bytes() -> usize {
+    resident_bytes().saturating_sub(allocator::used_bytes())
+}
+
+/// Returns the resident memory of this process in bytes; 0 if the operating system does not tell it.
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    pages.unwrap_or(0_usize).saturating_mul(page_size())
+}
