@@ -26,15 +26,37 @@ async fn changes_keep_comments_and_other_keys_and_the_file_is_private() {
     let list = keys.run("list").await.expect_success();
     let lines: Vec<_> = list.lines().collect();
     assert!(
-        lines[0].starts_with("NAME  SCOPES     MODELS  EXPIRES"),
+        lines[0].starts_with("NAME  SCOPES     MODELS  LIMITS  EXPIRES"),
         "{list}"
     );
     assert!(
-        lines[1].starts_with("a     inference  all     20"),
+        lines[1].starts_with("a     inference  all     none    20"),
         "{list}"
     );
     assert!(lines[1].ends_with(", never"), "{list}");
     assert_eq!(lines.len(), 2, "{list}");
+}
+
+#[tokio::test]
+async fn the_list_shows_the_limits_of_each_key() {
+    let keys = KeysFile::new();
+    keys.secret("new a").await;
+    keys.secret("new b --concurrent-requests 4").await;
+    let all = "--requests-per-minute 60 --concurrent-requests 4 --tokens-per-minute 1000";
+    keys.secret(&format!("new c {all}")).await;
+    let list = keys.run("list").await.expect_success();
+    let lines: Vec<_> = list.lines().map(str::split_whitespace).collect();
+    let lines: Vec<_> = lines
+        .into_iter()
+        .map(|line| line.collect::<Vec<_>>().join(" "))
+        .collect();
+    let expected = [
+        "NAME SCOPES MODELS LIMITS EXPIRES",
+        "a inference all none never",
+        "b inference all 4 concurrent never",
+        "c inference all 60 requests/min, 4 concurrent, 1000 tokens/min never",
+    ];
+    assert_eq!(lines, expected);
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use super::set::KeyEntry;
 pub enum KeysCommand {
     /// Create a key and print it. It cannot be shown again: the file has only its SHA-256
     New(NewOptions),
-    /// List the keys, their scopes, models and expiry
+    /// List the keys, their scopes, models, limits and expiry
     List(FileOption),
     /// Remove a key. Running requests continue; further requests with the key are rejected
     Revoke(RevokeOptions),
@@ -222,24 +222,24 @@ fn time_after(
 
 /// Renders a table with one line for each key.
 fn render_list(keys: &[KeyEntry], now: SystemTime) -> String {
-    let header = ["NAME", "SCOPES", "MODELS", "EXPIRES"].map(str::to_owned);
+    let header = ["NAME", "SCOPES", "MODELS", "LIMITS", "EXPIRES"].map(str::to_owned);
     let rows: Vec<_> = std::iter::once(header)
         .chain(keys.iter().map(|entry| row(entry, now)))
         .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..3).map(width).collect();
+    let widths: Vec<_> = (0..4).map(width).collect();
     let mut text = String::new();
     for row in &rows {
         for (cell, &width) in row.iter().zip(&widths) {
             let _ = write!(text, "{cell:width$}  ");
         }
-        text.push_str(&row[3]);
+        text.push_str(&row[4]);
         text.push('\n');
     }
     text
 }
 
-fn row(entry: &KeyEntry, now: SystemTime) -> [String; 4] {
+fn row(entry: &KeyEntry, now: SystemTime) -> [String; 5] {
     let scopes: Vec<_> = entry.key.scopes.iter().map(|scope| scope.name()).collect();
     let models = entry.key.models.as_ref();
     let models = models.map_or_else(
@@ -265,6 +265,23 @@ fn row(entry: &KeyEntry, now: SystemTime) -> [String; 4] {
         entry.key.name.to_string(),
         scopes.join(","),
         models,
+        limits_text(&entry.key.quotas.of_key.limits),
         expiries,
     ]
+}
+
+/// Returns limits as text, such as `60 requests/min, 4 concurrent`.
+fn limits_text(limits: &KeyLimits) -> String {
+    let texts: Vec<_> = [
+        (limits.requests_per_minute, "requests/min"),
+        (limits.concurrent_requests, "concurrent"),
+        (limits.tokens_per_minute, "tokens/min"),
+    ]
+    .into_iter()
+    .filter_map(|(limit, unit)| limit.map(|limit| format!("{limit} {unit}")))
+    .collect();
+    match texts.is_empty() {
+        true => "none".to_owned(),
+        false => texts.join(", "),
+    }
 }
