@@ -2,98 +2,17 @@
 
 mod support;
 
-use std::os::unix::fs::symlink;
-use std::path::Path;
-
-use rustix::process::Signal;
 use serde_json::json;
 use support::certificates::{CertificateAuthority, CertificateFiles};
 use support::grpc;
 use support::http::{BodyEnd, Request, completion, get, texts};
 use support::program::{start_gateway, start_server, tokenway};
-use support::running_program::RunningProgram;
-use tempfile::TempDir;
+use support::tls_server::{TlsServer, flags, new_authority, text};
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::version;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
-
-/// A server with TLS, and the authority of its certificate.
-struct TlsServer {
-    running: RunningProgram,
-    http: String,
-    grpc: String,
-    authority: CertificateAuthority,
-    _folder: TempDir,
-}
-
-impl TlsServer {
-    /// Starts a server whose clients need no certificate.
-    async fn start(arguments: &[&str]) -> Self {
-        let (folder, authority) = new_authority();
-        let files = authority.sign("server");
-        Self::start_with(folder, authority, &files, arguments).await
-    }
-
-    async fn start_with(
-        folder: TempDir,
-        authority: CertificateAuthority,
-        files: &CertificateFiles,
-        arguments: &[&str],
-    ) -> Self {
-        let (running, urls) = start_server(&[&flags(files)[..], arguments].concat()).await;
-        let [http, grpc] = urls.map(|url| {
-            let address = url.strip_prefix("https://");
-            address.expect("the URL says https").to_owned()
-        });
-        Self {
-            running,
-            http,
-            grpc,
-            authority,
-            _folder: folder,
-        }
-    }
-
-    /// Sends a request over HTTP/1.1 with TLS. Reads the response head.
-    async fn send(&self, request: Request) -> support::http::Response {
-        let stream = self.authority.client().connect(&self.http).await;
-        request.send_on(stream.expect("a TLS connection")).await
-    }
-
-    async fn channel(&self, tls: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
-        let endpoint = Endpoint::from_shared(format!("https://{}", self.grpc))?;
-        endpoint.tls_config(tls)?.connect().await
-    }
-
-    /// Returns the certificate that the server presents now on the HTTP API.
-    async fn certificate(&self) -> Vec<u8> {
-        let stream = self.authority.client().connect(&self.http).await;
-        let stream = stream.expect("a TLS connection");
-        let certificates = stream.get_ref().1.peer_certificates();
-        certificates.expect("a certificate")[0].to_vec()
-    }
-}
-
-fn new_authority() -> (TempDir, CertificateAuthority) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let authority = CertificateAuthority::new(folder.path(), "ca");
-    (folder, authority)
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
-}
-
-fn flags(files: &CertificateFiles) -> [&str; 4] {
-    [
-        "--tls-cert",
-        text(&files.certificate),
-        "--tls-key",
-        text(&files.key),
-    ]
-}
+use tonic::transport::Endpoint;
 
 fn streamed(max_tokens: u32) -> Request {
     completion(&json!({"prompt": "a", "max_tokens": max_tokens, "stream": true}))
@@ -158,65 +77,6 @@ async fn a_client_without_tls_is_told_that_the_port_requires_it() {
         format!("{status:?}").contains("INADEQUATE_SECURITY"),
         "{status:?}"
     );
-}
-
-/// Writes a certificate into a new folder, and switches the link `data` to that folder, as Kubernetes does it for a
-/// mounted secret. Returns the paths below the link.
-fn mount(folder: &Path, authority: &CertificateAuthority, version: &str) -> CertificateFiles {
-    let (real, files) = (folder.join(version), authority.sign("new"));
-    std::fs::create_dir(&real).expect("a folder");
-    std::fs::rename(files.certificate, real.join("tls.crt")).expect("the certificate");
-    std::fs::rename(files.key, real.join("tls.key")).expect("the key");
-    let (link, current) = (folder.join("link"), folder.join("data"));
-    symlink(&real, &link).expect("a link");
-    std::fs::rename(&link, &current).expect("the link is switched");
-    CertificateFiles {
-        certificate: current.join("tls.crt"),
-        key: current.join("tls.key"),
-    }
-}
-
-#[tokio::test]
-async fn new_certificates_are_used_without_touching_open_streams() {
-    let (folder, authority) = new_authority();
-    let path = folder.path().to_owned();
-    let files = mount(&path, &authority, "first");
-    let paced = ["--test-runner-frequency-ms", "5"];
-    let mut server = TlsServer::start_with(folder, authority, &files, &paced).await;
-    let first = server.certificate().await;
-    let mut over_http = server.send(streamed(100_000)).await;
-    let channel = server.channel(server.authority.grpc_config()).await;
-    let mut client = InferenceClient::new(channel.expect("a connection"));
-    let stream = client.complete(grpc::request("a", 100_000)).await;
-    let mut over_grpc = stream.expect("a stream").into_inner();
-
-    mount(&path, &server.authority, "second");
-    let reloaded = "the TLS certificates were reloaded";
-    server.running.wait_for_log(reloaded).await;
-    let second = server.certificate().await;
-    assert_ne!(second, first);
-    for index in 0..200 {
-        let line = over_http.read_json_line().await.expect("a line");
-        assert_eq!(line["choices"][0]["text"], format!("token_{index}"));
-    }
-    let mut received = grpc::Completion::default();
-    while received.choices.is_empty() || received.token_count(0) < 200 {
-        let event = over_grpc.message().await.expect("the stream goes on");
-        received.add_event(event.expect("an event"));
-    }
-
-    // SIGHUP does the same as a change of the files. A key that does not belong to the certificate changes nothing.
-    let other = server.authority.sign("other");
-    std::fs::copy(&other.key, path.join("second").join("tls.key")).expect("a copy");
-    server
-        .running
-        .wait_for_log("cannot reload the TLS certificates")
-        .await;
-    assert_eq!(server.certificate().await, second);
-    std::fs::copy(&other.certificate, path.join("second").join("tls.crt")).expect("a copy");
-    server.running.signal(Signal::HUP);
-    server.running.wait_for_log(reloaded).await;
-    assert_ne!(server.certificate().await, second);
 }
 
 #[tokio::test]

@@ -44,6 +44,7 @@ pub mod openai_engine;
 pub mod program;
 pub mod running_program;
 pub mod story;
+pub mod tls_server;
 pub mod vllm_engine;
 
 use metrics::MetricsSnapshot;

@@ -8,6 +8,7 @@ use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 
 use crate::cluster::ClusterSpec;
+use crate::server::reload::Trigger;
 use crate::server::{Server, reload};
 
 /// Effect of SIGHUP on a server, besides reloading its keys and certificates.
@@ -40,10 +41,10 @@ pub(super) async fn reload_on_each_hangup(
             std::future::pending::<()>().await;
         }
         if let Some(keys) = server.keys() {
-            reload::reload_keys(keys).await;
+            reload::reload_keys(keys, Trigger::Hangup).await;
         }
         for tls in server.tls() {
-            reload::reload_certificates(tls).await;
+            reload::reload_certificates(tls, Trigger::Hangup).await;
         }
         let has_reloaded = server.keys().is_some() || !server.tls().is_empty();
         match on_hangup {
