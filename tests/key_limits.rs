@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use support::grpc;
 use support::http::{Request, Response, completion, get};
-use support::program::{start_gateway, start_server, tokenway};
+use support::program::{start_gateway, start_server, start_serving, tokenway};
 use support::running_program::RunningProgram;
 use support::{Setup, with_interval};
 use tempfile::TempDir;
@@ -244,4 +244,51 @@ async fn a_gateway_counts_the_tokens_of_prompts_when_the_request_ends() {
     assert_rate_limited(&third);
     // Two prompts of three tokens each count, too.
     assert_eq!(header(&third, "remaining-tokens"), "0");
+}
+
+#[tokio::test]
+async fn each_choice_of_each_prompt_counts_toward_the_tokens_per_minute() {
+    let limits = ["--tokens-per-minute", "1000"];
+    let server = Server::start(&limits, &["--test-runner-frequency-ms", "0"]).await;
+    let body = |max_tokens: u32, stream: bool| {
+        let stop = ["token_5"];
+        let prompts = ["a b c", "a b"];
+        let body = json!({"prompt": prompts, "n": 2, "max_tokens": max_tokens, "stream": stream, "stop": stop});
+        completion(&body)
+    };
+    // The prompts have five tokens together. Each of the four choices may generate 249 tokens, or 248.
+    assert_eq!(server.send(body(249, false)).await.status, 400);
+    let mut stream = server.send(body(248, true)).await;
+    assert_eq!(stream.status, 200);
+    assert_eq!(header(&stream, "remaining-tokens"), "3");
+    stream.read_rest().await;
+    // Each choice has generated six tokens, up to its stop string.
+    let next = server.complete(1).await;
+    assert_eq!(next.status, 200);
+    assert_eq!(header(&next, "remaining-tokens"), "967");
+}
+
+#[tokio::test]
+async fn the_limits_of_all_keys_apply_to_the_key_of_the_environment() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("keys.toml");
+    let limits = "[limits]\nrequests_per_minute = 2\n";
+    std::fs::write(&path, limits).expect("the keys file");
+    let secret = "a-key-of-the-environment";
+    let program = tokenway().env("TOKENWAY_API_KEY", secret);
+    let program = program.env("TOKENWAY_KEYS_FILE", &path);
+    let (running, urls) = start_serving(program, &[]).await;
+    let key = Key {
+        secret: secret.to_owned(),
+        path: path.to_str().expect("a UTF-8 path").to_owned(),
+        _folder: folder,
+    };
+    let server = Server::connect(key, running, urls).await;
+    let first = server.complete(1).await;
+    assert_eq!(first.status, 200);
+    assert_eq!(header(&first, "limit-requests"), "2");
+    server.complete_over_grpc(1).await.expect("a completion");
+    assert_rate_limited(&server.complete(1).await);
+    let error = rejection(server.complete_over_grpc(1).await);
+    assert!(error.message.starts_with("The server's limit"), "{error}");
 }
