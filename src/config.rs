@@ -19,6 +19,7 @@ use crate::logging::LogFormat;
 use crate::server::ServerParts;
 use crate::server::run::{ModelFiles, OnHangup};
 
+mod admin;
 mod check;
 mod cluster;
 mod commands;

@@ -10,7 +10,7 @@ use axum::response::Response;
 use tonic::service::Routes;
 
 use crate::context::RequestContext;
-use crate::gateway::{self, BrowserCheck, Gateway, OriginPolicy};
+use crate::gateway::{BrowserCheck, OriginPolicy};
 use crate::grpc;
 use crate::telemetry::Api;
 
@@ -37,9 +37,9 @@ pub(crate) use authentication::Authenticator;
 pub(crate) use layers::LayerSettings;
 use layers::Layers;
 
-/// The HTTP API. Browsers may use it from the allowed hosts and origins.
+/// Wraps routes of the HTTP API in the layers. Browsers may use them from the allowed hosts and origins.
 pub(crate) fn http_router(
-    gateway: Gateway,
+    routes: Router,
     origins: OriginPolicy,
     settings: LayerSettings,
 ) -> Router {
@@ -48,7 +48,7 @@ pub(crate) fn http_router(
         browser_check: Some(BrowserCheck::new(origins)),
         settings,
     };
-    with_layers(gateway::routes(gateway), layers)
+    with_layers(routes, layers)
 }
 
 /// Builds the gRPC API from these services.

@@ -1,27 +1,24 @@
-//! The HTTP API: OpenAI-compatible completions, the tokenizer, models, health and metrics.
+//! The HTTP API: OpenAI-compatible completions, the tokenizer, models, and the routes for operators.
 //!
 //! It converts request bodies into messages for the engine, and the engine's events into responses. It must not
 //! know schedulers, workers or runners.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Uri};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{get, post};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{CallContext, Cluster};
 use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
-use crate::runner::DeviceFacts;
-use crate::telemetry::{RouteKind, Telemetry, WorkerCounts};
+use crate::telemetry::{RouteKind, Telemetry};
 
 // The modules are listed in the order of a request's path. A module uses only modules below it.
 
@@ -35,6 +32,8 @@ mod origin;
 mod host;
 
 mod extract;
+
+mod operations;
 
 mod tokenize;
 
@@ -93,36 +92,21 @@ use complete::DialectRoute;
 pub(crate) use error_response::ErrorResponse;
 pub use large_json::LargeJson;
 pub use openai::{CompletionRoute, StreamOptions, lines};
+pub use operations::{DevicesFn, HealthCheck, Operations, OperatorRoutes, WorkerCountsFn};
 pub(crate) use origin::BrowserCheck;
 pub use origin::{AllowedHost, AllowedOrigin, OriginPolicy};
-use response::{Model, ModelList, Status};
+use response::{Model, ModelList};
 pub use unknown::UnknownFieldPolicy;
 
 /// Maximum number of headers of a request.
 const MAX_HEADERS: usize = 100;
 
-/// A check of the server's state. Its error is the response to the client.
-pub type HealthCheck = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
-
-/// Returns the number of workers in each state; `None` if only remote engines are used.
-pub type WorkerCountsFn = Arc<dyn Fn() -> Option<WorkerCounts> + Send + Sync>;
-
-/// Returns the device of each model whose runner describes it, by the model's name. Empty if only remote engines are
-/// used.
-pub type DevicesFn = Arc<dyn Fn() -> BTreeMap<String, DeviceFacts> + Send + Sync>;
-
 /// Everything that the HTTP API's handlers use.
 pub struct Gateway {
     /// Engines that serve the requests.
     pub cluster: Cluster,
-    /// Metrics, shown at `/metrics`.
+    /// Metrics.
     pub telemetry: Telemetry,
-    /// Succeeds if every model accepts requests. `/readyz` and `/health` return this result.
-    pub check_ready: HealthCheck,
-    /// Worker counts that `/readyz` shows.
-    pub worker_counts: WorkerCountsFn,
-    /// Devices of the models, which `/readyz` shows.
-    pub devices: DevicesFn,
     /// Fails if the server rejects every request, for example because it is draining.
     pub check_accepting: HealthCheck,
     /// Format of a `/v1/completions` stream, if the client's `Accept` header has no preference.
@@ -135,6 +119,8 @@ pub struct Gateway {
     pub stopping: CancellationToken,
     /// Parses large bodies and writes large responses.
     pub large_json: LargeJson,
+    /// Routes for operators of the HTTP API.
+    pub operator_routes: OperatorRoutes,
 }
 
 /// The dialects of the HTTP API. Each is a route that completes prompts.
@@ -144,7 +130,7 @@ const DIALECTS: &[DialectRoute] = &[
 ];
 
 /// Paths of the other routes.
-const OTHER_ROUTES: [(&str, RouteKind); 10] = [
+const OTHER_ROUTES: [(&str, RouteKind); 11] = [
     ("/tokenize", RouteKind::Unary),
     ("/detokenize", RouteKind::Unary),
     ("/tokenizer_info", RouteKind::Unary),
@@ -154,6 +140,7 @@ const OTHER_ROUTES: [(&str, RouteKind); 10] = [
     ("/readyz", RouteKind::Probe),
     ("/health", RouteKind::Probe),
     ("/metrics", RouteKind::Probe),
+    ("/admin/drain", RouteKind::Admin),
     ("/openapi.json", RouteKind::Unary),
 ];
 
@@ -168,27 +155,35 @@ pub(crate) fn completion_paths() -> impl Iterator<Item = &'static str> {
     DIALECTS.iter().map(|dialect| dialect.path)
 }
 
-/// Builds the routes. Each request carries a [`RequestContext`], which `frontend` inserts.
-pub fn routes(gateway: Gateway) -> Router {
+/// Builds the routes of the HTTP API. Each request carries a [`RequestContext`], which `frontend` inserts.
+pub fn routes(gateway: Gateway, operations: Operations) -> Router {
+    let for_operators = operations::routes(operations, gateway.operator_routes);
     let dialects = DIALECTS.iter().fold(Router::new(), |router, dialect| {
         router.route(dialect.path, (dialect.handler)())
     });
-    dialects
+    let for_clients = dialects
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/tokenizer_info", get(tokenize::info))
         .route("/v1/models", get(list_models))
         .route("/v1/models/{*id}", get(get_model))
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
-        .route("/health", get(health))
-        .route("/metrics", get(metrics))
         .route("/openapi.json", get(openapi::openapi))
+        .with_state(Arc::new(gateway));
+    with_errors(for_clients.merge(for_operators))
+}
+
+/// Builds the routes of a listener for operators. Each request carries a [`RequestContext`].
+pub(crate) fn admin_routes(operations: Operations) -> Router {
+    with_errors(operations::routes(operations, OperatorRoutes::All))
+}
+
+/// Adds the errors for requests that no route accepts.
+fn with_errors(router: Router) -> Router {
+    router
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn(limit_headers))
-        .with_state(Arc::new(gateway))
 }
 
 /// Limits the number of headers on HTTP/2, which has no limit of its own. The listener limits HTTP/1.1.
@@ -245,61 +240,6 @@ async fn get_model(
         .await
         .map_err(Error::from)?;
     Ok(response::json(&Model::from(model)))
-}
-
-/// Liveness: the server process runs.
-#[utoipa::path(
-    get,
-    path = "/livez",
-    responses((status = 200, description = "The server runs.", body = Status))
-)]
-async fn livez() -> Response {
-    response::json(&Status::new("alive"))
-}
-
-/// Readiness: every model accepts requests.
-#[utoipa::path(
-    get,
-    path = "/readyz",
-    responses((status = 200, description = "The server accepts requests.", body = Status))
-)]
-async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Response, ErrorResponse> {
-    (gateway.check_ready)()?;
-    let status = Status::new("ready")
-        .with_workers((gateway.worker_counts)())
-        .with_devices((gateway.devices)());
-    Ok(response::json(&status))
-}
-
-/// Readiness at the path that other inference servers use.
-#[utoipa::path(
-    get,
-    path = "/health",
-    responses((status = 200, description = "The server accepts requests.", body = Status))
-)]
-async fn health(State(gateway): State<Arc<Gateway>>) -> Result<Response, ErrorResponse> {
-    (gateway.check_ready)()?;
-    Ok(response::json(&Status::new("healthy")))
-}
-
-/// Metrics in the Prometheus text format.
-#[utoipa::path(
-    get,
-    path = "/metrics",
-    responses((
-        status = 200,
-        description = "The metrics.",
-        body = String,
-        content_type = "text/plain"
-    ))
-)]
-async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
-    let text = gateway.telemetry.render();
-    (
-        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        text,
-    )
-        .into_response()
 }
 
 async fn not_found(uri: Uri) -> ErrorResponse {

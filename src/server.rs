@@ -12,10 +12,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::cluster::Cluster;
 use crate::critical::{CriticalTasks, TaskPanicked};
 use crate::frontend::{self, Authenticator, LayerSettings};
-use crate::gateway::{Gateway, LargeJson};
 use crate::keys::Keys;
 use crate::listen::{Address, Limits, Listener, ListenerSettings, Protocol, ServerTls};
 use crate::models::Readiness;
@@ -27,6 +25,7 @@ mod backend;
 mod engine;
 mod free_memory;
 mod health;
+mod http;
 mod listeners;
 mod parts;
 mod reload;
@@ -40,7 +39,7 @@ use engine::Engine;
 pub use engine::{EngineParts, Isolation, ModelParts, WorkerParts};
 use health::ServerHealth;
 use listeners::{Listeners, addresses, bind, worker_socket, worker_tls};
-pub use parts::{DrainDurations, HttpFrontend, ServerParts, Source};
+pub use parts::{AdminFrontend, DrainDurations, HttpFrontend, ServerParts, Source};
 pub use remote_engines::SetClusterError;
 use remote_engines::{RemoteEngines, check_engines};
 pub use start_error::StartError;
@@ -56,6 +55,7 @@ const DEVICE_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Server {
     http_addresses: Vec<Address>,
     grpc_addresses: Vec<Address>,
+    admin_addresses: Vec<Address>,
     worker_addresses: Vec<Address>,
     /// Temporary folder of the worker socket, if no setting chooses the socket's path. The folder is deleted with the
     /// server.
@@ -72,6 +72,8 @@ pub struct Server {
     remote_engines: Option<RemoteEngines>,
     health: ServerHealth,
     public_listeners: Listeners,
+    /// The admin listener. It stays open until the running streams have ended.
+    admin_listeners: Listeners,
     /// Listeners for remote workers. They stay open until the last worker has ended.
     worker_listeners: Listeners,
     /// Cancelled when the drain has timed out. Requests that still run then end with an error.
@@ -91,12 +93,18 @@ impl Server {
         let http_listen = parts.http.as_ref().map(|frontend| &frontend.listen);
         let http = bind("http-listen", http_listen).await?;
         let grpc = bind("grpc-listen", parts.grpc.as_ref()).await?;
+        let admin_listen = parts.admin.as_ref().map(|frontend| &frontend.listen);
+        let admin = bind("admin-listen", admin_listen).await?;
         let worker_socket = worker_socket(&parts.source)?;
         let workers = bind("worker-listen", worker_socket.address.as_ref()).await?;
         let worker_addresses = addresses(workers.as_ref());
         check_engines(
             &parts.source,
-            [("http-listen", &http), ("grpc-listen", &grpc)],
+            [
+                ("http-listen", &http),
+                ("grpc-listen", &grpc),
+                ("admin-listen", &admin),
+            ],
         )?;
         let (telemetry, critical) = (Telemetry::new(), CriticalTasks::default());
         let stopping = CancellationToken::new();
@@ -112,6 +120,7 @@ impl Server {
         let mut server = Self {
             http_addresses: Vec::new(),
             grpc_addresses: Vec::new(),
+            admin_addresses: Vec::new(),
             worker_addresses,
             _socket_folder: worker_socket.folder,
             telemetry,
@@ -128,6 +137,7 @@ impl Server {
             remote_engines: backend.remote_engines,
             health: backend.health,
             public_listeners: Listeners::default(),
+            admin_listeners: Listeners::default(),
             worker_listeners: Listeners::default(),
             stopping,
             critical,
@@ -154,6 +164,9 @@ impl Server {
         }
         if let (Some(listener), Some(frontend)) = (http, &parts.http) {
             server.serve_http(listener, frontend, backend.cluster, &parts);
+        }
+        if let (Some(listener), Some(frontend)) = (admin, &parts.admin) {
+            server.serve_admin(listener, frontend, &parts);
         }
         Ok(server)
     }
@@ -201,40 +214,6 @@ impl Server {
         listeners.spawn_accept_loop(&self.critical, "gRPC listener", serving);
     }
 
-    fn serve_http(
-        &mut self,
-        listener: Listener,
-        frontend: &HttpFrontend,
-        cluster: Cluster,
-        parts: &ServerParts,
-    ) {
-        self.http_addresses = addresses(Some(&listener));
-        let (ready, open) = (self.health.clone(), self.health.clone());
-        let (workers, devices) = (self.health.clone(), self.health.clone());
-        let gateway = Gateway {
-            cluster,
-            telemetry: self.telemetry.clone(),
-            check_ready: Arc::new(move || ready.check_ready()),
-            worker_counts: Arc::new(move || workers.worker_counts()),
-            devices: Arc::new(move || devices.devices()),
-            check_accepting: Arc::new(move || open.check_accepting()),
-            stopping: self.stopping.clone(),
-            stream_format: frontend.stream_format,
-            unknown_fields: frontend.unknown_fields,
-            headers_after: frontend.headers_after,
-            large_json: LargeJson::default(),
-        };
-        let origins = frontend.origins(self.keys.is_some());
-        let router = frontend::http_router(gateway, origins, self.layer_settings(parts));
-        let settings = ListenerSettings {
-            tls: parts.tls_at(&listener.addresses()[0]),
-            ..self.listener_settings(ListenerKind::Http, Protocol::Http, &parts.limits)
-        };
-        let serving = self.public_listeners.serve(listener, settings, router);
-        self.public_listeners
-            .spawn_accept_loop(&self.critical, "HTTP listener", serving);
-    }
-
     fn layer_settings(&self, parts: &ServerParts) -> LayerSettings {
         LayerSettings {
             telemetry: self.telemetry.clone(),
@@ -268,6 +247,12 @@ impl Server {
     #[must_use]
     pub(crate) fn grpc_addresses(&self) -> &[Address] {
         &self.grpc_addresses
+    }
+
+    /// Returns all addresses of the admin listener.
+    #[must_use]
+    pub(crate) fn admin_addresses(&self) -> &[Address] {
+        &self.admin_addresses
     }
 
     /// Returns all addresses on which the server accepts remote workers.
@@ -318,6 +303,12 @@ impl Server {
         self.critical.panicked().await
     }
 
+    /// Waits until `POST /admin/drain` was received. New requests are rejected from then on. The caller should drain the
+    /// server.
+    pub async fn drain_requested(&self) {
+        self.health.drain_requested().await;
+    }
+
     /// Shuts the server down. During the grace time it rejects new requests. It then closes the listeners, waits for
     /// running streams until the drain timeout, and ends the remaining streams with an error.
     pub async fn drain(mut self) {
@@ -350,6 +341,9 @@ impl Server {
         }
         self.worker_listeners.close();
         self.worker_listeners.abort().await;
+        self.admin_listeners.close();
+        let _ = timeout(FINAL_WRITE_TIMEOUT, self.admin_listeners.wait()).await;
+        self.admin_listeners.abort().await;
         let tasks = self.critical.tracker();
         tasks.close();
         let _ = timeout(DEVICE_STOP_TIMEOUT, tasks.wait()).await;
@@ -392,6 +386,7 @@ impl Drop for Server {
         self.stopping.cancel();
         self.public_listeners.abort_connections();
         self.worker_listeners.abort_connections();
+        self.admin_listeners.abort_connections();
         self.health.set_stopped();
     }
 }

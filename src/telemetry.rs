@@ -112,6 +112,8 @@ impl Deref for Telemetry {
 /// A listener of the server, as the label `listener` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ListenerKind {
+    /// The admin listener.
+    Admin,
     /// The gRPC API.
     Grpc,
     /// The OpenAI-compatible HTTP API.
@@ -125,6 +127,7 @@ impl ListenerKind {
     #[must_use]
     pub(crate) fn label(self) -> &'static str {
         match self {
+            Self::Admin => "admin",
             Self::Grpc => "grpc",
             Self::Http => "http",
             Self::Worker => "worker",
@@ -214,7 +217,12 @@ impl Telemetry {
             telemetry.requests_in_flight(api).set(0.0);
             telemetry.requests_lingering(api).set(0.0);
         }
-        for frontend in [ListenerKind::Grpc, ListenerKind::Http, ListenerKind::Worker] {
+        for frontend in [
+            ListenerKind::Admin,
+            ListenerKind::Grpc,
+            ListenerKind::Http,
+            ListenerKind::Worker,
+        ] {
             telemetry.connections(frontend).set(0.0);
         }
         telemetry.sequences_running.set(0.0);

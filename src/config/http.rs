@@ -49,17 +49,6 @@ pub(super) struct HttpSettings {
         default_value = "30"
     )]
     headers_after: Seconds,
-    /// Host names that clients may use besides localhost, its subdomains and IP addresses: `name`,
-    /// `name:port`, `.name` (with its subdomains) or `*.name` (its subdomains only). Separate several with
-    /// commas, or repeat the flag. `*` allows every name and disables the protection against DNS rebinding
-    /// [default: none]
-    #[arg(
-        long,
-        env = "TOKENWAY_ALLOWED_HOSTS",
-        value_delimiter = ',',
-        value_name = "HOST"
-    )]
-    allowed_hosts: Vec<ParsedText<AllowedHost>>,
     /// Origins whose web pages may use the HTTP API from a browser, such as `http://localhost:3000`. Separate
     /// several with commas, or repeat the flag. `*` allows every origin [default: the server's own origin
     /// only]
@@ -73,16 +62,16 @@ pub(super) struct HttpSettings {
 }
 
 impl HttpSettings {
-    pub(super) fn frontend(self) -> HttpFrontend {
+    pub(super) fn frontend(self, allowed_hosts: Vec<AllowedHost>) -> HttpFrontend {
         let after = Duration::from(self.headers_after);
-        let (hosts, origins) = (self.allowed_hosts, self.cors_origins);
+        let origins = self.cors_origins;
         HttpFrontend {
             listen: self.http_listen.value,
             stream_format: self.stream_format.value,
             unknown_fields: self.unknown_fields.value,
             headers_after: Some(after).filter(|after| !after.is_zero()),
             origins: OriginPolicy {
-                allowed_hosts: hosts.into_iter().map(|host| host.value).collect(),
+                allowed_hosts,
                 cors_origins: origins.into_iter().map(|origin| origin.value).collect(),
             },
         }

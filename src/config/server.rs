@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
 
+use super::admin::AdminSettings;
 use super::error::ConfigError;
 use super::grpc::GrpcSettings;
 use super::http::HttpSettings;
@@ -14,8 +15,9 @@ use super::settings::Settings;
 use super::tls::ServerTlsSettings;
 use super::values::{ParsedText, PositiveSeconds, Seconds};
 use crate::caller::PrefixSharing;
+use crate::gateway::AllowedHost;
 use crate::listen::{Address, Limits};
-use crate::server::{DrainDurations, ServerParts, Source};
+use crate::server::{AdminFrontend, DrainDurations, ServerParts, Source};
 
 /// The smallest memory for large bodies, in MiB: enough for one body of the maximum size.
 const MIN_BODY_MEMORY_MIB: u32 = 4;
@@ -47,6 +49,9 @@ pub(super) struct ServerSettings {
     #[command(flatten)]
     #[serde(flatten)]
     tls: ServerTlsSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    admin: AdminSettings,
     #[command(flatten)]
     #[serde(flatten)]
     connections: ConnectionSettings,
@@ -113,6 +118,17 @@ struct ConnectionSettings {
     #[arg(long, env = "TOKENWAY_INSECURE", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", default_value = "false", action = ArgAction::Set)]
     insecure: bool,
+    /// Host names that clients of the HTTP API and of the admin listener may use besides localhost, its subdomains and
+    /// IP addresses: `name`, `name:port`, `.name` (with its subdomains) or `*.name` (its subdomains only). Separate
+    /// several with commas, or repeat the flag. `*` allows every name and disables the protection against DNS
+    /// rebinding [default: none]
+    #[arg(
+        long,
+        env = "TOKENWAY_ALLOWED_HOSTS",
+        value_delimiter = ',',
+        value_name = "HOST"
+    )]
+    allowed_hosts: Vec<ParsedText<AllowedHost>>,
 }
 
 #[derive(Args, Serialize, Deserialize)]
@@ -148,9 +164,15 @@ impl ServerSettings {
         grpc: Option<GrpcSettings>,
         settings: &Settings,
     ) -> Result<ServerParts, ConfigError> {
-        let http = http.map(HttpSettings::frontend);
-        let grpc = grpc.map(GrpcSettings::address);
         let connections = self.connections;
+        let hosts = connections.allowed_hosts.into_iter();
+        let allowed_hosts: Vec<_> = hosts.map(|host| host.value).collect();
+        let http = http.map(|http| http.frontend(allowed_hosts.clone()));
+        let grpc = grpc.map(GrpcSettings::address);
+        let admin = self.admin.address().map(|listen| AdminFrontend {
+            listen,
+            allowed_hosts,
+        });
         if connections.body_memory_mib < MIN_BODY_MEMORY_MIB {
             let name = settings.name("body_memory_mib");
             let problem = format!(
@@ -162,13 +184,17 @@ impl ServerSettings {
         let keys = self.keys.sources()?;
         if keys.is_none() && !connections.insecure {
             let http = http.iter().map(|http| ("http_listen", &http.listen));
-            http.chain(grpc.iter().map(|address| ("grpc_listen", address)))
+            let grpc = grpc.iter().map(|address| ("grpc_listen", address));
+            let admin = admin.iter().map(|admin| ("admin_listen", &admin.listen));
+            http.chain(grpc)
+                .chain(admin)
                 .try_for_each(|(key, address)| reject_public_address(key, address, settings))?;
         }
         Ok(ServerParts {
             source,
             http,
             grpc,
+            admin,
             limits: Limits {
                 keep_alive_timeout: connections.keep_alive_timeout.into(),
                 header_timeout: connections.header_timeout.into(),

@@ -149,7 +149,9 @@ impl RequestEnd {
         }
         match context.route().kind {
             RouteKind::Probe => line!(DEBUG),
-            RouteKind::Completion | RouteKind::Unary | RouteKind::Unmatched => line!(INFO),
+            RouteKind::Completion | RouteKind::Unary | RouteKind::Admin | RouteKind::Unmatched => {
+                line!(INFO)
+            }
         }
     }
 }

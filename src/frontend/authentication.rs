@@ -109,6 +109,7 @@ fn required_scope(api: Api, route: Route) -> Option<Scope> {
     match (api, route.kind) {
         (Api::Http, RouteKind::Probe) if route.name == "/metrics" => Some(Scope::Metrics),
         (_, RouteKind::Probe) => None,
+        (_, RouteKind::Admin) => Some(Scope::Admin),
         (Api::Grpc, RouteKind::Unary) if route.name.starts_with("grpc.reflection.") => None,
         (_, RouteKind::Completion | RouteKind::Unary | RouteKind::Unmatched) => {
             Some(Scope::Inference)
@@ -202,6 +203,12 @@ mod tests {
                 "/metrics",
                 RouteKind::Probe,
                 Some(Scope::Metrics),
+            ),
+            (
+                Api::Http,
+                "/admin/drain",
+                RouteKind::Admin,
+                Some(Scope::Admin),
             ),
             (
                 Api::Http,

@@ -32,7 +32,7 @@ pub(super) async fn enforce_deadline(
     }
     let deadline = match context.route().kind {
         RouteKind::Completion => context.deadline() + COMPLETION_GRACE,
-        RouteKind::Unary => context.deadline(),
+        RouteKind::Unary | RouteKind::Admin => context.deadline(),
         RouteKind::Probe | RouteKind::Unmatched => return handled.await,
     };
     let in_time = timeout_at(deadline, handled).await;

@@ -24,10 +24,10 @@ const TOKEN_HEADERS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-reset-tokens"),
 ];
 
-/// Counts a request toward the limits of its key. Probes have no limits.
+/// Counts a request toward the limits of its key. Probes and requests that control the server have no limits.
 pub(super) fn start_limited(context: &RequestContext) -> Result<(), Error> {
     match context.route().kind {
-        RouteKind::Probe => Ok(()),
+        RouteKind::Probe | RouteKind::Admin => Ok(()),
         RouteKind::Completion | RouteKind::Unary | RouteKind::Unmatched => context.start_limited(),
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn create_context(
         Err(error) => (RequestId::random(), Err(error)),
     };
     let timeout = match route.kind {
-        RouteKind::Completion | RouteKind::Unary => {
+        RouteKind::Completion | RouteKind::Unary | RouteKind::Admin => {
             deadline::client_timeout(api, request.headers())
         }
         RouteKind::Probe | RouteKind::Unmatched => Ok(None),

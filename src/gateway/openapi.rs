@@ -4,8 +4,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use utoipa::openapi::header::HeaderBuilder;
@@ -16,11 +17,13 @@ use utoipa::openapi::{
 };
 use utoipa::{OpenApi, ToSchema};
 
+use super::Gateway;
 use super::body_schema::{Schemas, add_unsupported};
 use super::complete::DialectRoute;
 use super::error_response::ErrorObject;
 use super::fields::Unsupported;
 use super::openai::message::Message;
+use super::operations::{self, OperatorRoutes};
 use super::tokenize;
 use super::tokenize::body::{DetokenizeBody, TokenizeChat, TokenizeText};
 use super::unknown::X_IGNORED_FIELDS;
@@ -36,10 +39,11 @@ use crate::error::ErrorKind;
         tokenize::info,
         super::list_models,
         super::get_model,
-        super::livez,
-        super::readyz,
-        super::health,
-        super::metrics,
+        operations::livez,
+        operations::readyz,
+        operations::health,
+        operations::metrics,
+        operations::drain,
         openapi,
     ),
     components(schemas(Message, TokenizeText, TokenizeChat, DetokenizeBody, ErrorObject,))
@@ -106,14 +110,32 @@ const COMMON_ERRORS: [ErrorKind; 4] = [
     path = "/openapi.json",
     responses((status = 200, description = "The description.", body = Object))
 )]
-pub(super) async fn openapi() -> Response {
-    static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
-        let document = describe().to_json();
-        document.expect("every key of the document is a string")
-    });
-    ([(CONTENT_TYPE, "application/json")], DOCUMENT.as_str()).into_response()
+pub(super) async fn openapi(State(gateway): State<Arc<Gateway>>) -> Response {
+    static DOCUMENTS: [LazyLock<String>; 3] = [
+        LazyLock::new(|| document(OperatorRoutes::None)),
+        LazyLock::new(|| document(OperatorRoutes::Metrics)),
+        LazyLock::new(|| document(OperatorRoutes::All)),
+    ];
+    let [without, with_metrics, with_all] = &DOCUMENTS;
+    let document = match gateway.operator_routes {
+        OperatorRoutes::None => without,
+        OperatorRoutes::Metrics => with_metrics,
+        OperatorRoutes::All => with_all,
+    };
+    ([(CONTENT_TYPE, "application/json")], document.as_str()).into_response()
 }
 
+/// Returns the description of an HTTP API that has these routes for operators.
+fn document(operator_routes: OperatorRoutes) -> String {
+    let mut api = describe();
+    for path in operator_routes.missing_paths() {
+        api.paths.paths.remove(path);
+    }
+    api.to_json()
+        .expect("every key of the document is a string")
+}
+
+/// Describes all routes.
 fn describe() -> utoipa::openapi::OpenApi {
     let mut api = Api::openapi();
     if let Some(components) = &mut api.components {

@@ -125,8 +125,8 @@ impl OriginPolicy {
             return Ok(());
         }
         let Some(origin) = origin.to_str().ok().and_then(Origin::parse) else {
-            let message = "The Origin header does not name an origin. To allow requests from such web pages, \
-                           start the server with --cors-origins '*'.";
+            let message = "The Origin header does not name an origin. To allow requests from such web pages \
+                           on the HTTP API, start the server with --cors-origins '*'.";
             return Err(rejected(&ORIGIN, message));
         };
         let is_own = |host: &&[u8]| {
@@ -139,7 +139,8 @@ impl OriginPolicy {
             return Ok(());
         }
         let message = format!(
-            "Web pages of {origin} are not allowed. To allow them, start the server with --cors-origins {origin}."
+            "Web pages of {origin} are not allowed. To allow them on the HTTP API, start the server with \
+             --cors-origins {origin}."
         );
         Err(rejected(&ORIGIN, message))
     }

@@ -98,7 +98,7 @@ impl From<v1::Model> for Model {
 /// State of the server.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Status {
-    /// `alive`, `ready` or `healthy`.
+    /// `alive`, `ready`, `healthy` or `draining`.
     status: &'static str,
     /// Number of this engine's workers in each state: `loading`, `ready`, `lost`, `failed` or `given_up`. Only at
     /// `/readyz`.

@@ -59,19 +59,25 @@ async fn send_with(
 ) -> Response {
     let context = RequestContext::for_test(Api::Http, request.version());
     request.extensions_mut().insert(context);
-    let router = routes(Gateway {
+    let gateway = Gateway {
         cluster: Cluster::local(engine(move |_| Ok(script())), &Telemetry::new()),
         telemetry: Telemetry::new(),
-        check_ready: Arc::new(|| Ok(())),
-        worker_counts: Arc::new(|| None),
-        devices: Arc::new(BTreeMap::new),
         check_accepting: Arc::new(|| Ok(())),
         stream_format: StreamFormat::Ndjson,
         unknown_fields: UnknownFieldPolicy::Refuse,
         headers_after,
         stopping: CancellationToken::new(),
         large_json: LargeJson::default(),
-    });
+        operator_routes: OperatorRoutes::Metrics,
+    };
+    let operations = Operations {
+        telemetry: Telemetry::new(),
+        check_ready: Arc::new(|| Ok(())),
+        worker_counts: Arc::new(|| None),
+        devices: Arc::new(BTreeMap::new),
+        start_drain: Arc::new(|| ()),
+    };
+    let router = routes(gateway, operations);
     match router.oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},

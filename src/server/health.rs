@@ -165,6 +165,11 @@ impl ServerHealth {
         self.draining.cancel();
     }
 
+    /// Waits until [`Self::set_draining`] was called.
+    pub(super) async fn drain_requested(&self) {
+        self.draining.cancelled().await;
+    }
+
     pub(super) fn set_stopped(&self) {
         self.stopped.cancel();
     }

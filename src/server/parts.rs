@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::engine::EngineParts;
 use crate::caller::PrefixSharing;
 use crate::cluster::{ClusterSpec, EngineConflict, find_conflicts};
-use crate::gateway::{OriginPolicy, StreamFormat, UnknownFieldPolicy};
+use crate::gateway::{AllowedHost, OperatorRoutes, OriginPolicy, StreamFormat, UnknownFieldPolicy};
 use crate::keys::KeySources;
 use crate::listen::{Address, Limits, ServerTls};
 
@@ -25,7 +25,9 @@ pub struct ServerParts {
     pub http: Option<HttpFrontend>,
     /// Address of the gRPC API; `None` disables the API.
     pub grpc: Option<Address>,
-    /// Connection limits of both APIs.
+    /// Settings of the admin listener; `None` if the HTTP API has the routes for operators.
+    pub admin: Option<AdminFrontend>,
+    /// Connection limits of both APIs and of the admin listener.
     pub limits: Limits,
     /// Memory for large request bodies that are read, parsed or queued, in bytes.
     pub body_memory_bytes: u64,
@@ -37,7 +39,7 @@ pub struct ServerParts {
     pub prefix_sharing: PrefixSharing,
     /// Keys that requests need; `None` if requests need no key.
     pub keys: Option<KeySources>,
-    /// TLS of both APIs, except on Unix sockets. `None` if they do not use TLS.
+    /// TLS of both APIs and of the admin listener, except on Unix sockets. `None` if they do not use TLS.
     pub tls: Option<ServerTls>,
     /// Durations of the phases of a shutdown.
     pub drain: DrainDurations,
@@ -51,6 +53,7 @@ impl ServerParts {
             source,
             http: None,
             grpc: None,
+            admin: None,
             limits: Limits::default(),
             body_memory_bytes: DEFAULT_BODY_MEMORY_BYTES,
             request_timeout: Duration::from_secs(600),
@@ -65,15 +68,38 @@ impl ServerParts {
         }
     }
 
-    /// Returns true if other machines can reach the HTTP API, but only by IP address because no host name is allowed.
+    /// Returns true if other machines can reach the HTTP API or the admin listener, but only by IP address because no
+    /// host name is allowed.
     pub(super) fn rejects_host_names(&self) -> bool {
-        self.keys.is_none()
-            && self.http.as_ref().is_some_and(|http| {
-                !http.listen.is_loopback() && http.origins.allowed_hosts.is_empty()
-            })
+        let http = self.http.iter();
+        let http = http.map(|http| (&http.listen, &http.origins.allowed_hosts));
+        let admin = self.admin.iter();
+        let admin = admin.map(|admin| (&admin.listen, &admin.allowed_hosts));
+        let rejects = |(listen, hosts): (&Address, &Vec<AllowedHost>)| {
+            !listen.is_loopback() && hosts.is_empty()
+        };
+        self.keys.is_none() && http.chain(admin).any(rejects)
     }
 
-    /// Returns the TLS of an API at this address. A Unix socket has none.
+    /// Returns the routes for operators that the HTTP API has. Without keys, anyone could stop the server there.
+    pub(super) fn operator_routes(&self) -> OperatorRoutes {
+        match (&self.admin, &self.keys) {
+            (Some(_), _) => OperatorRoutes::None,
+            (None, None) => OperatorRoutes::Metrics,
+            (None, Some(_)) => OperatorRoutes::All,
+        }
+    }
+
+    /// Returns the addresses on which clients and operators connect, each with the name of its setting.
+    pub(super) fn listen_addresses(&self) -> impl Iterator<Item = (&'static str, &Address)> {
+        let http = self.http.iter().map(|http| ("http-listen", &http.listen));
+        let grpc = self.grpc.iter().map(|address| ("grpc-listen", address));
+        let admin = self.admin.iter();
+        let admin = admin.map(|admin| ("admin-listen", &admin.listen));
+        http.chain(grpc).chain(admin)
+    }
+
+    /// Returns the TLS of a listener at this address. A Unix socket has none.
     pub(super) fn tls_at(&self, address: &Address) -> Option<ServerTls> {
         match address {
             Address::Tcp(_) => self.tls.clone(),
@@ -86,9 +112,7 @@ impl ServerParts {
         let Source::Remote(ClusterSpec { engines, .. }) = &self.source else {
             return Vec::new();
         };
-        let http = self.http.iter().map(|http| ("http-listen", &http.listen));
-        let grpc = self.grpc.iter().map(|address| ("grpc-listen", address));
-        let listeners = http.chain(grpc);
+        let listeners = self.listen_addresses();
         let listeners = listeners.map(|(setting, address)| (setting, address.to_string()));
         find_conflicts(engines, &listeners.collect::<Vec<_>>())
     }
@@ -133,14 +157,44 @@ impl HttpFrontend {
         }
     }
 
-    /// Returns the origin policy for the address that the HTTP API listens on. Browsers cannot connect to a Unix
-    /// socket, so a Unix socket needs no check of host names. `needs_key` is true if requests need a key, which a page
-    /// that uses DNS rebinding does not have.
+    /// Returns the origin policy of the HTTP API. `needs_key` is true if requests need a key.
     pub(super) fn origins(&self, needs_key: bool) -> OriginPolicy {
-        match self.listen {
-            Address::Tcp(_) if !needs_key => self.origins.clone(),
-            Address::Tcp(_) | Address::Unix(_) => self.origins.clone().without_host_check(),
-        }
+        policy_at(&self.listen, self.origins.clone(), needs_key)
+    }
+}
+
+/// Settings of the admin listener, which has the routes for operators.
+#[derive(Clone)]
+pub struct AdminFrontend {
+    /// Address to listen on.
+    pub listen: Address,
+    /// Host names from which requests are accepted, besides IP addresses and `localhost`.
+    pub allowed_hosts: Vec<AllowedHost>,
+}
+
+impl AdminFrontend {
+    /// Returns true if requests need a key. Programs of this machine need none.
+    pub(super) fn needs_key(&self, has_keys: bool) -> bool {
+        has_keys && !self.listen.is_loopback()
+    }
+
+    /// Returns the origin policy. `--cors-origins` does not apply, so no web page can stop the server.
+    pub(super) fn origins(&self, needs_key: bool) -> OriginPolicy {
+        let policy = OriginPolicy {
+            allowed_hosts: self.allowed_hosts.clone(),
+            cors_origins: Vec::new(),
+        };
+        policy_at(&self.listen, policy, needs_key)
+    }
+}
+
+/// Returns the origin policy of a listener at this address. Browsers cannot connect to a Unix socket, so a Unix socket
+/// needs no check of host names. Neither does a listener that needs a key, because a page that uses DNS rebinding has
+/// none.
+fn policy_at(listen: &Address, policy: OriginPolicy, needs_key: bool) -> OriginPolicy {
+    match listen {
+        Address::Tcp(_) if !needs_key => policy,
+        Address::Tcp(_) | Address::Unix(_) => policy.without_host_check(),
     }
 }
 

@@ -83,7 +83,9 @@ impl Server {
         let http = http.map(|address| ("http-listen", address.to_string()));
         let grpc = self.grpc_addresses.iter();
         let grpc = grpc.map(|address| ("grpc-listen", address.to_string()));
-        let listeners: Vec<_> = http.chain(grpc).collect();
+        let admin = self.admin_addresses.iter();
+        let admin = admin.map(|address| ("admin-listen", address.to_string()));
+        let listeners: Vec<_> = http.chain(grpc).chain(admin).collect();
         if let Some(conflict) = find_conflicts(&spec.engines, &listeners).first() {
             return Err(SetClusterError::Engine(conflict.message(&spec.engines)));
         }
@@ -101,7 +103,7 @@ impl Server {
 /// Checks that no remote engine is listed twice, and that none is the server itself, which has bound these listeners.
 pub(super) fn check_engines(
     source: &Source,
-    listeners: [(&str, &Option<Listener>); 2],
+    listeners: [(&str, &Option<Listener>); 3],
 ) -> Result<(), StartError> {
     let Source::Remote(ClusterSpec { engines, .. }) = source else {
         return Ok(());

@@ -9,17 +9,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use self::reload::reload_on_each_hangup;
+use self::surfaces::Surfaces;
 use super::{EngineParts, ModelParts, Server, ServerParts, Source, StartError};
 use crate::cluster::ClusterSpec;
 use crate::critical::TaskPanicked;
-use crate::gateway;
-use crate::keys::Keys;
-use crate::listen::Address;
 use crate::output::Output;
 
 mod download;
 mod progress;
 mod reload;
+mod surfaces;
 
 pub use download::{DownloadError, Downloads, ModelFiles, PendingModel, download_until_signalled};
 pub use reload::{OnHangup, ReloadedSettings};
@@ -50,8 +49,8 @@ pub enum RunError {
     Panicked(#[from] TaskPanicked),
 }
 
-/// Serves until SIGTERM or Ctrl-C, then drains. A second signal stops the server at once. SIGHUP does what `on_hangup`
-/// says.
+/// Serves until SIGTERM, Ctrl-C or `POST /admin/drain`, then drains. A second signal stops the server at once. SIGHUP
+/// does what `on_hangup` says.
 ///
 /// `out` (standard output) receives the addresses and the readiness of the models. `err` (standard error) receives a
 /// progress bar if it is a terminal.
@@ -68,19 +67,9 @@ pub async fn serve_until_signalled(
     let mut signals = Signals::new()?;
     let mut hangups = signal(SignalKind::hangup())?;
     let (drain, source) = (parts.drain, parts.source.clone());
-    let rejects_host_names = parts.rejects_host_names();
-    let (tls, has_tls) = (tls_line(&parts), parts.tls.is_some());
+    let surfaces = Surfaces::of(&parts);
     let server = Server::start(parts).await?;
-    print_addresses(&server, has_tls, out);
-    if let Some(keys) = server.keys() {
-        out.write_line(format_args!("keys     {}", keys_line(keys)));
-    }
-    if let Some(tls) = tls {
-        out.write_line(format_args!("tls      {tls}"));
-    }
-    if rejects_host_names {
-        out.write_line(format_args!("hosts    {HOSTS_NOTE}"));
-    }
+    surfaces.print(&server, out);
     let outcome = tokio::select! {
         outcome = run_until_shutdown(&server, &source, &mut signals, (out, err)) => outcome,
         never = reload_on_each_hangup(&server, &mut hangups, &on_hangup) => match never {},
@@ -92,7 +81,13 @@ pub async fn serve_until_signalled(
         ));
     }
     notify_systemd(NotifyState::Stopping);
-    drain_server(server, &mut signals).await?;
+    let stop = async {
+        match outcome {
+            Ok(()) => signals.second().await,
+            Err(_) => signals.next().await,
+        }
+    };
+    drain_server(server, stop).await?;
     outcome
 }
 
@@ -129,22 +124,23 @@ async fn run_until_shutdown(
     wait_for_shutdown(server, signals).await
 }
 
-/// Waits until a signal arrives or a critical task panics.
+/// Waits until a signal or `POST /admin/drain` arrives, or a critical task panics.
 async fn wait_for_shutdown(server: &Server, signals: &mut Signals) -> Result<(), RunError> {
     tokio::select! {
         () = signals.next() => Ok(()),
+        () = server.drain_requested() => Ok(()),
         panicked = server.panicked() => Err(panicked.into()),
     }
 }
 
-/// Drains the server. Another signal ends the drain at once.
-async fn drain_server(mut server: Server, signals: &mut Signals) -> Result<(), RunError> {
+/// Drains the server. The drain ends at once when `stop` is ready.
+async fn drain_server(mut server: Server, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     tokio::select! {
         () = server.shut_down() => match server.first_panic() {
             None => Ok(()),
             Some(panicked) => Err(panicked.into()),
         },
-        () = signals.next() => {
+        () = stop => {
             server.abandon();
             Err(RunError::StoppedAtOnce)
         }
@@ -184,63 +180,6 @@ fn ready_line(model: &ModelParts) -> String {
     format!("{name} ({runner}; {of_workers}{aliases})")
 }
 
-/// HTTP paths that the start-up line prints after the completion paths. For all paths see `/openapi.json`.
-const OTHER_PATHS: &str = "/v1/models /tokenize /detokenize /health /metrics /openapi.json";
-
-/// Printed when other machines can reach the server only by its IP address.
-const HOSTS_NOTE: &str =
-    "the HTTP API accepts localhost and IP addresses; add a host name with --allowed-hosts NAME";
-
-/// Printed when other machines can reach the server without TLS.
-const TLS_NOTE: &str = "off: prompts, completions and keys are not encrypted; set --tls-cert and --tls-key, or use a \
-                        proxy that adds TLS";
-
-/// Prints the addresses of the HTTP API and the gRPC API.
-fn print_addresses(server: &Server, has_tls: bool, out: &Output) {
-    for address in server.http_addresses() {
-        let url = url(address, has_tls);
-        let completions = gateway::completion_paths().collect::<Vec<_>>().join(" ");
-        out.write_line(format_args!("HTTP     {url}  {completions} {OTHER_PATHS}"));
-    }
-    for address in server.grpc_addresses() {
-        let hint = match address {
-            Address::Tcp(_) => "",
-            // For a Unix socket, gRPC libraries for these languages send the socket's path as the host name
-            // (docs/deployment.md).
-            Address::Unix(_) => "; in Python, C++ and Java set grpc.default_authority to localhost",
-        };
-        let url = url(address, has_tls);
-        out.write_line(format_args!(
-            "gRPC     {url}  tokenway.v1.Inference, health, reflection{hint}"
-        ));
-    }
-}
-
-/// Says how many keys there are, and which routes need none.
-fn keys_line(keys: &Keys) -> String {
-    let count = keys.count();
-    let source = match keys.file() {
-        Some(file) => format!("{count} in force, from {}", file.display()),
-        None => format!("{count} in force"),
-    };
-    format!("{source}; /livez, /readyz, /health and gRPC's health and reflection need none")
-}
-
-/// Says which certificate the server uses, or that other machines can reach it without TLS.
-fn tls_line(parts: &ServerParts) -> Option<String> {
-    let Some(tls) = &parts.tls else {
-        let mut addresses = parts.http.iter().map(|it| &it.listen).chain(&parts.grpc);
-        let is_public = addresses.any(|address| !address.is_loopback());
-        return is_public.then(|| TLS_NOTE.to_owned());
-    };
-    let certificate = tls.certificate_path().display();
-    let clients = match tls.requires_client_certificate() {
-        true => "; clients must present a certificate",
-        false => "",
-    };
-    Some(format!("certificate {certificate}{clients}"))
-}
-
 /// Prints the addresses for remote workers, and the models that have only remote workers.
 fn print_worker_addresses(server: &Server, engine: &EngineParts, out: &Output) {
     if engine.workers.listen.is_none() {
@@ -256,14 +195,6 @@ fn print_worker_addresses(server: &Server, engine: &EngineParts, out: &Output) {
     if !names.is_empty() {
         let names = names.join(", ");
         out.write_line(format_args!("waiting  for workers of {names}"));
-    }
-}
-
-fn url(address: &Address, has_tls: bool) -> String {
-    match address {
-        Address::Tcp(address) if has_tls => format!("https://{address}"),
-        Address::Tcp(address) => format!("http://{address}"),
-        Address::Unix(_) => address.to_string(),
     }
 }
 
@@ -336,6 +267,15 @@ impl Signals {
                 return;
             }
         }
+    }
+
+    /// Waits for the second signal, counted from the start of the program. The first one may follow `POST
+    /// /admin/drain`, as Kubernetes' SIGTERM follows a `preStop` hook, and must not cut off the drain.
+    async fn second(&mut self) {
+        if self.last.0.is_none() {
+            self.next().await;
+        }
+        self.next().await;
     }
 }
 

@@ -63,6 +63,8 @@ pub enum RouteKind {
     /// Reports the state of the server. It has no deadline and is not counted as in flight: otherwise each scrape of
     /// the metrics would count itself.
     Probe,
+    /// Controls the server. The limits of API keys do not apply to it.
+    Admin,
     /// No such route.
     Unmatched,
 }

@@ -85,7 +85,11 @@ fn one_file_serves_every_command() {
 
 #[test]
 fn a_public_address_needs_insecure() {
-    for (setting, address) in [("--http-listen", "0.0.0.0:0"), ("--grpc-listen", "[::]:0")] {
+    for (setting, address) in [
+        ("--http-listen", "0.0.0.0:0"),
+        ("--grpc-listen", "[::]:0"),
+        ("--admin-listen", "10.0.0.1:0"),
+    ] {
         let error = error_of(&["serve", setting, address]);
         assert!(
             error.contains(setting) && error.contains("--insecure"),
