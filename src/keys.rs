@@ -8,6 +8,7 @@ use std::time::SystemTime;
 mod bucket;
 mod budget;
 mod command;
+mod document;
 mod edit;
 mod file;
 mod key;

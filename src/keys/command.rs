@@ -10,7 +10,8 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 
 use super::budget::{Budget, BudgetAmount, BudgetUnit};
-use super::edit::{self, EditError, NewKey, Rotation};
+use super::document::{EditError, NewKey, Rotation};
+use super::edit;
 use super::file::read_keys;
 use super::key::{KeyName, Scope};
 use super::limits::KeyLimits;
