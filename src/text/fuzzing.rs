@@ -6,7 +6,8 @@ use super::stop::{StopMatcher, StopStatus, StopStrings};
 use super::utf8::Utf8Assembler;
 
 /// One byte with the length of the tokens, one with the number of stop strings, the stop strings, each with its length
-/// before it, and the bytes of all tokens. The text must be that of a decoder and a search that see all tokens at once.
+/// before it, and the bytes of all tokens. The text must be that of a decoder and a search that see all tokens at once,
+/// up to the match that ends first, and of those the one that starts first.
 /// Returns the text.
 pub(crate) fn text(data: &[u8]) -> Option<String> {
     let ([token_bytes, stop_count], mut rest) = data.split_first_chunk()?;
@@ -24,20 +25,16 @@ pub(crate) fn text(data: &[u8]) -> Option<String> {
         let start = whole.find(stop)?;
         Some((start, start + stop.len()))
     });
-    // The match that ends first is found first; of several that end in the same token, the one that starts first.
+    let found = found.min_by_key(|(start, end)| (*end, *start));
     let tokens = rest.chunks(usize::from(token_bytes & 0x7f).max(1));
     let (text, has_matched) = matched(&stops, include_match, tokens);
-    assert_eq!(has_matched, found.clone().next().is_some());
-    if has_matched {
-        let is_cut =
-            |(start, end): (usize, usize)| text == whole[..if include_match { end } else { start }];
-        assert!(
-            found.into_iter().any(is_cut),
-            "{text:?} of {whole:?} with {stops:?}"
-        );
-    } else {
-        assert_eq!(text, whole);
-    }
+    assert_eq!(has_matched, found.is_some());
+    let end = match found {
+        Some((_, end)) if include_match => end,
+        Some((start, _)) => start,
+        None => whole.len(),
+    };
+    assert_eq!(text, whole[..end], "{whole:?} with {stops:?}");
     Some(text)
 }
 

@@ -119,7 +119,8 @@ impl<T> StopMatcher<T> {
     /// Matches the next token. Passes to `release` every token that can no longer be part of a match.
     ///
     /// If a stop string matches, releases the tokens before the match (or before its end if matches are included),
-    /// and cuts the text of the last one there.
+    /// and cuts the text of the last one there. Of several matches, the one that ends first counts, and of those the one
+    /// that starts first. So the text does not depend on how it is divided into tokens.
     pub fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> StopStatus {
         if self.has_no_stop_strings() {
             release(token, text);
@@ -133,7 +134,7 @@ impl<T> StopMatcher<T> {
             let end = text_start + stop.find_end(matched, text)?;
             Some((end - stop.bytes.len(), end))
         });
-        if let Some((start, end)) = matches.min() {
+        if let Some((start, end)) = matches.min_by_key(|(start, end)| (*end, *start)) {
             let cut = if self.stops.include_match { end } else { start };
             self.tail.truncate(cut);
             self.release_up_to_cut(cut, release);
@@ -180,6 +181,9 @@ impl<T> StopMatcher<T> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Runs a matcher over `tokens`. Returns the tokens released at each step (the last step is the end), and whether
@@ -317,5 +321,38 @@ mod tests {
             assert_eq!(status == StopStatus::Matched, text.starts_with("OP"));
         }
         assert_eq!(shown, "a STOP");
+    }
+
+    proptest! {
+        #[test]
+        fn the_text_ends_at_the_first_match_however_it_is_divided_into_tokens(
+            stops in vec("[abé]{1,4}", 1..4),
+            tokens in vec("[abé]{0,4}", 0..12),
+            include_match: bool,
+        ) {
+            let whole = tokens.concat();
+            let found = stops.iter().filter_map(|stop| {
+                let start = whole.find(stop)?;
+                Some((start, start + stop.len()))
+            });
+            let expected = match found.min_by_key(|(start, end)| (*end, *start)) {
+                Some((_, end)) if include_match => &whole[..end],
+                Some((start, _)) => &whole[..start],
+                None => &whole,
+            };
+            let stops = StopStrings::new(&stops).with_included_match(include_match);
+            let mut matcher = StopMatcher::new(Arc::new(stops));
+            let mut shown = String::new();
+            let has_matched = tokens.iter().any(|token| {
+                let status = matcher.push((), token, |(), text| shown.push_str(text));
+                // The client gets no part of a stop string, at any time.
+                assert!(expected.starts_with(&shown), "{shown} is not in {expected}");
+                status == StopStatus::Matched
+            });
+            if !has_matched {
+                matcher.finish(|(), text| shown.push_str(text));
+            }
+            prop_assert_eq!(shown, expected);
+        }
     }
 }

@@ -52,6 +52,9 @@ impl Utf8Assembler {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn texts(tokens: &[&[u8]]) -> Vec<String> {
@@ -98,5 +101,34 @@ mod tests {
             let (left, right) = text.as_bytes().split_at(at);
             assert_eq!(texts(&[left, right]).concat(), text);
         }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_in_any_pieces_decode_to_the_text_of_the_whole(
+            parts in vec(text_or_bytes(), 0..10),
+            lengths in vec(1..5_usize, 1..6),
+        ) {
+            let bytes = parts.concat();
+            let mut rest = &bytes[..];
+            let mut tokens = Vec::new();
+            for length in lengths.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (token, after) = rest.split_at(rest.len().min(*length));
+                tokens.push(token);
+                rest = after;
+            }
+            prop_assert_eq!(texts(&tokens).concat(), String::from_utf8_lossy(&bytes));
+        }
+    }
+
+    fn text_or_bytes() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            "\\PC{0,3}".prop_map(String::into_bytes),
+            vec(any::<u8>(), 0..4),
+            vec(0x80_u8.., 0..4),
+        ]
     }
 }
