@@ -9,7 +9,7 @@ run: ## Fetch a real model, build, and serve it on both APIs
 test: ## Install what the tests need, and run all of them
 	@scripts/test.sh $(ARGS)
 
-test-long: ## End processes two hundred times in each way, and run each fuzz target for a minute
+test-long: ## End processes two hundred times in each way, and run each fuzz target for five minutes
 	@scripts/test_long.sh $(ARGS)
 
 test-engines: ## Put real vLLM servers behind the gateway, and kill one of two

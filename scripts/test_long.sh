@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # `make test-long`: runs each test of tests/exit_codes.rs two hundred times, while the real model computes or loads,
-# and each fuzz target for a minute. TOKENWAY_TEST_EXITS and TOKENWAY_FUZZ_SECONDS set other numbers. Takes about 35
-# minutes, and ten more to build the fuzz targets for the first time.
+# and each fuzz target for five minutes, as many at the same time as there are processors. TOKENWAY_TEST_EXITS and
+# TOKENWAY_FUZZ_SECONDS set other numbers. On two processors it takes about an hour and a quarter, and ten minutes more
+# to build the fuzz targets for the first time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -10,4 +11,4 @@ source scripts/llama.sh
 TOKENWAY_TEST_MODEL=$(scripts/model.sh)
 export TOKENWAY_TEST_MODEL TOKENWAY_TEST_EXITS=${TOKENWAY_TEST_EXITS:-200}
 cargo nextest run "${FEATURES[@]}" --profile long --test exit_codes "$@"
-scripts/fuzz.sh "${TOKENWAY_FUZZ_SECONDS:-60}"
+scripts/fuzz.sh "${TOKENWAY_FUZZ_SECONDS:-300}"

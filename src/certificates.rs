@@ -14,6 +14,8 @@ use tokio_rustls::rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 mod command;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 
 pub use command::{TlsCommand, TlsCommandError};
 

@@ -3,7 +3,10 @@
 //!
 //! The module exists in tests and with the feature `fuzzing`. It is no public API.
 
-use crate::{cluster, config, frontend, gateway, grpc, proto, text as completion_text, worker};
+use crate::{
+    certificates, cluster, config, frontend, gateway, grpc, keys, listen, proto,
+    text as completion_text, worker,
+};
 
 /// `Accept` headers.
 pub fn accept(data: &[u8]) {
@@ -47,6 +50,11 @@ pub fn engine_messages(data: &[u8]) {
     worker::attach::fuzzing::engine_messages(data);
 }
 
+/// The first bytes of a connection to a port with TLS.
+pub fn first_bytes(data: &[u8]) {
+    listen::fuzzing::first_bytes(data);
+}
+
 /// `Host` and `Origin`, and the settings that allow them.
 pub fn host(data: &[u8]) {
     gateway::fuzzing::host(data);
@@ -56,6 +64,11 @@ pub fn host(data: &[u8]) {
 #[cfg(any(feature = "fuzzing", feature = "llama-cpp"))]
 pub fn hub_responses(data: &[u8]) {
     crate::hub::fuzzing::hub_responses(data);
+}
+
+/// Keys files, and changes of them.
+pub fn keys_file(data: &[u8]) {
+    keys::fuzzing::keys_file(data);
 }
 
 /// The header of a model file.
@@ -69,7 +82,12 @@ pub fn openai_responses(data: &[u8]) {
     cluster::fuzzing::openai_responses(data);
 }
 
-/// The id and the timeout of a request.
+/// PEM files with certificates and keys.
+pub fn pem_file(data: &[u8]) {
+    certificates::fuzzing::pem_file(data);
+}
+
+/// The id, the timeout and the key of a request.
 pub fn request_headers(data: &[u8]) {
     frontend::fuzzing::request_headers(data);
 }
@@ -115,10 +133,15 @@ pub fn worker_step(data: &[u8]) {
 mod tests {
     use std::path::Path;
 
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+    use proptest::test_runner::TestRunner;
+
     /// A target with its name.
     type Target = (&'static str, fn(&[u8]));
 
-    const TARGETS: [Target; 17] = [
+    const TARGETS: [Target; 20] = [
         ("accept", super::accept),
         ("addresses", super::addresses),
         ("chat_body", super::chat_body),
@@ -126,8 +149,11 @@ mod tests {
         ("completion_request", super::completion_request),
         ("completions_body", super::completions_body),
         ("engine_messages", super::engine_messages),
+        ("first_bytes", super::first_bytes),
         ("host", super::host),
+        ("keys_file", super::keys_file),
         ("openai_responses", super::openai_responses),
+        ("pem_file", super::pem_file),
         ("request_headers", super::request_headers),
         ("seams", super::seams),
         ("settings", super::settings),
@@ -147,23 +173,61 @@ mod tests {
     #[cfg(not(feature = "llama-cpp"))]
     const MODEL_TARGETS: [Target; 0] = [];
 
-    /// The inputs in `fuzz/corpus/`: examples, and inputs that once broke an invariant.
+    fn targets() -> impl Iterator<Item = Target> {
+        TARGETS.into_iter().chain(MODEL_TARGETS)
+    }
+
+    /// Returns the inputs in the folder of a target in `fuzz/corpus/`, with their paths.
+    fn corpus(name: &str) -> Vec<(String, Vec<u8>)> {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+        let files = std::fs::read_dir(corpus.join(name));
+        let files = files.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let inputs = files.map(|file| {
+            let path = file.expect("the folder can be listed").path();
+            let input = std::fs::read(&path).expect("the file can be read");
+            (path.display().to_string(), input)
+        });
+        inputs.collect()
+    }
+
+    /// Examples, and inputs that once broke an invariant.
     #[test]
     fn every_input_of_the_fuzz_corpus_keeps_the_invariants() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-        for (name, target) in TARGETS.into_iter().chain(MODEL_TARGETS) {
-            let folder = corpus.join(name);
-            let files =
-                std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{name}: {error}"));
-            let mut count = 0;
-            for file in files {
-                let path = file.expect("the folder can be listed").path();
-                let input = std::fs::read(&path).expect("the file can be read");
-                let checked = std::panic::catch_unwind(|| target(&input));
-                assert!(checked.is_ok(), "{} breaks an invariant", path.display());
-                count += 1;
+        for (name, target) in targets() {
+            let inputs = corpus(name);
+            for (path, input) in &inputs {
+                let checked = std::panic::catch_unwind(|| target(input));
+                assert!(checked.is_ok(), "{path} breaks an invariant");
             }
-            assert!(count >= 3, "{name} has {count} inputs");
+            assert!(inputs.len() >= 3, "{name} has {} inputs", inputs.len());
+        }
+    }
+
+    /// A quick look for what the fuzz targets look for at length.
+    #[test]
+    fn inputs_with_a_fault_keep_the_invariants() {
+        let fault = (
+            any::<Index>(),
+            any::<Index>(),
+            0..9_usize,
+            vec(any::<u8>(), 0..3),
+        );
+        for (name, target) in targets() {
+            let inputs = corpus(name);
+            let mut runner = TestRunner::new(ProptestConfig {
+                cases: 64,
+                failure_persistence: None,
+                ..ProptestConfig::default()
+            });
+            let checked = runner.run(&fault, |(input, at, removed, added)| {
+                let mut input = input.get(&inputs).1.clone();
+                let at = at.index(input.len() + 1);
+                let end = input.len().min(at + removed);
+                input.splice(at..end, added);
+                target(&input);
+                Ok(())
+            });
+            checked.unwrap_or_else(|error| panic!("{name}: {error}"));
         }
     }
 }

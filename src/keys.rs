@@ -11,6 +11,8 @@ mod command;
 mod document;
 mod edit;
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod key;
 mod limits;
 mod secret;

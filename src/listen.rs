@@ -16,6 +16,8 @@ use self::connection::Connection;
 mod activity;
 mod address;
 mod connection;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod peer;
 mod plaintext;
 mod request_body;

@@ -118,7 +118,7 @@ fn required_scope(api: Api, route: Route) -> Option<Scope> {
 }
 
 /// Returns the secret in the request's headers: of `Authorization` with the scheme `Bearer`, or else of `x-api-key`.
-fn presented_secret(headers: &HeaderMap) -> Result<&[u8], AuthenticationFailure> {
+pub(super) fn presented_secret(headers: &HeaderMap) -> Result<&[u8], AuthenticationFailure> {
     let mut authorizations = headers.get_all(AUTHORIZATION).iter();
     let secret = match (authorizations.next(), authorizations.next()) {
         (Some(authorization), None) => bearer_secret(authorization.as_bytes()),

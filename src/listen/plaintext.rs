@@ -9,7 +9,7 @@ use super::transport::AcceptedSocket;
 const TLS_HANDSHAKE: u8 = 22;
 
 /// First bytes of an HTTP/2 connection (RFC 9113, section 3.4). No HTTP/1.1 method starts with them.
-const HTTP2_PREFACE: &[u8] = b"PRI";
+pub(super) const HTTP2_PREFACE: &[u8] = b"PRI";
 
 /// Protocol of a client, as far as its first bytes show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl FirstBytes {
         Ok(Self::of(&bytes[..count]))
     }
 
-    fn of(bytes: &[u8]) -> Self {
+    pub(super) fn of(bytes: &[u8]) -> Self {
         match bytes {
             [] => Self::None,
             [TLS_HANDSHAKE, ..] => Self::Tls,

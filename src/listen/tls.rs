@@ -145,7 +145,7 @@ fn server_config(files: &ServerTlsFiles) -> Result<ServerConfig, CertificateErro
         .map_err(|error| certificate.error(&error))
 }
 
-fn builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
+pub(super) fn builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
     ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("the provider supports the default versions")

@@ -1,13 +1,15 @@
 //! Fuzz target of the responses of OpenAI-compatible engines.
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::progress::{Progress, RequestFacts};
 use super::rejection;
 use super::request_body::Api;
 use super::server_sent_events::EventSplitter;
+use super::watch_models::facts_from;
 use crate::cluster::events::UpstreamChecks;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
@@ -15,7 +17,8 @@ use crate::proto::v1::completion_request::Input;
 
 /// A byte that selects the options of the request, the size of the frames in which the body arrives, and the body.
 /// Whatever the engine sends, the events start with `started`, and their tokens have no gap. The same body is also read
-/// as that of an error response, which is always an error.
+/// as that of an error response, which is always an error, and whose first line is the header `retry-after`. It is also read
+/// as a list of models.
 pub(crate) fn responses(data: &[u8]) {
     let [options, frame_size, body @ ..] = data else {
         return;
@@ -58,8 +61,14 @@ pub(crate) fn responses(data: &[u8]) {
         let _ = progress.summary();
     }
     let status = StatusCode::from_u16(400 + u16::from(*options)).unwrap_or_default();
-    let error = rejection::rejection(status, &HeaderMap::new(), body);
+    let first_line = body.split(|byte| *byte == b'\n').next();
+    let retry_after = HeaderValue::from_bytes(first_line.unwrap_or_default());
+    let retry_after = retry_after.map(|value| (RETRY_AFTER, value));
+    let headers: HeaderMap = retry_after.into_iter().collect();
+    let error = rejection::rejection(status, &headers, body);
+    assert!(error.retry_after <= Some(rejection::MAX_RETRY_AFTER));
     assert!(error.kind.mapping().http.as_u16() >= 400, "{error}");
+    let _ = facts_from(body, None);
 }
 
 /// Reads a body until it ends or is malformed. Passes every event on.

@@ -21,7 +21,7 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 /// Maximum wait for the body of an error response.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest delay that an engine may ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3_600);
+pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3_600);
 
 /// The error object in OpenAI's form. Engines leave fields out, and some send other types.
 #[derive(Default, Deserialize)]

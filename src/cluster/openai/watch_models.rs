@@ -129,7 +129,7 @@ impl ModelWatch {
 }
 
 /// Reads a list of models. Returns `None` if it is not one.
-fn facts_from(body: &[u8], known: Option<Flavor>) -> Option<EngineFacts> {
+pub(super) fn facts_from(body: &[u8], known: Option<Flavor>) -> Option<EngineFacts> {
     let list: ModelList = serde_json::from_slice(body).ok()?;
     let owner = list
         .data

@@ -1,6 +1,6 @@
 //! Fuzz target of vLLM's responses.
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, stream};
 use prost::Message;
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -33,7 +33,8 @@ pub(crate) fn responses(data: &[u8]) {
         n: Some(choices),
         ..v1::CompletionRequest::default()
     };
-    let responses = tokio_stream::iter(decode(responses, Code::from(i32::from(options >> 4))));
+    // `tokio_stream::iter` would be pending after 32 responses.
+    let responses = stream::iter(decode(responses, Code::from(i32::from(options >> 4))));
     let events = Box::pin(EngineEvents::new(responses, facts));
     let events: Vec<Result<Event, Error>> =
         CheckedEvents::checked(events, UpstreamChecks::new(&request))
