@@ -52,6 +52,8 @@ mod openai;
 
 mod dialect;
 
+#[cfg(test)]
+mod arbitrary;
 mod body_schema;
 
 mod buffered_request;

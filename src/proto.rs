@@ -7,6 +7,8 @@ pub(crate) mod fuzzing;
 #[cfg(any(test, feature = "fuzzing"))]
 mod generated;
 mod packed_varints;
+#[cfg(test)]
+mod properties;
 mod step;
 mod tokens;
 

@@ -297,3 +297,56 @@ impl FromStr for UnknownFieldPolicy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    /// Returns the value that a settings file has after this value was written to it.
+    fn written_and_read<T: Serialize + DeserializeOwned>(value: &T) -> Result<T, String> {
+        let text = toml::Value::try_from(value).map_err(|error| error.to_string())?;
+        text.try_into()
+            .map_err(|error: toml::de::Error| error.to_string())
+    }
+
+    proptest! {
+        #[test]
+        fn any_time_that_is_accepted_is_the_same_in_a_settings_file(
+            seconds in prop_oneof![any::<f64>(), 0.0..4e8, 0.0..1e-6],
+        ) {
+            match Seconds::<1>::try_from(seconds) {
+                Ok(time) => {
+                    prop_assert!(!time.0.is_zero() && time.0 <= MAX_TIMEOUT);
+                    prop_assert_eq!(written_and_read(&time), Ok(time));
+                    prop_assert_eq!(seconds.to_string().parse(), Ok(time));
+                }
+                Err(problem) => prop_assert!(problem.starts_with("must be "), "{}", problem),
+            }
+            match Milliseconds::try_from(seconds) {
+                Ok(time) => prop_assert_eq!(written_and_read(&time), Ok(time)),
+                Err(problem) => prop_assert!(problem.starts_with("must be at least 0"), "{}", problem),
+            }
+        }
+
+        #[test]
+        fn any_text_is_a_valid_setting_or_has_a_problem(text in "-?[0-3]{1,2}|[-+0-9.eEainfNX_ ]{0,6}|\\PC{0,6}") {
+            let problems = [
+                text.parse::<Seconds>().err(),
+                text.parse::<Milliseconds>().err(),
+                text.parse::<PositiveInteger<u16>>().err(),
+            ];
+            for problem in problems.into_iter().flatten() {
+                prop_assert!(
+                    problem.starts_with("must be ") || problem.ends_with(" is too large"),
+                    "{}", problem
+                );
+            }
+            if let Ok(count) = text.parse::<PositiveInteger<u32>>() {
+                prop_assert!(u32::from(count) >= 1);
+            }
+        }
+    }
+}

@@ -86,7 +86,11 @@ impl Formatter for OneLine {
 mod tests {
     use std::collections::BTreeMap;
 
+    use proptest::prelude::*;
+    use serde_json::Value;
+
     use super::*;
+    use crate::gateway::arbitrary;
 
     #[test]
     fn line_breaks_inside_strings_are_escaped() {
@@ -115,5 +119,14 @@ mod tests {
     fn json_without_line_breaks_matches_serde_json() {
         let object = serde_json::json!({"a": [1, -0.5, null, true, "é\t\u{1}“”°"], "b": {}});
         assert_eq!(to_vec(&object), object.to_string().into_bytes());
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_is_one_line_and_reads_back_as_itself(value in arbitrary::value()) {
+            let line = String::from_utf8(to_vec(&value)).expect("JSON is UTF-8");
+            prop_assert!(!line.contains(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']), "{line}");
+            prop_assert_eq!(serde_json::from_str::<Value>(&line).ok(), Some(value), "{}", line);
+        }
     }
 }

@@ -154,9 +154,11 @@ pub(super) fn json_type_name(value: &Value) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+    use crate::gateway::arbitrary;
 
     #[test]
     fn a_duplicate_field_is_rejected_with_its_full_path() {
@@ -225,5 +227,24 @@ mod tests {
         let error = parse(b"{\"prompt\": \"\xff\"}").err();
         let error = error.expect("the UTF-8 is invalid");
         assert_eq!(error.kind, ErrorKind::InvalidJson);
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_read_as_serde_json_reads_it_unless_a_field_appears_twice(
+            body in arbitrary::broken_json(),
+        ) {
+            let expected = serde_json::from_slice::<Value>(&body);
+            match (parse(&body), expected) {
+                (Ok(fields), expected) => prop_assert_eq!(Some(Value::Object(fields)), expected.ok()),
+                (Err(error), _) if error.kind == ErrorKind::InvalidValue => {
+                    prop_assert!(error.message.ends_with("appears twice. Send it once."), "{}", error);
+                    prop_assert!(error.param.is_some());
+                }
+                (Err(error), Ok(Value::Object(_))) => prop_assert!(false, "{}", error),
+                (Err(error), Ok(_)) => prop_assert_eq!(error.kind, ErrorKind::InvalidType),
+                (Err(error), Err(_)) => prop_assert_eq!(error.kind, ErrorKind::InvalidJson),
+            }
+        }
     }
 }

@@ -113,3 +113,97 @@ impl Bucket {
 fn drain_time(parts: u64, limit: NonZeroU32) -> Duration {
     Duration::from_micros(parts.div_ceil(limit.get().into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// A limit, and attempts to use some of it: the time since the previous attempt, and the amount.
+    fn attempts() -> impl Strategy<Value = (NonZeroU32, Vec<(Duration, u64)>)> {
+        (1..2_000_u32).prop_flat_map(|limit| {
+            let pause = prop_oneof![Just(0), 0..1_000_000_u64, 0..90_000_000_u64];
+            let attempt = (pause.prop_map(Duration::from_micros), 1..=u64::from(limit));
+            let limit = NonZeroU32::new(limit).expect("the range starts at 1");
+            (Just(limit), vec(attempt, 1..40))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_interval_has_more_than_the_limit_and_what_drains_in_it((limit, attempts) in attempts()) {
+            let (mut bucket, start, mut now) = (Bucket::default(), Instant::now(), Duration::ZERO);
+            let mut allowed: Vec<(Duration, u64)> = Vec::new();
+            for (pause, amount) in attempts {
+                now += pause;
+                if bucket.take(amount, limit, start + now).is_ok() {
+                    allowed.push((now, amount));
+                }
+            }
+            for (at, (from, _)) in allowed.iter().enumerate() {
+                let mut total = 0;
+                for (to, amount) in &allowed[at..] {
+                    total += amount;
+                    let drained = (*to - *from).as_micros() * u128::from(limit.get());
+                    let most = u128::from(limit.get()) * u128::from(PARTS) + drained;
+                    prop_assert!(u128::from(total * PARTS) <= most, "{} from {:?} to {:?}", total, from, to);
+                }
+            }
+        }
+
+        #[test]
+        fn a_rejected_amount_is_allowed_after_the_wait_and_not_before((limit, attempts) in attempts()) {
+            let (mut bucket, mut now) = (Bucket::default(), Instant::now());
+            for (pause, amount) in attempts {
+                now += pause;
+                let Err(wait) = bucket.take(amount, limit, now) else {
+                    continue;
+                };
+                let microsecond = Duration::from_micros(1);
+                now += wait - microsecond;
+                prop_assert_eq!(bucket.take(amount, limit, now), Err(microsecond));
+                now += microsecond;
+                prop_assert_eq!(bucket.take(amount, limit, now), Ok(()));
+            }
+        }
+
+        #[test]
+        fn held_amounts_count_until_they_return(
+            (limit, attempts) in attempts(),
+            ended in vec((any::<Index>(), 0..100_u64), 1..40),
+        ) {
+            let (mut bucket, mut now) = (Bucket::default(), Instant::now());
+            let (mut held, mut used) = (Vec::new(), 0);
+            for ((pause, amount), (end, percent)) in attempts.into_iter().zip(ended) {
+                now += pause;
+                if bucket.hold(amount, limit, now).is_ok() {
+                    held.push(amount);
+                }
+                let held_total: u64 = held.iter().sum();
+                prop_assert!(held_total <= limit.get().into());
+                let remaining = u64::from(bucket.status(limit, now).remaining);
+                prop_assert!(remaining <= u64::from(limit.get()) - held_total);
+                if !held.is_empty() && percent % 2 == 0 {
+                    let amount = held.swap_remove(end.index(held.len()));
+                    let part = amount * percent / 100;
+                    bucket.settle(amount, part, limit, now);
+                    used += part;
+                }
+            }
+            for amount in held {
+                bucket.settle(amount, 0, limit, now);
+            }
+            let status = bucket.status(limit, now);
+            let all = u64::from(limit.get());
+            prop_assert!(u64::from(status.remaining) >= all.saturating_sub(used), "only used amounts are missing");
+            let later = bucket.status(limit, now + status.reset);
+            prop_assert_eq!((later.remaining, later.reset), (limit.get(), Duration::ZERO));
+            prop_assert!(status.reset <= MINUTE);
+        }
+    }
+}

@@ -122,9 +122,12 @@ impl KeysDocument {
         let at = self.position(name)?;
         let document = &mut self.0;
         let tables = convert_to_tables(&mut document[TABLES]);
-        let comment = comment_before(tables, at);
+        let mut comment = comment_before(tables, at);
         tables.remove(at);
-        // The comment may be about the whole file, so it stays.
+        // The comment may be about the whole file, so it stays. Blank lines alone do not.
+        if comment.trim().is_empty() {
+            comment.clear();
+        }
         if let Some(next) = tables.get_mut(at) {
             let own = comment_of(next);
             next.decor_mut().set_prefix(comment + &own);
@@ -258,3 +261,6 @@ fn convert_to_tables(tables: &mut Item) -> &mut ArrayOfTables {
         .as_array_of_tables_mut()
         .expect("it was just converted")
 }
+
+#[cfg(test)]
+mod tests;

@@ -130,6 +130,10 @@ fn check_size(bytes: usize) -> Result<(), EventTooLarge> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     /// Returns the data of all whole events of a body that arrives in frames of this size.
@@ -199,5 +203,51 @@ mod tests {
         let line = [b"data: ", &[b'a'; MAX_EVENT_BYTES / 2][..], b"\n"].concat();
         splitter.push(line.repeat(3).into());
         assert_eq!(splitter.next_event(), Err(EventTooLarge));
+    }
+
+    /// The rules of the HTML standard (section 9.2.6), applied to a whole body.
+    fn expected_events(body: &str) -> Vec<String> {
+        let body = body.strip_prefix('\u{feff}').unwrap_or(body);
+        let body = body.replace("\r\n", "\n").replace('\r', "\n");
+        let (mut events, mut data, mut is_error) = (Vec::new(), Vec::new(), false);
+        let lines = body.split('\n').collect::<Vec<_>>();
+        // The text after the last line end is not a line.
+        for line in &lines[..lines.len() - 1] {
+            let (name, value) = line.split_once(':').unwrap_or((line, ""));
+            let value = value.strip_prefix(' ').unwrap_or(value);
+            match name {
+                "" if line.is_empty() => {
+                    let prefix = if std::mem::take(&mut is_error) {
+                        "error:"
+                    } else {
+                        ""
+                    };
+                    if !data.is_empty() {
+                        events.push(format!("{prefix}{}", std::mem::take(&mut data).join("\n")));
+                    }
+                }
+                "data" => data.push(value),
+                "event" => is_error = value == "error",
+                _ => {}
+            }
+        }
+        events
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_has_the_events_of_the_standard_in_frames_of_any_size(
+            parts in vec(
+                select(vec![
+                    "data", "event", "id", ":", ": ", "error", "x", "é", "\u{feff}", "\0", " ", "\n", "\r",
+                    "\r\n", "data: b\r\n", "data: a\n\n", "data:\n\n", "\n\n",
+                ]),
+                0..30,
+            ),
+            frame_size in 1..12_usize,
+        ) {
+            let body = parts.concat();
+            prop_assert_eq!(events(&body, frame_size), expected_events(&body));
+        }
     }
 }

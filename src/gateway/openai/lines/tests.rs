@@ -1,6 +1,10 @@
 //! Lines compared with the JSON that is expected.
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::*;
+use crate::gateway::arbitrary;
 use crate::tokens::{Logprobs, Timestamps, TokenBatch};
 
 fn writer(format: StreamFormat, options: StreamOptions) -> LineWriter {
@@ -333,4 +337,60 @@ fn text_offsets_count_characters_and_continue_across_the_lines_of_a_choice() {
         line["choices"][0]["logprobs"]["text_offset"][0].clone()
     });
     assert!(offsets.eq([0, 0, 2, 3]));
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_one_record_of_valid_json_in_each_format(
+        texts in vec(arbitrary::text(), 1..4),
+        is_sse: bool,
+        is_chat: bool,
+        options: [bool; 5],
+    ) {
+        let metadata = ResponseMetadata {
+            route: if is_chat { CompletionRoute::Chat } else { CompletionRoute::Completions },
+            id: texts[0].clone(),
+            created: 7,
+            model: texts[0].clone(),
+        };
+        let (format, prefix, end) = match is_sse {
+            true => (StreamFormat::Sse, "data: ", "\n\n"),
+            false => (StreamFormat::Ndjson, "", "\n"),
+        };
+        let mut writer = LineWriter::new(format, options_from(options), metadata);
+        let text = written(|out| {
+            let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+            let tokens = tokens(&texts);
+            writer.write_tokens(out, &ChoiceTokens { index: 0, tokens: &tokens, finish_reason: None });
+        });
+        // Python's `splitlines` also ends a line at these.
+        prop_assert!(!text.contains(['\r', '\u{85}', '\u{2028}', '\u{2029}', '\u{c}', '\u{1c}']), "{text}");
+        let records: Vec<_> = text.split_terminator(end).collect();
+        prop_assert_eq!(records.len(), texts.len(), "{}", text);
+        for (record, text) in records.iter().zip(&texts) {
+            let json = record.strip_prefix(prefix).expect("the record has its prefix");
+            let object: Value = serde_json::from_str(json).expect("the record is JSON");
+            let choice = &object["choices"][0];
+            let content = if is_chat { &choice["delta"]["content"] } else { &choice["text"] };
+            prop_assert_eq!(content, text);
+            prop_assert_eq!([&object["id"], &object["model"]], [&texts[0]; 2]);
+        }
+    }
+}
+
+fn options_from(bits: [bool; 5]) -> StreamOptions {
+    let [
+        include_usage,
+        continuous_usage_stats,
+        include_stamps,
+        include_timings,
+        return_token_ids,
+    ] = bits;
+    StreamOptions {
+        include_usage,
+        continuous_usage_stats,
+        include_stamps,
+        include_timings,
+        return_token_ids,
+    }
 }
