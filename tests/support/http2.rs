@@ -4,11 +4,12 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Reason, RecvStream};
 use http::request::Builder;
-use http::{Request, StatusCode};
+use http::{Request, StatusCode, Uri};
 use prost::Message;
 use serde_json::Value;
 use tokenway::proto::v1;
 use tokio::net::TcpStream;
+use tonic::Status;
 
 /// An HTTP/2 connection. It ends with the test's runtime.
 pub struct Connection {
@@ -21,6 +22,15 @@ pub struct Body {
     pub bytes: Vec<u8>,
     /// The reason of a stream that was reset. `None` if the stream ended cleanly.
     pub reset: Option<Reason>,
+}
+
+/// Answer to a request that the server may refuse by closing the connection.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A response with this status.
+    Status(u16),
+    /// The stream was reset, or the connection closed.
+    Closed,
 }
 
 impl Connection {
@@ -63,6 +73,42 @@ impl Connection {
             .send_request(request, true);
         let (answer, _) = sent.expect("the request is sent");
         answer.await.expect("the server responds").status()
+    }
+
+    /// Sends a request without a body, which the server may refuse. The path of the request needs no address.
+    pub async fn outcome(&self, mut request: Request<()>) -> Outcome {
+        *request.uri_mut() = self.uri(request.uri());
+        let requests = self.requests.clone().ready().await;
+        let sent = requests
+            .expect("the connection is open")
+            .send_request(request, true);
+        let (answer, _) = sent.expect("the request is sent");
+        match answer.await {
+            Ok(response) => Outcome::Status(response.status().as_u16()),
+            Err(_) => Outcome::Closed,
+        }
+    }
+
+    /// Sends the bytes of a gRPC request. Returns the status in the trailers, or in the head of a response without
+    /// messages. The path of the request needs no address.
+    pub async fn grpc_status(&self, request: Builder, body: Bytes) -> Option<Status> {
+        let mut request = request.body(()).expect("the request is valid");
+        *request.uri_mut() = self.uri(request.uri());
+        let requests = self.requests.clone().ready().await;
+        let sent = requests
+            .expect("the connection is open")
+            .send_request(request, false);
+        let (answer, mut upload) = sent.expect("the request is sent");
+        upload.send_data(body, true).expect("the body is sent");
+        let (head, mut body) = answer.await.expect("the server responds").into_parts();
+        while body.data().await.is_some_and(|data| data.is_ok()) {}
+        let trailers = body.trailers().await.ok().flatten();
+        Status::from_header_map(&trailers.unwrap_or(head.headers))
+    }
+
+    fn uri(&self, path: &Uri) -> Uri {
+        let uri = format!("http://{}{path}", self.address);
+        uri.parse().expect("the path is valid")
     }
 
     /// Creates a builder of a `GET` request for this path.
