@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use jiff::Timestamp;
 
+use super::budget::{BudgetAmount, BudgetUnit};
 use super::document::{EditError, KeysDocument, NewKey, Rotation};
 use super::file::{ParsedKeys, parse_keys};
 use super::key::{KeyName, Scope};
@@ -91,6 +92,12 @@ fn new_key(name: &KeyName) -> NewKey {
         scopes: [Scope::Inference].into(),
         models: [].into(),
         limits: KeyLimits::default(),
+        budgets: vec![
+            "1000/day"
+                .parse::<BudgetAmount>()
+                .expect("a budget")
+                .of(BudgetUnit::Tokens),
+        ],
         expires: None,
     }
 }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::*;
+use crate::keys::budget::{BudgetAmount, BudgetUnit};
 use crate::keys::fuzzing;
 
 const PATH: &str = "keys.toml";
@@ -82,6 +83,12 @@ fn new_key() -> NewKey {
         scopes: [Scope::Inference].into(),
         models: ["m".to_owned()].into(),
         limits: KeyLimits::default(),
+        budgets: vec![
+            "1000/day"
+                .parse::<BudgetAmount>()
+                .expect("a budget")
+                .of(BudgetUnit::Tokens),
+        ],
         expires: None,
     }
 }
