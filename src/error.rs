@@ -115,7 +115,7 @@ pub enum ErrorKind {
     HeadersTooLarge,
     /// The body or message exceeds the size limit.
     RequestTooLarge,
-    /// The client stopped sending the body.
+    /// The client stopped sending the body, or sent it too slowly.
     BodyTimeout,
     /// The queue is full.
     QueueFull,
@@ -286,7 +286,7 @@ impl ErrorKind {
                 Http::PAYLOAD_TOO_LARGE,
                 Grpc::OutOfRange,
             ),
-            Self::BodyTimeout => http_only("body_timeout", Http::REQUEST_TIMEOUT),
+            Self::BodyTimeout => client_error("body_timeout", Http::REQUEST_TIMEOUT, Grpc::Aborted),
             Self::QueueFull => too_many_requests("queue_full"),
             Self::RateLimited => too_many_requests("rate_limited"),
             // OpenAI's type of the same error. No retry helps, until the budget starts again or is raised.

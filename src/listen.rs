@@ -22,10 +22,12 @@ mod peer;
 mod plaintext;
 mod request_body;
 mod resets;
+mod response_body;
 mod settings;
 mod stalled;
 mod tls;
 mod transport;
+mod wait_budget;
 mod watched_stream;
 
 pub use address::{Address, InvalidAddress, Listener};

@@ -86,7 +86,8 @@ struct ConnectionSettings {
         default_value = "10"
     )]
     header_timeout: PositiveSeconds,
-    /// Time in seconds after which a request ends if its body makes no progress. Above 0
+    /// Time in seconds after which a request ends if its body makes no progress. The whole body has that time, and
+    /// a second more for each 500 bytes. Above 0
     #[arg(
         long,
         env = "TOKENWAY_BODY_TIMEOUT",
@@ -94,8 +95,8 @@ struct ConnectionSettings {
         default_value = "30"
     )]
     body_timeout: PositiveSeconds,
-    /// Time in seconds after which a connection is closed if its client reads nothing of the response. Set
-    /// it longer than the slow reader timeout of the engine, after which a stream ends with an error. Above 0
+    /// Time in seconds after which a connection is closed if its client reads nothing of the response. An HTTP/2
+    /// client must read at least 16 KiB of a stream in that time, and 100 bytes per second on average. Set it longer than the slow reader timeout of the engine, after which a stream ends with an error. Above 0
     #[arg(
         long,
         env = "TOKENWAY_WRITE_TIMEOUT",

@@ -11,7 +11,6 @@ use axum::http::{HeaderMap, HeaderName};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout_at;
 use tonic::Status;
-use tower_http::timeout::TimeoutError;
 
 use super::completion_stream::deadline_exceeded;
 use crate::context::RequestContext;
@@ -71,13 +70,9 @@ async fn read_body(request: Request) -> Result<Vec<u8>, Error> {
 fn unfinished_body(error: &(dyn StdError + 'static)) -> Error {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        // The layer that limits the memory of bodies has rejected the request.
+        // The body did not arrive in time, or the layer that limits the memory of bodies has rejected the request.
         if let Some(status) = error.downcast_ref::<Status>() {
             return Error::from(status);
-        }
-        if error.is::<TimeoutError>() {
-            let message = "No part of the body arrived within the server's body timeout.";
-            return Error::new(ErrorKind::BodyTimeout, message);
         }
         if is_disconnect(error) {
             let message = "The client disconnected before the end of the body.";

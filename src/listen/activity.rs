@@ -1,18 +1,15 @@
 //! Activity of one connection, from which its idle timeout is computed: requests in progress, incomplete headers,
 //! unsent data, or none of these.
 
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 
 use http::Version;
-use http_body::{Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Limits;
-use super::stalled::set_waiting_for_peer;
 
 /// Activity of a connection. The socket reports reads and writes; the HTTP service reports requests.
 pub(super) struct Activity {
@@ -157,45 +154,6 @@ impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.0.restart_idle_time();
         self.0.active_requests.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-pin_project_lite::pin_project! {
-    /// Response body that keeps its request marked as in progress until the body is dropped. It also records whether
-    /// the HTTP/2 stream waits for its peer.
-    pub(super) struct TrackedBody<B> {
-        #[pin]
-        body: B,
-        request: ActiveRequest,
-    }
-}
-
-impl<B> TrackedBody<B> {
-    pub(super) fn new(body: B, request: ActiveRequest) -> Self {
-        set_waiting_for_peer(true);
-        Self { body, request }
-    }
-}
-
-impl<B: http_body::Body> http_body::Body for TrackedBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let frame = self.project().body.poll_frame(cx);
-        set_waiting_for_peer(frame.is_ready());
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

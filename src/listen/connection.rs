@@ -18,17 +18,18 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
-use tower_http::timeout::TimeoutBody;
 
-use super::activity::{Activity, TrackedBody};
+use super::activity::Activity;
 use super::peer::PeerAddress;
 use super::plaintext::FirstBytes;
-use super::request_body::RequestBody;
+use super::request_body::{MIN_BODY_BYTES_PER_SECOND, RequestBody};
 use super::resets;
+use super::response_body::TrackedBody;
 use super::settings::{ListenerService, ListenerSettings, Protocol, Shutdown};
 use super::stalled::StreamExecutor;
 use super::tls::ServerTls;
 use super::transport::{AcceptedSocket, LINGER_TIMEOUT, SocketStream, Transport};
+use super::wait_budget::WaitLimits;
 use super::watched_stream::WatchedStream;
 use crate::delivery::{FlushHandle, FlushTracker};
 use crate::poll_on_wake::PollOnWake;
@@ -224,20 +225,20 @@ impl Connection {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let limits = &self.settings.limits;
-        let body_timeout = limits.body_timeout;
+        let body_limits = self.body_limits();
         let keep_alive = keep_alive_header(limits.keep_alive_timeout);
         let streams = self.streams.clone();
         let peer = PeerAddress::new(self.socket.peer_address());
         service_fn(move |mut request: Request<Incoming>| {
             is_http_10.store(request.version() == Version::HTTP_10, Ordering::Relaxed);
-            let active = activity.start_request(request.version());
+            let version = request.version();
+            let active = activity.start_request(version);
             let keep_alive = keep_alive.clone().filter(|_| allows_keep_alive(&request));
             let flush = FlushHandle::new(Arc::clone(&flushes), request.version());
             request.extensions_mut().insert(flush);
             request.extensions_mut().insert(peer);
-            let discard_tasks = (request.version() == Version::HTTP_2).then(|| streams.clone());
-            let request = request
-                .map(|body| RequestBody::new(TimeoutBody::new(body_timeout, body), discard_tasks));
+            let discard_tasks = (version == Version::HTTP_2).then(|| streams.clone());
+            let request = request.map(|body| RequestBody::new(body, body_limits, discard_tasks));
             // The response future is boxed, so that its memory is freed once the response headers are ready. Inline,
             // it would enlarge the HTTP/2 stream's task until the stream ends.
             let response = Box::pin(service.clone().oneshot(request));
@@ -246,9 +247,21 @@ impl Connection {
                 if let Some(keep_alive) = keep_alive {
                     response.headers_mut().insert(KEEP_ALIVE, keep_alive);
                 }
-                Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, active)))
+                Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, active, version)))
             }
         })
+    }
+
+    /// Returns the limits of the time that a request's body takes.
+    fn body_limits(&self) -> WaitLimits {
+        WaitLimits {
+            timeout: self.settings.limits.body_timeout,
+            bytes_per_second: match self.settings.protocol {
+                Protocol::Grpc | Protocol::Http => Some(MIN_BODY_BYTES_PER_SECOND),
+                // A worker sends one body for as long as it is connected.
+                Protocol::Worker => None,
+            },
+        }
     }
 
     /// Waits for the next event that may close the connection. Ignores events that are already recorded in `fired`.

@@ -1,7 +1,8 @@
-//! Write timeout of HTTP/2 streams. A stream whose peer has stopped reading is dropped.
+//! Write timeout and minimum reading rate of HTTP/2 streams. A stream whose peer reads nothing, or too slowly, is
+//! dropped.
 //!
-//! hyper polls a response body only while the stream has a flow-control window, so the body itself cannot notice that
-//! its peer has stalled. The executor that runs the stream's task can.
+//! hyper polls a response body only while the stream can send, so the body itself cannot notice that its peer has
+//! stalled. The executor that runs the stream's task can.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -13,20 +14,40 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
+use super::wait_budget::{WaitBudget, WaitLimits};
+
+/// Minimum average rate at which a peer must read a stream that has data for it, in bytes per second.
+const MIN_READ_BYTES_PER_SECOND: u32 = 100;
+
 tokio::task_local! {
-    /// Time since which this stream's data has been waiting for the peer to read. `None` while the stream waits for
-    /// the server to produce data.
-    static WAITING_FOR_PEER_SINCE: Cell<Option<Instant>>;
+    /// Time for which this stream's data has waited for the peer to read.
+    static WAITS_FOR_PEER: Cell<WaitBudget>;
 }
 
-/// Records whether the current HTTP/2 stream waits for its peer (true) or for the server (false). Does nothing on
-/// HTTP/1.1, where the socket's write timeout applies.
-pub(super) fn set_waiting_for_peer(is_waiting: bool) {
+/// Records that the current HTTP/2 stream waits for its peer to read, after this number of further bytes. Does nothing
+/// on HTTP/1.1, where the socket's write timeout applies.
+pub(super) fn start_waiting_for_peer(bytes: usize) {
+    update_waits(|waits| {
+        waits.add_bytes(bytes);
+        waits.start_waiting(Instant::now());
+    });
+}
+
+/// Records that the current HTTP/2 stream waits for the server to produce data.
+pub(super) fn stop_waiting_for_peer() {
+    update_waits(|waits| waits.stop_waiting(Instant::now()));
+}
+
+fn update_waits(update: impl FnOnce(&mut WaitBudget)) {
     // `try_with` fails outside a task of [`StreamExecutor`].
-    let _ = WAITING_FOR_PEER_SINCE.try_with(|since| since.set(is_waiting.then(Instant::now)));
+    let _ = WAITS_FOR_PEER.try_with(|cell| {
+        let mut waits = cell.get();
+        update(&mut waits);
+        cell.set(waits);
+    });
 }
 
-/// Runs the streams of an HTTP/2 connection. A stream that exceeds the write timeout is dropped, which resets that
+/// Runs the streams of an HTTP/2 connection. A stream whose peer does not read in time is dropped, which resets that
 /// stream only.
 #[derive(Clone)]
 pub(super) struct StreamExecutor {
@@ -52,7 +73,11 @@ fn run_unless_stalled<S: Future>(stream: S, write_timeout: Duration) -> impl Fut
         stream,
         stalled: wait_until_stalled(write_timeout),
     };
-    WAITING_FOR_PEER_SINCE.scope(Cell::new(None), run)
+    let limits = WaitLimits {
+        timeout: write_timeout,
+        bytes_per_second: Some(MIN_READ_BYTES_PER_SECOND),
+    };
+    WAITS_FOR_PEER.scope(Cell::new(WaitBudget::new(limits)), run)
 }
 
 pin_project! {
@@ -74,18 +99,19 @@ impl<S: Future, T: Future<Output = ()>> Future for UnlessStalled<S, T> {
             return Poll::Ready(());
         }
         ready!(this.stalled.poll(cx));
-        tracing::debug!("resetting a stream: its peer read nothing within the write timeout");
+        tracing::debug!(
+            "resetting a stream: its peer did not read within the write timeout, or read too slowly"
+        );
         Poll::Ready(())
     }
 }
 
-/// Completes once the current stream has waited for its peer for `write_timeout`.
+/// Completes once the current stream has waited too long for its peer. If the stream has produced data meanwhile, this
+/// may be late by the write timeout.
 async fn wait_until_stalled(write_timeout: Duration) {
     loop {
-        let since = WAITING_FOR_PEER_SINCE
-            .with(Cell::get)
-            .unwrap_or_else(Instant::now);
-        let deadline = since + write_timeout;
+        let deadline = WAITS_FOR_PEER.with(Cell::get).deadline();
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + write_timeout);
         if deadline <= Instant::now() {
             return;
         }
@@ -108,7 +134,7 @@ mod tests {
         let started = Instant::now();
         let stream = async {
             sleep(Duration::from_secs(5)).await;
-            set_waiting_for_peer(true);
+            start_waiting_for_peer(0);
             pending::<()>().await;
         };
         run_unless_stalled(stream, WRITE_TIMEOUT).await;
@@ -121,13 +147,28 @@ mod tests {
         let stream = async {
             sleep(Duration::from_secs(600)).await;
             for _ in 0..10 {
-                set_waiting_for_peer(true);
+                start_waiting_for_peer(2_900);
                 sleep(Duration::from_secs(29)).await;
+                stop_waiting_for_peer();
             }
-            set_waiting_for_peer(false);
             sleep(Duration::from_secs(600)).await;
         };
         run_unless_stalled(stream, WRITE_TIMEOUT).await;
         assert_eq!(started.elapsed(), Duration::from_secs(600 + 290 + 600));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_whose_peer_reads_below_the_minimum_rate_is_dropped() {
+        let started = Instant::now();
+        let stream = async {
+            loop {
+                start_waiting_for_peer(10);
+                sleep(Duration::from_secs(1)).await;
+                stop_waiting_for_peer();
+            }
+        };
+        run_unless_stalled(stream, WRITE_TIMEOUT).await;
+        let elapsed = started.elapsed().as_secs();
+        assert!((30..=60).contains(&elapsed), "{elapsed} s");
     }
 }

@@ -4,11 +4,12 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Reason, RecvStream};
 use http::request::Builder;
-use http::{Request, StatusCode, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use prost::Message;
 use serde_json::Value;
 use tokenway::proto::v1;
 use tokio::net::TcpStream;
+use tokio::time::Interval;
 use tonic::Status;
 
 /// An HTTP/2 connection. It ends with the test's runtime.
@@ -142,6 +143,44 @@ impl Connection {
         (answer, true)
     }
 
+    /// Sends a request whose body starts with `piece`, followed by one byte at each tick. The body never ends. Returns the
+    /// response, with its whole body.
+    pub async fn drip(
+        &self,
+        path: &str,
+        content_type: &str,
+        piece: &'static [u8],
+        mut ticks: Interval,
+    ) -> Response<Vec<u8>> {
+        let request = Request::post(format!("http://{}{path}", self.address))
+            .header("content-type", content_type)
+            .header("te", "trailers")
+            .body(())
+            .expect("the request is valid");
+        let requests = self.requests.clone().ready().await;
+        let sent = requests
+            .expect("the connection is open")
+            .send_request(request, false);
+        let (answer, mut upload) = sent.expect("the request is sent");
+        let sent = upload.send_data(Bytes::from_static(piece), false);
+        sent.expect("the stream is open");
+        let drip = async {
+            loop {
+                ticks.tick().await;
+                // The server may have ended the stream.
+                let _ = upload.send_data(Bytes::from_static(b" "), false);
+            }
+        };
+        let read = async {
+            let (parts, body) = answer.await.expect("the server responds").into_parts();
+            Response::from_parts(parts, read_body(body).await.bytes)
+        };
+        tokio::select! {
+            response = read => response,
+            () = drip => unreachable!("the drip never ends"),
+        }
+    }
+
     /// Starts to upload the body of a completion with this request id, and resets the stream. Returns once the server
     /// has received the reset.
     pub async fn reset_upload(&self, id: &str) {
@@ -195,6 +234,23 @@ pub async fn read_body(mut stream: RecvStream) -> Body {
                 return Body { bytes, reset };
             }
             None => return Body { bytes, reset: None },
+        }
+    }
+}
+
+/// Takes one byte of a stream at each tick, until the stream is reset.
+pub async fn drip_until_reset(mut stream: RecvStream, mut ticks: Interval) -> Reason {
+    loop {
+        match stream.data().await {
+            Some(Ok(piece)) => {
+                for _ in 0..piece.len() {
+                    ticks.tick().await;
+                    // Releasing fails once the stream is reset.
+                    let _ = stream.flow_control().release_capacity(1);
+                }
+            }
+            Some(Err(error)) => return error.reason().expect("the stream was reset"),
+            None => panic!("the stream ended cleanly instead of being reset"),
         }
     }
 }
