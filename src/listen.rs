@@ -16,6 +16,7 @@ use self::connection::Connection;
 mod activity;
 mod address;
 mod connection;
+mod frames;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod peer;

@@ -5,9 +5,11 @@ mod support;
 use std::time::Duration;
 
 use h2::Reason;
+use prost::Message;
 use serde_json::{Value, json};
+use support::frames::{Api, DATA, Frames};
 use support::http2::{Connection, drip_until_reset, read_body, wait_for_reset};
-use support::{Setup, TestServer, full_speed, grpc};
+use support::{Setup, TestServer, full_speed, grpc, silent_at};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::listen::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -115,6 +117,36 @@ async fn a_body_that_stalls_or_drips_over_http2_ends_its_request_alone() {
     }
     let probe = http.get("/livez").body(()).unwrap();
     assert_eq!(http.status(probe).await, 200);
+}
+
+#[tokio::test]
+async fn http2_headers_that_never_end_close_the_connection() {
+    for api in [Api::Http, Api::Grpc] {
+        let server = Setup::test_runner(silent_at(1))
+            .limits(|limits| limits.header_timeout = SHORT_TIMEOUT)
+            .start()
+            .await;
+        let (address, body) = match api {
+            Api::Http => {
+                let body = json!({"prompt": "a", "max_tokens": 5, "stream": true});
+                (server.http_address(), body.to_string().into_bytes())
+            }
+            Api::Grpc => {
+                let request = grpc::request("a", 5);
+                (server.grpc_address(), request.encode_to_vec())
+            }
+        };
+        let mut frames = Frames::open(&address, api).await;
+        // A stream in progress keeps the connection from being idle.
+        let request = frames.encode_request(1, &body);
+        frames.write_until(&request, DATA).await;
+        let endless = Frames::encode_endless_headers(3);
+        frames.write(&endless).await.expect("the frame is sent");
+        let closed = async { while frames.read_frame().await.is_some() {} };
+        timeout(WAIT_LIMIT, closed)
+            .await
+            .expect("the server closes");
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! The stream of a connection: write timeout, header timeout, and notification of flushes.
+//! The stream of a connection: write timeout, header timeout, checks of the bytes that are read, and notification of
+//! flushes.
 
 use std::io;
 use std::pin::Pin;
@@ -7,10 +8,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::Limits;
 use super::activity::Activity;
+use super::frames::FrameParser;
 use super::resets::{GO_AWAY_FRAME, ResetLimit};
 use super::transport::Transport;
 use crate::delivery::FlushTracker;
@@ -26,9 +28,13 @@ pub(super) struct WatchedStream {
     /// True while written data waits. The next completed flush clears it.
     has_unsent_data: bool,
     header_timeout: Duration,
-    /// Header timeout. Set while the headers of a second or later HTTP/1.1 request are incomplete.
+    /// Header timeout. Set while the headers of an HTTP/2 request, or of a second or later HTTP/1.1 request, are
+    /// incomplete.
     header_timer: Option<Pin<Box<Sleep>>>,
+    frames: FrameParser,
     resets: ResetLimit,
+    /// Set while nothing is read because the HTTP/2 client has cancelled almost all of its requests for a long time.
+    read_pause: Option<Pin<Box<Sleep>>>,
     activity: Arc<Activity>,
     flushes: Arc<FlushTracker>,
 }
@@ -48,7 +54,9 @@ impl WatchedStream {
             has_unsent_data: false,
             header_timeout: limits.header_timeout,
             header_timer: None,
+            frames: FrameParser::new(),
             resets: ResetLimit::new(),
+            read_pause: None,
             activity: Arc::clone(activity),
             flushes: Arc::clone(&flushes),
         };
@@ -89,23 +97,38 @@ impl WatchedStream {
         Poll::Pending
     }
 
-    /// Records the bytes that were read. Fails if the peer cancels too many requests.
+    /// Checks and records the bytes that were read. Fails if the peer cancels too many requests.
     fn record_read(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.resets.count_resets(bytes) {
-            if self.resets.is_http2() {
-                self.activity.set_http2();
-            }
-            self.activity.record_read(bytes);
-            return Ok(());
+        self.check_frames(bytes)?;
+        if self.frames.is_http2() {
+            self.activity.set_http2();
         }
-        tracing::warn!("closing a connection: the HTTP/2 client cancelled too many requests");
-        self.transport.try_write(GO_AWAY_FRAME);
-        Err(io::Error::other("the peer cancelled too many requests"))
+        self.activity.record_read(bytes);
+        Ok(())
+    }
+
+    fn check_frames(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let (mut is_flood, header_blocks) = (false, self.frames.header_blocks());
+        let resets = &mut self.resets;
+        self.frames
+            .parse(bytes, |frame| is_flood |= !resets.count(frame));
+        if is_flood {
+            tracing::warn!("closing a connection: the HTTP/2 client cancelled too many requests");
+            self.transport.try_write(GO_AWAY_FRAME);
+            return Err(io::Error::other("the peer cancelled too many requests"));
+        }
+        // The header timeout starts anew with each request.
+        if self.frames.header_blocks() != header_blocks {
+            self.header_timer = None;
+        }
+        let pause = self.resets.pause_until();
+        self.read_pause = pause.map(|until| Box::pin(sleep_until(until)));
+        Ok(())
     }
 
     /// Fails once the headers of a request have been incomplete for the header timeout.
     fn check_header_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.activity.is_reading_headers() {
+        if !self.activity.is_reading_headers() && !self.frames.is_in_header_block() {
             self.header_timer = None;
             return Poll::Pending;
         }
@@ -126,6 +149,10 @@ impl AsyncRead for WatchedStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if let Some(pause) = &mut this.read_pause {
+            ready!(pause.as_mut().poll(cx));
+            this.read_pause = None;
+        }
         let before = buffer.filled().len();
         match this.transport.poll_read(cx, buffer) {
             Poll::Ready(Ok(())) => Poll::Ready(this.record_read(&buffer.filled()[before..])),

@@ -1,7 +1,7 @@
 //! An HTTP/2 client that writes frames by hand. It can send many frames at once, and in sequences that no library
 //! sends.
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -15,9 +15,14 @@ const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
+/// The bytes of a connection, with or without TLS.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 /// An HTTP/2 connection with a receive window of 1 GiB.
 pub struct Frames {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     /// The API to which the connection sends requests.
     api: Api,
 }
@@ -51,16 +56,27 @@ impl Frame {
 
 impl Frames {
     pub async fn open(address: &str, api: Api) -> Self {
-        let mut stream = TcpStream::connect(address)
+        let stream = TcpStream::connect(address)
             .await
             .expect("the server accepts connections");
+        Self::open_on(stream, api).await
+    }
+
+    /// Opens an HTTP/2 connection on a stream that is connected, such as a TLS session.
+    pub async fn open_on(
+        mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        api: Api,
+    ) -> Self {
         let window = encode_frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
         let opening = [PREFACE, &encode_frame(SETTINGS, 0, 0, &[]), &window].concat();
         stream
             .write_all(&opening)
             .await
             .expect("the preface is written");
-        Self { stream, api }
+        Self {
+            stream: Box::new(stream),
+            api,
+        }
     }
 
     /// Returns the bytes of a completion request on this stream.
@@ -95,6 +111,11 @@ impl Frames {
         [headers, encode_frame(DATA, END_STREAM, stream, &body)].concat()
     }
 
+    /// Returns the bytes of a request whose headers never end.
+    pub fn encode_endless_headers(stream: u32) -> Vec<u8> {
+        encode_frame(HEADERS, 0, stream, b"\x83\x86")
+    }
+
     /// Returns the bytes of `count` requests on the odd streams from `first` on, each followed by its RST_STREAM.
     pub fn encode_cancelled_requests(&self, first: u32, count: u32, body: &[u8]) -> Vec<u8> {
         let streams = (0..count).map(|number| first + 2 * number);
@@ -110,7 +131,8 @@ impl Frames {
     }
 
     pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.stream.write_all(bytes).await
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
     }
 
     /// Reads the next frame. Returns `None` at the end of the connection.
@@ -120,10 +142,11 @@ impl Frames {
 
     /// Writes `bytes` and at the same time reads, until the first frame of this kind arrives.
     pub async fn write_until(&mut self, bytes: &[u8], kind: u8) -> Frame {
-        let (mut reading, mut writing) = self.stream.split();
+        let (mut reading, mut writing) = tokio::io::split(&mut self.stream);
         let write = async {
             // Writing fails if the server has closed the connection.
             let _ = writing.write_all(bytes).await;
+            let _ = writing.flush().await;
             std::future::pending::<()>().await;
         };
         let read = async {
