@@ -23,6 +23,7 @@ mod failed_attempts;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod grpc_content_type;
+mod http1;
 mod in_flight;
 mod layers;
 mod panics;
@@ -97,6 +98,10 @@ async fn run_inner_layers(
     request: Request,
     next: Next,
 ) -> Response {
+    // Rejects an ambiguous HTTP/1.1 request.
+    if let Some(rejection) = http1::rejection(&request) {
+        return rejection;
+    }
     // Rejects a request to the gRPC API that is not gRPC.
     if let Some(rejection) = grpc_content_type::rejection(layers.api, &request) {
         return rejection;

@@ -61,9 +61,14 @@ pub(super) fn client_timeout(api: Api, headers: &HeaderMap) -> Result<Option<Dur
             "grpc-timeout must be 1 to 8 digits followed by one of the units H, M, S, m, u, n.",
         ),
     };
-    let Some(value) = headers.get(name) else {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else {
         return Ok(None);
     };
+    if values.next().is_some() {
+        let message = format!("{name} must not be sent more than once.");
+        return Err(Error::invalid_value(name, message));
+    }
     let text = HeaderValue::to_str(value).ok();
     let timeout = text.and_then(parse);
     timeout

@@ -71,7 +71,7 @@ impl TestApi {
 
     fn request(path: &str, headers: &[(&str, &str)]) -> http::Request<Body> {
         // The gRPC API requires its content type.
-        let request = http::Request::get(path);
+        let request = http::Request::get(path).version(Version::HTTP_2);
         let mut request = request.header("content-type", "application/grpc");
         for (name, value) in headers {
             request = request.header(*name, *value);

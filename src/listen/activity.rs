@@ -3,13 +3,14 @@
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::Version;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Limits;
+use super::request_head::MalformedHead;
 
 /// Activity of a connection. The socket reports reads and writes; the HTTP service reports requests.
 pub(super) struct Activity {
@@ -22,6 +23,11 @@ pub(super) struct Activity {
     is_reading_headers: AtomicBool,
     /// True while written data waits because the socket accepts no more.
     has_unsent_data: AtomicBool,
+    /// True if an HTTP/1.1 request was answered before its body was read. Body and headers of the next request then
+    /// cannot be told apart here.
+    has_unread_body: AtomicBool,
+    /// The fault of the HTTP/1.1 head that was read last.
+    malformed_head: Mutex<Option<MalformedHead>>,
     idle_since: Mutex<Instant>,
 }
 
@@ -34,6 +40,8 @@ impl Activity {
             is_http2: AtomicBool::new(false),
             is_reading_headers: AtomicBool::new(false),
             has_unsent_data: AtomicBool::new(false),
+            has_unread_body: AtomicBool::new(false),
+            malformed_head: Mutex::new(None),
             idle_since: Mutex::new(Instant::now()),
         }
     }
@@ -70,6 +78,31 @@ impl Activity {
     /// Returns true while the headers of a second or later HTTP/1.1 request are incomplete.
     pub(super) fn is_reading_headers(&self) -> bool {
         self.is_reading_headers.load(Ordering::Relaxed)
+    }
+
+    /// Returns true if the next byte that is read on an HTTP/1.1 connection belongs to the head of a request.
+    pub(super) fn expects_head(&self) -> bool {
+        !self.is_busy() && !self.has_unread_body.load(Ordering::Relaxed)
+    }
+
+    /// Records that the body of an HTTP/1.1 request was not read to its end.
+    pub(super) fn set_unread_body(&self) {
+        self.has_unread_body.store(true, Ordering::Relaxed);
+    }
+
+    /// Records the fault of an HTTP/1.1 head. Its request starts next.
+    pub(super) fn set_malformed_head(&self, fault: MalformedHead) {
+        *self.malformed_head() = Some(fault);
+    }
+
+    /// Returns the fault in the head of the HTTP/1.1 request that starts.
+    pub(super) fn take_malformed_head(&self) -> Option<MalformedHead> {
+        self.malformed_head().take()
+    }
+
+    fn malformed_head(&self) -> MutexGuard<'_, Option<MalformedHead>> {
+        let fault = self.malformed_head.lock();
+        fault.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records that the socket accepts no more data for now.

@@ -6,11 +6,9 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderName};
-use http::{HeaderMap, HeaderValue, Request, Response, Version};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,9 +18,10 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::activity::Activity;
+use super::keep_alive_header::{KEEP_ALIVE, allows_keep_alive, keep_alive_header};
 use super::peer::PeerAddress;
 use super::plaintext::FirstBytes;
-use super::request_body::{MIN_BODY_BYTES_PER_SECOND, RequestBody};
+use super::request_body::{MIN_BODY_BYTES_PER_SECOND, RequestBody, UnreadBody};
 use super::resets;
 use super::response_body::TrackedBody;
 use super::settings::{ListenerService, ListenerSettings, Protocol, Shutdown};
@@ -237,8 +236,14 @@ impl Connection {
             let flush = FlushHandle::new(Arc::clone(&flushes), request.version());
             request.extensions_mut().insert(flush);
             request.extensions_mut().insert(peer);
-            let discard_tasks = (version == Version::HTTP_2).then(|| streams.clone());
-            let request = request.map(|body| RequestBody::new(body, body_limits, discard_tasks));
+            if let Some(fault) = activity.take_malformed_head() {
+                request.extensions_mut().insert(fault);
+            }
+            let unread = match version {
+                Version::HTTP_2 => UnreadBody::Discard(streams.clone()),
+                _ => UnreadBody::Report(Arc::clone(&activity)),
+            };
+            let request = request.map(|body| RequestBody::new(body, body_limits, unread));
             // The response future is boxed, so that its memory is freed once the response headers are ready. Inline,
             // it would enlarge the HTTP/2 stream's task until the stream ends.
             let response = Box::pin(service.clone().oneshot(request));
@@ -324,26 +329,6 @@ impl Connection {
 #[inline(never)]
 fn boxed_out_of_line<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
     Box::pin(make())
-}
-
-/// HTTP/1.1 response header with the connection's idle timeout, in seconds. Connection pools such as Node's undici
-/// and Apache's `HttpClient` read it, and do not reuse a connection that is about to close.
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-
-/// Returns the value of the `Keep-Alive` header: one second less than `timeout`, to allow for network latency.
-/// Returns `None` if less than one second is left.
-fn keep_alive_header(timeout: Duration) -> Option<HeaderValue> {
-    let seconds = timeout.as_secs().checked_sub(1).filter(|left| *left > 0)?;
-    HeaderValue::try_from(format!("timeout={seconds}")).ok()
-}
-
-/// Returns true for an HTTP/1.1 request without `Connection: close`. Only its response gets a `Keep-Alive` header.
-fn allows_keep_alive<B>(request: &Request<B>) -> bool {
-    let closes = |headers: &HeaderMap| {
-        let connection = headers.get(CONNECTION);
-        connection.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
-    };
-    request.version() == Version::HTTP_11 && !closes(request.headers())
 }
 
 /// An event outside HTTP that may close a connection.

@@ -6,6 +6,7 @@
 //! lingers instead.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
+use super::activity::Activity;
 use super::transport::LINGER_TIMEOUT;
 use super::wait_budget::{WaitBudget, WaitLimits};
 use crate::error::{Error, ErrorKind};
@@ -34,20 +36,23 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct RequestBody {
     /// `None` after the last frame or an error.
     body: Option<Pin<Box<TimedBody<Incoming>>>>,
-    /// Runs the task that discards the rest of the body; `None` on HTTP/1.1.
-    discard_tasks: Option<TaskTracker>,
+    unread: UnreadBody,
+}
+
+/// Treatment of a body that the handler did not read to its end.
+pub(super) enum UnreadBody {
+    /// HTTP/2: a task discards the rest of the body.
+    Discard(TaskTracker),
+    /// HTTP/1.1: the connection is told, and lingers.
+    Report(Arc<Activity>),
 }
 
 impl RequestBody {
-    pub(super) fn new(
-        body: Incoming,
-        limits: WaitLimits,
-        discard_tasks: Option<TaskTracker>,
-    ) -> Self {
+    pub(super) fn new(body: Incoming, limits: WaitLimits, unread: UnreadBody) -> Self {
         let body = TimedBody::new(body, limits);
         Self {
             body: Some(Box::pin(body)),
-            discard_tasks,
+            unread,
         }
     }
 }
@@ -68,6 +73,9 @@ impl Body for RequestBody {
         if !matches!(frame, Some(Ok(_))) {
             this.body = None;
         }
+        if let (Some(Err(_)), UnreadBody::Report(activity)) = (&frame, &this.unread) {
+            activity.set_unread_body();
+        }
         Poll::Ready(frame)
     }
 
@@ -84,10 +92,12 @@ impl Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if let (Some(body), Some(tasks)) = (self.body.take(), self.discard_tasks.take())
-            && !body.is_end_stream()
-        {
-            tasks.spawn(discard(body));
+        let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else {
+            return;
+        };
+        match &self.unread {
+            UnreadBody::Discard(tasks) => drop(tasks.spawn(discard(body))),
+            UnreadBody::Report(activity) => activity.set_unread_body(),
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use super::Limits;
 use super::activity::Activity;
 use super::frames::FrameParser;
+use super::request_head::HeadScanner;
 use super::resets::{GO_AWAY_FRAME, ResetLimit};
 use super::transport::Transport;
 use crate::delivery::FlushTracker;
@@ -35,6 +36,7 @@ pub(super) struct WatchedStream {
     resets: ResetLimit,
     /// Set while nothing is read because the HTTP/2 client has cancelled almost all of its requests for a long time.
     read_pause: Option<Pin<Box<Sleep>>>,
+    head: HeadScanner,
     activity: Arc<Activity>,
     flushes: Arc<FlushTracker>,
 }
@@ -57,6 +59,7 @@ impl WatchedStream {
             frames: FrameParser::new(),
             resets: ResetLimit::new(),
             read_pause: None,
+            head: HeadScanner::default(),
             activity: Arc::clone(activity),
             flushes: Arc::clone(&flushes),
         };
@@ -102,6 +105,10 @@ impl WatchedStream {
         self.check_frames(bytes)?;
         if self.frames.is_http2() {
             self.activity.set_http2();
+        } else if (self.head.is_in_head() || self.activity.expects_head())
+            && let Some(Err(fault)) = self.head.scan(bytes)
+        {
+            self.activity.set_malformed_head(fault);
         }
         self.activity.record_read(bytes);
         Ok(())
