@@ -16,6 +16,7 @@ use self::connection::Connection;
 mod activity;
 mod address;
 mod connection;
+mod connection_limits;
 mod frames;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -34,7 +35,9 @@ mod wait_budget;
 mod watched_stream;
 
 pub use address::{Address, InvalidAddress, Listener};
+pub(crate) use connection_limits::ConnectionLimits;
 pub use peer::PeerAddress;
+pub(crate) use peer::network;
 pub use request_body::RequestBody;
 pub use request_head::MalformedHead;
 pub use settings::{Limits, Protocol, Shutdown};
@@ -62,6 +65,16 @@ pub(crate) async fn serve<S, B>(
         };
         match accepted {
             Ok(socket) => {
+                let opened = settings.connections.as_ref();
+                let opened = opened.map(|limits| limits.open(socket.peer_address()));
+                let counted = match opened.transpose() {
+                    Ok(counted) => counted,
+                    Err(limit) => {
+                        let telemetry = &settings.telemetry;
+                        telemetry.count_refused_connection(settings.frontend, limit);
+                        continue;
+                    }
+                };
                 let open_connection = settings.telemetry.track_connection(settings.frontend);
                 let connection = Connection {
                     socket: Arc::new(socket),
@@ -72,7 +85,7 @@ pub(crate) async fn serve<S, B>(
                 let connection = connection.run(service.clone());
                 tasks.spawn(async move {
                     connection.await;
-                    drop(open_connection);
+                    drop((open_connection, counted));
                 });
             }
             Err(error) => {

@@ -15,7 +15,9 @@ use tonic::service::Routes;
 use crate::critical::{CriticalTasks, TaskPanicked};
 use crate::frontend::{self, Authenticator, LayerSettings};
 use crate::keys::Keys;
-use crate::listen::{Address, Limits, Listener, ListenerSettings, Protocol, ServerTls};
+use crate::listen::{
+    Address, ConnectionLimits, Limits, Listener, ListenerSettings, Protocol, ServerTls,
+};
 use crate::models::Readiness;
 use crate::request_memory::RequestMemory;
 use crate::telemetry::{ListenerKind, Telemetry};
@@ -65,6 +67,8 @@ pub struct Server {
     keys: Option<Keys>,
     authenticator: Option<Arc<Authenticator>>,
     request_memory: RequestMemory,
+    /// The connections to both APIs.
+    connections: ConnectionLimits,
     /// TLS of the listeners that use it. It is reloaded when files change, and on SIGHUP.
     tls: Vec<ServerTls>,
     engine: Option<Engine>,
@@ -127,6 +131,7 @@ impl Server {
             authenticator: keys.clone().map(|keys| Arc::new(Authenticator::new(keys))),
             keys,
             request_memory: RequestMemory::new(parts.body_memory_bytes),
+            connections: ConnectionLimits::new(&parts.limits),
             tls: parts
                 .tls
                 .iter()
@@ -208,6 +213,7 @@ impl Server {
         let routes = frontend::grpc_router(routes, self.layer_settings(parts));
         let settings = ListenerSettings {
             tls: parts.tls_at(&listener.addresses()[0]),
+            connections: Some(self.connections.clone()),
             ..self.listener_settings(ListenerKind::Grpc, Protocol::Grpc, &parts.limits)
         };
         let serving = listeners.serve(listener, settings, routes);
@@ -375,6 +381,7 @@ impl Server {
             protocol,
             limits: limits.clone(),
             telemetry: self.telemetry.clone(),
+            connections: None,
             tls: None,
         }
     }

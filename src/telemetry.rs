@@ -19,6 +19,7 @@ use self::latency::TokenLatency;
 use crate::error::ErrorKind;
 use crate::output;
 
+mod connections;
 mod engines;
 mod histogram;
 mod keys;
@@ -29,6 +30,7 @@ mod request_gauge;
 mod request_metrics;
 mod token_gaps;
 
+pub(crate) use connections::ConnectionLimit;
 pub(crate) use engines::PrefixPlacement;
 pub(crate) use keys::AuthenticationFailure;
 pub use latency::{ResponseFormat, Stage, StageSummary, StageTimes};
@@ -45,7 +47,6 @@ const REQUESTS: &str = "tokenway_requests_total";
 const REQUESTS_REJECTED: &str = "tokenway_requests_rejected_total";
 const REQUESTS_IN_FLIGHT: &str = "tokenway_requests_in_flight";
 const REQUESTS_LINGERING: &str = "tokenway_requests_lingering";
-const CONNECTIONS: &str = "tokenway_connections_open";
 const SEQUENCES: &str = "tokenway_sequences_running";
 const REQUESTS_QUEUED: &str = "tokenway_requests_queued";
 const TOKENS_GENERATED: &str = "tokenway_tokens_generated_total";
@@ -187,6 +188,7 @@ impl Telemetry {
             .build_recorder();
         let handle = recorder.handle();
         describe(&recorder);
+        connections::describe(&recorder);
         engines::describe(&recorder);
         keys::describe(&recorder);
         prefix_cache::describe(&recorder);
@@ -251,12 +253,6 @@ impl Telemetry {
         self.token_latency.times(format, stage)
     }
 
-    /// Counts a connection as open until the returned guard is dropped.
-    #[must_use]
-    pub(crate) fn track_connection(&self, frontend: ListenerKind) -> GaugeGuard {
-        GaugeGuard::new(self.connections(frontend))
-    }
-
     /// Returns the gauge of the workers in this state.
     pub fn workers(&self, state: WorkerState) -> Gauge {
         self.labelled_gauge(WORKERS, &[("state", state.label())])
@@ -281,10 +277,6 @@ impl Telemetry {
 
     fn requests_lingering(&self, api: Api) -> Gauge {
         self.labelled_gauge(REQUESTS_LINGERING, &[("api", api.label())])
-    }
-
-    fn connections(&self, frontend: ListenerKind) -> Gauge {
-        self.labelled_gauge(CONNECTIONS, &[("listener", frontend.label())])
     }
 
     fn labelled_counter(
@@ -360,7 +352,6 @@ fn describe(recorder: &PrometheusRecorder) {
         "Requests that ended as slow_reader and whose connection stays open so that the client can read the \
          error, by API. They last at most the write timeout and are not in flight.",
     );
-    gauge(CONNECTIONS, "Open connections, by listener.");
     gauge(SEQUENCES, "Sequences that hold a slot of a device.");
     gauge(REQUESTS_QUEUED, "Requests that wait for their first slot.");
     counter(TOKENS_GENERATED, "Tokens that devices generated.");

@@ -1,4 +1,5 @@
-//! Connection timeouts: slow headers, slow bodies, idle connections, and peers that read nothing.
+//! Limits of connections: timeouts of headers, bodies, idle connections and peers that read nothing, and too many
+//! connections.
 
 mod support;
 
@@ -6,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::http::{completion, get};
+use support::metrics::MetricsSnapshot;
 use support::{Setup, TestServer, full_speed, silent_at};
 use tokenway::listen::Limits;
 use tokenway::runner::llm_test::TestRunnerOptions;
@@ -45,6 +47,28 @@ async fn a_connection_without_headers_is_closed() {
     let server = server(|limits| limits.header_timeout = SHORT_TIMEOUT).await;
     send_and_read_until_closed(&server, b"POST /v1/completions HTTP/1.1\r\nhost: te").await;
     send_and_read_until_closed(&server, b"").await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_of_both_apis_are_closed_at_once() {
+    let server = server(|limits| limits.max_connections = 2).await;
+    let open = [
+        send_and_read_response(&server, LIVEZ_REQUEST).await,
+        send_and_read_response(&server, LIVEZ_REQUEST).await,
+    ];
+    for address in [server.http_address(), server.grpc_address()] {
+        let mut refused = TcpStream::connect(address).await.expect("a connection");
+        let read = timeout(WAIT_LIMIT, refused.read(&mut [0])).await;
+        assert_eq!(read.expect("the server closes").unwrap_or(0), 0);
+    }
+    let counts = MetricsSnapshot::take(&server);
+    for listener in ["http", "grpc"] {
+        let series = format!(
+            "tokenway_connections_refused_total{{listener=\"{listener}\",limit=\"total\"}}"
+        );
+        assert_eq!(counts.get(&series), 1.0, "{}", counts.0);
+    }
+    drop(open);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use super::keys::KeySettings;
 use super::log::LogSettings;
 use super::settings::Settings;
 use super::tls::ServerTlsSettings;
-use super::values::{ParsedText, PositiveSeconds, Seconds};
+use super::values::{ParsedText, PositiveInteger, PositiveSeconds, Seconds};
 use crate::caller::PrefixSharing;
 use crate::gateway::AllowedHost;
 use crate::listen::{Address, Limits};
@@ -63,11 +63,28 @@ pub(super) struct ServerSettings {
     log: LogSettings,
 }
 
-/// Timeouts of client connections. They cannot be disabled, because a client that stops halfway would hold its
-/// connection forever.
+/// Limits and timeouts of client connections. They cannot be disabled, because a client that stops halfway would hold
+/// its connection forever.
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Connections")]
 struct ConnectionSettings {
+    /// Maximum number of open connections to both APIs together. A further connection is closed at once. At least 1
+    #[arg(
+        long,
+        env = "TOKENWAY_MAX_CONNECTIONS",
+        value_name = "COUNT",
+        default_value = "10000"
+    )]
+    max_connections: PositiveInteger<u32>,
+    /// Maximum number of open connections from one IPv4 address or IPv6 /64 network, except from loopback
+    /// addresses. Set it higher if all clients come through a proxy on another machine. At least 1
+    #[arg(
+        long,
+        env = "TOKENWAY_MAX_CONNECTIONS_PER_ADDRESS",
+        value_name = "COUNT",
+        default_value = "2000"
+    )]
+    max_connections_per_address: PositiveInteger<u32>,
     /// Time in seconds for which an idle connection is kept open. Set it longer than the idle timeout of a
     /// load balancer in front. Above 0
     #[arg(
@@ -197,6 +214,8 @@ impl ServerSettings {
             grpc,
             admin,
             limits: Limits {
+                max_connections: connections.max_connections.into(),
+                max_connections_per_address: connections.max_connections_per_address.into(),
                 keep_alive_timeout: connections.keep_alive_timeout.into(),
                 header_timeout: connections.header_timeout.into(),
                 body_timeout: connections.body_timeout.into(),

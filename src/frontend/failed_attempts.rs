@@ -1,11 +1,13 @@
 //! Counts failed authentications per address, and delays the responses to addresses that fail often.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::listen::network;
 
 /// Number of failures of an address that are answered without a delay, if it has had none for a while.
 const BURST: u32 = 10;
@@ -47,14 +49,6 @@ impl FailedAttempts {
         let delay = delay.min(MAX_DELAY);
         *until = now + (ahead + INTERVAL).min(INTERVAL * BURST + MAX_DELAY);
         delay
-    }
-}
-
-/// Returns the part of an address that identifies a network. A host usually has all addresses of an IPv6 /64 network.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The address of the peer of a connection, as a request extension.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Address of the client that sent a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,5 +16,14 @@ impl PeerAddress {
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
         self.0.map(|address| address.ip())
+    }
+}
+
+/// Returns the part of an address that identifies a network. A host usually has all addresses of an IPv6 /64 network.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => address,
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
     }
 }

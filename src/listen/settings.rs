@@ -7,6 +7,7 @@ use http::{Request, Response};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
+use super::connection_limits::ConnectionLimits;
 use super::request_body::RequestBody;
 use super::tls::ServerTls;
 use crate::telemetry::{ListenerKind, Telemetry};
@@ -23,9 +24,14 @@ pub enum Protocol {
     Http,
 }
 
-/// Limits and timeouts of each connection.
+/// Limits and timeouts of connections.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// Maximum number of open connections of all listeners to which these limits apply. Default 10,000.
+    pub max_connections: u32,
+    /// Maximum number of open connections of one IPv4 address or one IPv6 /64 network. Loopback addresses have no such
+    /// limit. Default 2,000.
+    pub max_connections_per_address: u32,
     /// Maximum time for receiving the headers of a request, counted from their first byte. On a new connection the
     /// time starts with the connection, or after its TLS handshake, which has the same timeout. Default 10 s.
     pub header_timeout: Duration,
@@ -57,6 +63,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            max_connections: 10_000,
+            max_connections_per_address: 2_000,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             keep_alive_timeout: Duration::from_secs(75),
@@ -103,6 +111,8 @@ pub(crate) struct ListenerSettings {
     pub limits: Limits,
     /// Metrics that count the open connections.
     pub telemetry: Telemetry,
+    /// Limits on the number of connections; `None` for no limit.
+    pub connections: Option<ConnectionLimits>,
     /// TLS; `None` for unencrypted connections.
     pub tls: Option<ServerTls>,
 }

@@ -38,6 +38,7 @@ impl Server {
         let router = frontend::http_router(routes, origins, self.layer_settings(parts));
         let settings = ListenerSettings {
             tls: parts.tls_at(&listener.addresses()[0]),
+            connections: Some(self.connections.clone()),
             ..self.listener_settings(ListenerKind::Http, Protocol::Http, &parts.limits)
         };
         let serving = self.public_listeners.serve(listener, settings, router);

@@ -141,6 +141,27 @@ fn connection_timeouts_can_be_set_but_not_disabled() {
 }
 
 #[test]
+fn the_number_of_connections_is_limited() {
+    let default = server_parts(&[]).limits;
+    let counts = (default.max_connections, default.max_connections_per_address);
+    assert_eq!(counts, (10_000, 2_000));
+    let (_folder, path) = settings_file("max_connections = 7");
+    let flags = [
+        "serve",
+        "--config",
+        &path,
+        "--max-connections-per-address",
+        "5",
+    ];
+    let limits = server_parts(&flags).limits;
+    assert_eq!(limits.max_connections, 7);
+    assert_eq!(limits.max_connections_per_address, 5);
+    let error = error_of(&["serve", "--max-connections", "0"]);
+    let problem = "'--max-connections <COUNT>': must be at least 1 (got 0)";
+    assert!(error.contains(problem), "{error}");
+}
+
+#[test]
 fn embedding_programs_have_the_same_defaults() {
     let parts = server_parts(&[]);
     let http = parts.http.clone().unwrap();
