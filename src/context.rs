@@ -13,10 +13,11 @@ use tokio::time::Instant;
 use crate::caller::Caller;
 use crate::delivery::FlushHandle;
 use crate::error::{Error, ErrorKind};
-use crate::keys::{Key, LimitedRequest, RateStatus, Reservation, TokenNeed};
+use crate::keys::{Key, LimitedRequest, RateStatus, Reservation, Scope, TokenNeed};
 use crate::request::RequestId;
 use crate::request_memory::{MemoryShares, RequestMemory};
 use crate::runner::monotonic_ns;
+use crate::scheduler::plan::{CallerShare, PriorityReach};
 use crate::telemetry::{Api, RequestRecord, Route, TokenUsage};
 
 /// The context of one request. Clones share it.
@@ -141,6 +142,20 @@ impl RequestContext {
     pub(crate) fn set_key(&self, key: Arc<Key>) {
         self.0.record.set_key(&key.name);
         self.0.key.get_or_init(|| key);
+    }
+
+    /// Returns the caller's share of slots and queue. Requests without a key have one caller.
+    #[must_use]
+    pub fn caller_share(&self) -> CallerShare {
+        let key = self.0.key.get();
+        key.map_or_else(CallerShare::default, |key| CallerShare {
+            key: Some(key.name.clone()),
+            weight: key.weight,
+            priority_reach: match key.has_scope(Scope::Priority) {
+                true => PriorityReach::AllRequests,
+                false => PriorityReach::OwnRequests,
+            },
+        })
     }
 
     /// Counts the request toward the limits of its key. Without a key, there are no limits.

@@ -89,6 +89,7 @@ impl InferenceService {
         let reservation = context.reserve_tokens(prompt.token_need(&request))?;
         let new_request = NewRequest {
             model: model.id,
+            caller: context.caller_share(),
             priority: request.priority,
             deadline: request.deadline,
             choices: prompt.sequences(&request),

@@ -19,6 +19,7 @@ mod secret;
 mod set;
 mod usage_file;
 mod usage_store;
+mod weight;
 
 pub(crate) use bucket::RateStatus;
 use budget::KeyBudgets;
@@ -35,6 +36,7 @@ pub(crate) use secret::SecretHash;
 use set::{KeyEntry, KeySet, StoredSecret};
 pub use usage_file::UsageFileError;
 use usage_store::UsageStore;
+pub use weight::{InvalidWeight, Weight};
 
 use crate::watched_files::WatchedFiles;
 
@@ -77,6 +79,7 @@ impl KeySources {
                 name: VARIABLE_KEY_NAME.parse().expect("the name is valid"),
                 scopes: Scope::ALL.into(),
                 models: None,
+                weight: Weight::default(),
                 quotas: Quotas::default(),
                 budgets: KeyBudgets::default(),
             }),

@@ -5,6 +5,7 @@
 //! know the protocols.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use metrics::{Counter, Histogram};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -15,8 +16,8 @@ use crate::error::{Error, ErrorKind};
 use crate::models::{ModelId, Models, Readiness};
 use crate::runner::{Resumption, Sequence};
 use crate::telemetry::{RequestGauge, WorkerCounts};
-use crate::worker::Assignment;
 use crate::worker::token_channel::{TokenReceiver, token_channel};
+use crate::worker::{Assignment, AssignmentId};
 
 mod parts;
 pub mod plan;
@@ -30,6 +31,7 @@ mod worker_statuses;
 
 pub use parts::ResumptionLimits;
 pub(crate) use parts::{LocalWorker, SchedulerParts};
+use plan::CallerShare;
 use prompt_hasher::PromptHasher;
 pub(crate) use resumer::Resumer;
 pub use resumer::worker_lost_error;
@@ -46,6 +48,8 @@ const SUBMISSION_CAPACITY: usize = 1024;
 pub(crate) struct Scheduler {
     models: Models,
     submissions: mpsc::Sender<SchedulerMessage>,
+    /// Number of the next assignment.
+    next_assignment: AtomicU64,
     abandoned: Arc<Notify>,
     readiness: watch::Receiver<Readiness>,
     workers: watch::Receiver<WorkerCounts>,
@@ -63,6 +67,8 @@ pub(crate) struct Scheduler {
 pub(crate) struct NewRequest {
     /// The model of the sequences.
     pub model: ModelId,
+    /// The caller, and its share of slots and queue.
+    pub caller: CallerShare,
     /// The priority. Lower numbers run first.
     pub priority: i32,
     /// The time at which the request fails with `deadline_exceeded`.
@@ -106,6 +112,7 @@ impl Scheduler {
         let scheduler = Arc::new(Self {
             models: parts.models.clone(),
             submissions,
+            next_assignment: AtomicU64::new(0),
             abandoned: Arc::clone(&abandoned),
             readiness,
             workers,
@@ -177,6 +184,7 @@ impl Scheduler {
     pub(crate) async fn submit(self: &Arc<Self>, request: NewRequest) -> Result<Admitted, Error> {
         let NewRequest {
             model,
+            caller,
             priority,
             deadline,
             choices,
@@ -197,6 +205,7 @@ impl Scheduler {
             Resumption::Exact | Resumption::Contiguous => choices.first().map(|first| Resumer {
                 scheduler: Arc::clone(self),
                 model,
+                caller: caller.clone(),
                 priority,
                 sequence: first.clone(),
                 prompt_blocks: Arc::clone(&prompt_blocks),
@@ -216,8 +225,10 @@ impl Scheduler {
         let (admitted, admission) = oneshot::channel();
         let submission = SchedulerMessage {
             model,
+            caller,
             priority,
             work: SubmittedWork::New {
+                deadline,
                 choices: assignments,
                 admitted,
             },
@@ -251,7 +262,9 @@ impl Scheduler {
             Arc::clone(&self.abandoned),
             self.tokens_wasted.clone(),
         );
+        let id = self.next_assignment.fetch_add(1, Ordering::Relaxed);
         let assignment = Assignment {
+            id: AssignmentId(id),
             sequence,
             token_channel: sender,
             deadline,

@@ -50,8 +50,14 @@ pub struct WorkerId(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Generation(pub u64);
 
+/// Identifies an assignment within its scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AssignmentId(pub u64);
+
 /// A sequence to run, with the token channel that carries its tokens.
 pub struct Assignment {
+    /// The assignment's id. A worker reports it when the slot of the sequence is free again.
+    pub id: AssignmentId,
     /// The sequence.
     pub sequence: Sequence,
     /// The sending end of the sequence's token channel.
@@ -74,6 +80,9 @@ struct Submission {
 
 #[cfg(test)]
 impl Assignment {
+    /// The id of every assignment from [`Self::for_test`].
+    pub(crate) const TEST_ID: AssignmentId = AssignmentId(7);
+
     /// Creates a sequence of up to `max_tokens` tokens for tests, with a token channel that has credit for one token.
     pub(crate) fn for_test(
         max_tokens: u32,
@@ -83,6 +92,7 @@ impl Assignment {
         let (sender, receiver) = token_channel::token_channel(1, queue, metrics::Counter::noop());
         let sequence = Sequence::new([0], max_tokens);
         let assignment = Self {
+            id: Self::TEST_ID,
             sequence,
             token_channel: sender,
             deadline,
@@ -126,8 +136,8 @@ pub enum WorkerEvent {
         worker: WorkerId,
         /// Generation of the worker in which the sequence ran.
         generation: Generation,
-        /// `max_tokens` of the sequence.
-        max_tokens: u32,
+        /// Id of the sequence's assignment.
+        assignment: AssignmentId,
     },
     /// A device call on a thread of this process exceeds the step limit, or has returned after all. The call cannot be
     /// interrupted.

@@ -1,16 +1,18 @@
 //! Cost of the scheduler's decisions for a request: admission, and the placement on a slot that becomes free. All
 //! requests of an engine pass through them one after the other.
 
+use std::collections::VecDeque;
 use std::hint::black_box;
-use std::iter::repeat_with;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
 use tokenway::models::{ModelId, ModelSpec, Models, UnknownModelPolicy};
 use tokenway::prefix_index::PromptBlocks;
-use tokenway::scheduler::plan::{Admission, Placement, Plan, QueuedChoice};
-use tokenway::worker::{Generation, WorkerId};
+use tokenway::scheduler::plan::{Admission, CallerShare, NewWork, Placement, Plan, QueuedChoice};
+use tokenway::worker::{AssignmentId, Generation, WorkerId};
+use tokio::time::Instant;
 
 /// Number of requests that the queue can hold.
 const QUEUE_DEPTH: usize = 1_024;
@@ -22,12 +24,16 @@ const GENERATION: Generation = Generation(1);
 const MAX_TOKENS: u32 = 256;
 
 /// A choice of a request whose client is still connected.
-struct Choice;
+struct Choice(AssignmentId);
 
 /// Prompt blocks of a model whose runner reuses no prefixes: none.
 static NO_PROMPT: LazyLock<PromptBlocks> = LazyLock::new(PromptBlocks::default);
 
 impl QueuedChoice for Choice {
+    fn id(&self) -> AssignmentId {
+        self.0
+    }
+
     fn max_tokens(&self) -> u32 {
         MAX_TOKENS
     }
@@ -55,17 +61,100 @@ fn main() {
     criterion.final_summary();
 }
 
+/// A plan, and the jobs that it has placed on its workers.
+struct BusyPlan {
+    plan: Plan<Choice>,
+    model: ModelId,
+    callers: Vec<CallerShare>,
+    running: VecDeque<(WorkerId, AssignmentId)>,
+    admitted: u64,
+    start: Instant,
+}
+
+impl BusyPlan {
+    /// Creates the plan of one model on this many ready workers. Its requests come from this many callers in turn.
+    fn new(workers: usize, callers: usize) -> Self {
+        let spec = ModelSpec {
+            name: "model".to_owned(),
+            aliases: Vec::new(),
+            runner: "none",
+            created: 0,
+        };
+        let models = Models::new(vec![spec], UnknownModelPolicy::Refuse);
+        let model = models.entries()[0].id;
+        let start = Instant::now();
+        let mut plan = Plan::new(models.map_values([QUEUE_DEPTH]), start);
+        for worker in 0..workers {
+            plan.add_worker(WorkerId(worker), model);
+            let placements = plan.set_worker_ready(WorkerId(worker), GENERATION, SLOTS);
+            assert!(placements.is_empty());
+        }
+        let callers = (0..callers).map(|caller| CallerShare {
+            key: Some(format!("key-{caller}").parse().expect("a key's name")),
+            ..CallerShare::default()
+        });
+        Self {
+            plan,
+            model,
+            callers: callers.collect(),
+            running: VecDeque::new(),
+            admitted: 0,
+            start,
+        }
+    }
+
+    /// Occupies every slot and fills the queue.
+    fn full(workers: usize, callers: usize, mut priority: impl FnMut() -> i32) -> Self {
+        let mut plan = Self::new(workers, callers);
+        for _ in 0..workers * SLOTS + QUEUE_DEPTH {
+            assert_eq!(plan.admit(priority()), Admission::Admitted);
+        }
+        plan
+    }
+
+    fn admit(&mut self, priority: i32) -> Admission {
+        self.admitted += 1;
+        let callers = u64::try_from(self.callers.len()).expect("a small number");
+        let caller = usize::try_from(self.admitted % callers).expect("a small number");
+        let now = self.start + Duration::from_millis(self.admitted);
+        self.plan.set_now(now);
+        let admitting = self.plan.admit(NewWork {
+            model: self.model,
+            caller: self.callers[caller].clone(),
+            priority,
+            deadline: now + Duration::from_secs(600),
+            choices: vec![Choice(AssignmentId(self.admitted))],
+        });
+        self.record(admitting.placements);
+        admitting.admission
+    }
+
+    /// Ends the oldest job. Returns the number of jobs that start.
+    fn release(&mut self) -> usize {
+        let (worker, job) = self.running.pop_front().expect("a running job");
+        let placements = self.plan.release_slot(worker, GENERATION, job);
+        let started = placements.len();
+        self.record(placements);
+        started
+    }
+
+    fn record(&mut self, placements: Vec<Placement<Choice>>) {
+        let placed = placements.into_iter();
+        self.running
+            .extend(placed.map(|placed| (placed.worker, placed.job.0)));
+    }
+}
+
 /// Measures admitting and releasing one request after the other, each on a free slot.
 fn free_slots(group: &mut BenchmarkGroup<'_, WallTime>) {
     for workers in [1, 8, 256] {
-        let (mut plan, model) = empty_plan(workers);
+        let mut plan = BusyPlan::new(workers, 1);
         group.bench_function(
             format!("admit and release, workers: {workers}"),
             |bencher| {
                 bencher.iter(|| {
-                    let (admission, placements) = plan.admit(model, black_box(0), vec![Choice]);
-                    assert_eq!(admission, Admission::Admitted);
-                    release_slots(&mut plan, &placements);
+                    assert_eq!(plan.admit(black_box(0)), Admission::Admitted);
+                    black_box(plan.release());
                 });
             },
         );
@@ -80,22 +169,23 @@ fn full_queue(group: &mut BenchmarkGroup<'_, WallTime>) {
         turn = (turn + 1) % 7;
         turn - 3
     };
-    bench_turns(group, "release and admit, full queue", same);
-    bench_turns(
-        group,
-        "release and admit, full queue of 7 priorities",
-        different,
-    );
-    group.bench_function("reject, full queue", |bencher| {
-        let (mut plan, model) = full_plan(8, repeat_with(same));
-        bencher.iter(|| {
-            let (admission, _) = plan.admit(model, black_box(0), vec![Choice]);
-            assert_eq!(admission, Admission::QueueFull);
+    bench_turns(group, "release and admit, full queue", 1, same);
+    let name = "release and admit, full queue of 7 priorities";
+    bench_turns(group, name, 1, different);
+    for callers in [8, QUEUE_DEPTH] {
+        let name = format!("release and admit, full queue of {callers} callers");
+        bench_turns(group, &name, callers, same);
+    }
+    for callers in [1, QUEUE_DEPTH] {
+        let name = format!("reject, full queue of {callers} callers");
+        group.bench_function(name, |bencher| {
+            let mut plan = BusyPlan::full(8, callers, same);
+            bencher.iter(|| assert_eq!(plan.admit(black_box(0)), Admission::QueueFull));
         });
-    });
+    }
     group.bench_function("sweep, full queue", |bencher| {
-        let (mut plan, _) = full_plan(8, repeat_with(same));
-        bencher.iter(|| plan.drop_abandoned());
+        let mut plan = BusyPlan::full(8, 1, same);
+        bencher.iter(|| plan.plan.drop_abandoned());
     });
 }
 
@@ -103,52 +193,14 @@ fn full_queue(group: &mut BenchmarkGroup<'_, WallTime>) {
 fn bench_turns(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
+    callers: usize,
     mut priority: impl FnMut() -> i32,
 ) {
     group.bench_function(name, |bencher| {
-        let (mut plan, model) = full_plan(8, repeat_with(&mut priority));
-        let mut worker = (0..8).cycle().map(WorkerId);
+        let mut plan = BusyPlan::full(8, callers, &mut priority);
         bencher.iter(|| {
-            let worker = worker.next().expect("the cycle is endless");
-            assert_eq!(plan.release_slot(worker, GENERATION, MAX_TOKENS).len(), 1);
-            let (admission, placements) = plan.admit(model, priority(), vec![Choice]);
-            assert_eq!(admission, Admission::Admitted);
-            black_box(placements);
+            assert_eq!(plan.release(), 1);
+            assert_eq!(plan.admit(priority()), Admission::Admitted);
         });
     });
-}
-
-fn release_slots(plan: &mut Plan<Choice>, placements: &[Placement<Choice>]) {
-    for placement in placements {
-        let next = plan.release_slot(placement.worker, placement.generation, MAX_TOKENS);
-        black_box(next);
-    }
-}
-
-/// Returns the plan of one model on this many ready workers, without requests.
-fn empty_plan(workers: usize) -> (Plan<Choice>, ModelId) {
-    let spec = ModelSpec {
-        name: "model".to_owned(),
-        aliases: Vec::new(),
-        runner: "none",
-        created: 0,
-    };
-    let models = Models::new(vec![spec], UnknownModelPolicy::Refuse);
-    let model = models.entries()[0].id;
-    let mut plan = Plan::new(models.map_values([QUEUE_DEPTH]));
-    for worker in 0..workers {
-        plan.add_worker(WorkerId(worker), model);
-        plan.set_worker_ready(WorkerId(worker), GENERATION, SLOTS);
-    }
-    (plan, model)
-}
-
-/// Returns the plan of one model on this many workers, with every slot occupied and a full queue.
-fn full_plan(workers: usize, priorities: impl Iterator<Item = i32>) -> (Plan<Choice>, ModelId) {
-    let (mut plan, model) = empty_plan(workers);
-    for priority in priorities.take(workers * SLOTS + QUEUE_DEPTH) {
-        let (admission, _) = plan.admit(model, priority, vec![Choice]);
-        assert_eq!(admission, Admission::Admitted);
-    }
-    (plan, model)
 }

@@ -11,7 +11,7 @@ use tokenway::telemetry::Telemetry;
 use tokenway::worker::device_thread::DeviceThread;
 use tokenway::worker::thread::{SpawnOptions, SpawnedWorker, spawn};
 use tokenway::worker::token_channel::{TokenReceiver, token_channel};
-use tokenway::worker::{Assignment, Generation, WorkerEvent, WorkerHandle, WorkerId};
+use tokenway::worker::{Assignment, AssignmentId, Generation, WorkerEvent, WorkerHandle, WorkerId};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -72,6 +72,8 @@ impl Device {
         let mut sequence = Sequence::new([0], max_tokens);
         sequence.options.timestamps = timestamps;
         let assignment = Assignment {
+            // Only a scheduler tells assignments apart.
+            id: AssignmentId(0),
             sequence,
             token_channel: sender,
             prompt_blocks: Arc::default(),

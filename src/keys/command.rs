@@ -17,6 +17,7 @@ use super::key::{KeyName, Scope};
 use super::limits::KeyLimits;
 use super::secret::Secret;
 use super::set::KeyEntry;
+use super::weight::Weight;
 
 /// Changes of a keys file. A running server applies them within a few seconds.
 #[derive(Subcommand)]
@@ -43,8 +44,8 @@ pub struct NewOptions {
     /// Name of the key, which the log and the metrics show: 1 to 64 of the characters a-z, A-Z, 0-9, `.`, `_`
     /// and `-`
     name: KeyName,
-    /// Routes that the key may use: `inference` (completions, tokenizers, models), `metrics`, `admin` (which
-    /// includes `metrics`). Separate several with commas, or repeat the flag
+    /// What the key may do: `inference` (completions, tokenizers, models), `metrics`, `admin` (which includes
+    /// `metrics`), `priority` (priorities act against other keys). Separate several with commas, or repeat the flag
     #[arg(
         long,
         value_name = "SCOPE",
@@ -55,6 +56,9 @@ pub struct NewOptions {
     /// Name of a model that the key may use; may be repeated [default: all models]
     #[arg(long, value_name = "MODEL")]
     model: Vec<String>,
+    /// Share of slots and queue, relative to other keys: from 1 to 100
+    #[arg(long, value_name = "N", default_value_t)]
+    weight: Weight,
     /// Maximum number of requests per minute [default: no limit]
     #[arg(long, value_name = "N")]
     requests_per_minute: Option<NonZeroU32>,
@@ -156,6 +160,7 @@ impl NewOptions {
             name: self.name.clone(),
             scopes: self.scope.iter().copied().collect(),
             models: self.model.iter().cloned().collect(),
+            weight: self.weight,
             limits: KeyLimits {
                 requests_per_minute: self.requests_per_minute,
                 concurrent_requests: self.concurrent_requests,

@@ -12,6 +12,7 @@ use super::file::{KeysFileError, parse_keys};
 use super::key::{KeyName, Scope};
 use super::limits::KeyLimits;
 use super::secret::{NoRandomNumbers, SecretHash};
+use super::weight::Weight;
 
 /// Key of the list of tables in the keys file.
 const TABLES: &str = "key";
@@ -41,6 +42,7 @@ pub(super) struct NewKey {
     pub(super) scopes: BTreeSet<Scope>,
     /// Empty for all models.
     pub(super) models: BTreeSet<String>,
+    pub(super) weight: Weight,
     pub(super) limits: KeyLimits,
     pub(super) budgets: Vec<Budget>,
     pub(super) expires: Option<Timestamp>,
@@ -96,6 +98,9 @@ impl KeysDocument {
         if !new.models.is_empty() {
             let models = new.models.iter().map(String::as_str);
             table["models"] = toml_edit::value(models.collect::<Array>());
+        }
+        if new.weight != Weight::default() {
+            table["weight"] = toml_edit::value(i64::from(new.weight.get()));
         }
         let limits = limits_table(&new.limits);
         if !limits.is_empty() {

@@ -18,6 +18,7 @@ use super::key::{Key, KeyName, Scope};
 use super::limits::{KeyLimits, Quota, Quotas};
 use super::secret::SecretHash;
 use super::set::{KeyEntry, StoredSecret};
+use super::weight::Weight;
 
 /// Error for a keys file that cannot be used. It repeats no value of the file, because an operator may have written a
 /// key there.
@@ -90,6 +91,8 @@ struct KeyTable {
     #[serde(default = "default_scopes")]
     scopes: Vec<Parsed<Scope>>,
     models: Option<BTreeSet<String>>,
+    #[serde(default, deserialize_with = "weight")]
+    weight: Weight,
     #[serde(default)]
     limits: LimitsTable,
     #[serde(default)]
@@ -157,6 +160,11 @@ impl TryFrom<BudgetFields> for BudgetTable {
 struct SecretTable {
     sha256: Parsed<SecretHash>,
     expires: Option<Expiry>,
+}
+
+fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Weight, D::Error> {
+    let number = i64::deserialize(deserializer)?;
+    Weight::try_from(number).map_err(serde::de::Error::custom)
 }
 
 fn default_scopes() -> Vec<Parsed<Scope>> {
@@ -262,6 +270,7 @@ impl KeyTable {
             name: self.name.0,
             scopes: self.scopes.into_iter().map(|scope| scope.0).collect(),
             models: self.models,
+            weight: self.weight,
             quotas: Quotas {
                 of_key: Quota {
                     limits: self.limits.into(),
@@ -317,6 +326,18 @@ mod tests {
         assert_eq!(b.key.scopes, [Scope::Inference].into());
         assert_eq!((&b.key.models, b.secrets.len()), (&None, 0));
         assert_eq!(parse("").unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_key_has_weight_1_unless_the_file_says_otherwise() {
+        let key = |rest: &str| parse(&format!("[[key]]\nname = \"a\"\nsecrets = []\n{rest}"));
+        let weight = |rest: &str| key(rest).unwrap()[0].key.weight.get();
+        assert_eq!([weight(""), weight("weight = 100")], [1, 100]);
+        for invalid in ["0", "101", "-1", "99999999999"] {
+            let error = key(&format!("weight = {invalid}")).err().unwrap();
+            let expected = "keys.toml:4: must be a whole number from 1 to 100";
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]
@@ -380,7 +401,7 @@ mod tests {
             (key("scope = []"), "keys.toml:4: unknown field `scope`"),
             (
                 key("scopes = [\"tw_secret\"]"),
-                "keys.toml:4: must be inference, metrics or admin",
+                "keys.toml:4: must be inference, metrics, admin or priority",
             ),
             (key("[[keys]]"), "keys.toml:4: unknown field `keys`"),
             (

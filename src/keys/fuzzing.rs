@@ -1,5 +1,6 @@
 //! Fuzz target of the keys file, and of the changes that `tokenway keys` makes to it.
 
+use super::Weight;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -41,7 +42,8 @@ fn check_changes(text: &str, before: &Facts) {
             name: name.to_string(),
             scopes: vec![Scope::Inference],
             models: None,
-            limits: KeyLimits::default(),
+            weight: Weight::default(),
+        limits: KeyLimits::default(),
             secrets: vec![(first.to_string(), None)],
         });
         assert_eq!(facts(&added), expected, "\n{added}");

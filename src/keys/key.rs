@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::budget::KeyBudgets;
 use super::limits::Quotas;
+use super::weight::Weight;
 
 /// Maximum length of a key's name, in bytes.
 const MAX_NAME_BYTES: usize = 64;
@@ -16,10 +17,12 @@ const MAX_NAME_BYTES: usize = 64;
 pub struct Key {
     /// Name of the key.
     pub name: KeyName,
-    /// Routes that requests with this key may use.
+    /// What requests with this key may do.
     pub scopes: BTreeSet<Scope>,
     /// Names of the models that requests with this key may use; `None` for all models.
     pub models: Option<BTreeSet<String>>,
+    /// The key's share of slots and queue, relative to other keys.
+    pub weight: Weight,
     /// Limits of the requests with this key, and what they have used. A reload keeps the usage of a key whose name
     /// stays.
     pub(crate) quotas: Quotas,
@@ -78,7 +81,7 @@ impl FromStr for KeyName {
     }
 }
 
-/// A group of routes that a key may use.
+/// Something that a key may do: use a group of routes, or set priorities against other keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     /// Completions, tokenizers and lists of models.
@@ -87,11 +90,13 @@ pub enum Scope {
     Metrics,
     /// Everything that an operator does, including `/metrics`.
     Admin,
+    /// Priorities that act against the requests of other keys.
+    Priority,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 3] = [Self::Inference, Self::Metrics, Self::Admin];
+    pub const ALL: [Self; 4] = [Self::Inference, Self::Metrics, Self::Admin, Self::Priority];
 
     /// Returns the name of the scope in the keys file.
     #[must_use]
@@ -100,13 +105,14 @@ impl Scope {
             Self::Inference => "inference",
             Self::Metrics => "metrics",
             Self::Admin => "admin",
+            Self::Priority => "priority",
         }
     }
 }
 
 /// Error for a text that is not the name of a scope.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be inference, metrics or admin")]
+#[error("must be inference, metrics, admin or priority")]
 pub struct InvalidScope;
 
 impl FromStr for Scope {
@@ -127,6 +133,7 @@ mod tests {
             name: "a".parse().unwrap(),
             scopes: scopes.iter().copied().collect(),
             models: models.map(|models| models.iter().map(|&it| it.to_owned()).collect()),
+            weight: Weight::default(),
             quotas: Quotas::default(),
             budgets: KeyBudgets::default(),
         }

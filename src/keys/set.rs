@@ -79,15 +79,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::keys::Scope;
     use crate::keys::budget::KeyBudgets;
     use crate::keys::limits::Quotas;
+    use crate::keys::{Scope, Weight};
 
     fn entry(name: &str, secrets: &[(&str, Option<SystemTime>)]) -> KeyEntry {
         let key = Key {
             name: name.parse().unwrap(),
             scopes: [Scope::Inference].into(),
             models: None,
+            weight: Weight::default(),
             quotas: Quotas::default(),
             budgets: KeyBudgets::default(),
         };

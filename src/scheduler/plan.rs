@@ -2,6 +2,9 @@
 //!
 //! [`Plan`] is a synchronous struct without I/O or a clock. A job `J` is one choice of a request.
 //!
+//! Resumed choices get slots first. Other slots, and the places in the queue, are shared among callers
+//! (`plan/callers.rs`); each caller's requests run by priority and arrival.
+//!
 //! A job goes to the worker on which it costs the fewest tokens. The cost is the number of tokens that the worker's
 //! jobs may produce, plus the number of tokens of the job's prompt that the worker has not computed for an earlier job.
 //! So a job goes to the worker that has the longest prefix of its prompt, unless the load of that worker exceeds the
@@ -12,73 +15,55 @@
 //! If they counted until the jobs end, a worker that only generates tokens would look busy, and jobs would avoid the
 //! prefix that it has computed.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::Bound;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::models::{ModelId, ModelMap};
-use crate::prefix_index::{PrefixIndex, PromptBlocks};
-use crate::worker::{Generation, WorkerId};
+use crate::prefix_index::PromptBlocks;
+use crate::worker::{AssignmentId, Generation, WorkerId};
 
-/// Maximum number of tokens that one job adds to the load of its worker. `max_tokens` is not a good estimate: for a
-/// chat, it is the rest of the context by default.
-const MAX_EXPECTED_TOKENS: u32 = 256;
+mod caller_queue;
+mod caller_share;
+mod callers;
+mod queue;
+#[cfg(test)]
+mod tests;
+mod wait_estimate;
+mod workers;
 
-/// Maximum number of prompt blocks that the plan remembers. Each takes about 40 bytes (an
-/// estimate).
-const MAX_WARM_BLOCKS: usize = 65_536;
-
-/// Sort key of waiting requests: resumed choices before new requests, then lower priority numbers, then earlier
-/// arrivals.
-type QueueOrder = (QueueKind, i32, u64);
-
-/// Kind of a waiting entry. Resumed choices are placed before new requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum QueueKind {
-    Resumed,
-    New,
-}
+use caller_queue::QueueOrder;
+pub use caller_share::{CallerShare, PriorityReach};
+use callers::Overflow;
+use queue::ModelQueue;
+use workers::{EndedJobs, Workers};
 
 /// The waiting requests and the workers' free slots.
 pub struct Plan<J> {
     /// One queue per model, so that a full queue of one model does not affect the others.
     queues: ModelMap<ModelQueue<J>>,
-    workers: BTreeMap<WorkerId, WorkerLoad>,
-    /// The prompts of the jobs that each worker got since it loaded its model.
-    warm: PrefixIndex<(WorkerId, Generation)>,
+    workers: Workers,
     /// Arrival number that the next request gets.
     next_arrival: u64,
+    now: Instant,
 }
 
-struct ModelQueue<J> {
-    /// Requests that have choices without a slot, in the order in which they are placed.
-    waiting: BTreeMap<QueueOrder, WaitingRequest<J>>,
-    /// Maximum number of requests that wait for their first slot.
-    depth: usize,
-}
-
-struct WaitingRequest<J> {
-    choices: VecDeque<J>,
-    /// True once one of the request's choices has had a slot. The request then no longer counts as queued.
-    started: bool,
-}
-
-struct WorkerLoad {
-    model: ModelId,
-    slots: usize,
-    /// `None` while the worker is not ready.
-    generation: Option<Generation>,
-    used: usize,
-    /// True while a device call exceeds the step limit. The worker gets no jobs until the call returns.
-    is_stuck: bool,
-    /// True while the worker runs a crash suspect. A worker never runs two of them, so that a crash identifies its
-    /// cause.
-    has_suspect: bool,
-    /// The sum of `max_tokens` of the worker's jobs, each counted as at most [`MAX_EXPECTED_TOKENS`].
-    outstanding_tokens: u64,
+/// A request to admit.
+pub struct NewWork<J> {
+    /// The model.
+    pub model: ModelId,
+    /// The caller.
+    pub caller: CallerShare,
+    /// The priority. Lower numbers run first.
+    pub priority: i32,
+    /// The time at which the request fails.
+    pub deadline: Instant,
+    /// The jobs, at least one.
+    pub choices: Vec<J>,
 }
 
 /// A job and the worker to run it on.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement<J> {
     /// The worker.
     pub worker: WorkerId,
@@ -90,6 +75,9 @@ pub struct Placement<J> {
 
 /// The properties of a job from which its placement is decided.
 pub trait QueuedChoice {
+    /// Identifies the job among all jobs of the plan.
+    fn id(&self) -> AssignmentId;
+
     /// Maximum number of tokens that the job produces.
     fn max_tokens(&self) -> u32;
 
@@ -99,7 +87,8 @@ pub trait QueuedChoice {
     /// Returns false after the reader of the job's tokens was dropped.
     fn has_reader(&self) -> bool;
 
-    /// Returns true if a worker crashed while it ran this job, so the job may have caused the crash.
+    /// Returns true if a worker crashed while it ran this job, so the job may have caused the crash. Only a resumed
+    /// job may be a suspect.
     fn is_suspect(&self) -> bool;
 }
 
@@ -108,88 +97,117 @@ pub trait QueuedChoice {
 pub enum Admission {
     /// The request runs or waits in the queue.
     Admitted,
-    /// The queue is full.
+    /// The queue is full, and the caller has its share of it.
     QueueFull,
     /// No worker of the model is up.
     NoWorker,
+    /// The request would wait much longer than its deadline allows.
+    DeadlineTooEarly {
+        /// The time for which the request would wait.
+        estimated_wait: Duration,
+        /// The time until the deadline.
+        left: Duration,
+    },
+}
+
+/// The result of an admission, and its consequences.
+#[must_use]
+pub struct Admitting<J> {
+    /// The result.
+    pub admission: Admission,
+    /// The jobs to start now, possibly those of other requests.
+    pub placements: Vec<Placement<J>>,
+    /// The jobs of a queued request that has lost its place to this request.
+    pub displaced: Vec<J>,
+}
+
+impl<J> From<Admission> for Admitting<J> {
+    fn from(admission: Admission) -> Self {
+        Self {
+            admission,
+            placements: Vec::new(),
+            displaced: Vec::new(),
+        }
+    }
 }
 
 impl<J: QueuedChoice> Plan<J> {
     /// Creates a plan without workers. `queue_depths` has one entry per model.
     #[must_use]
-    pub fn new(queue_depths: ModelMap<usize>) -> Self {
-        let queues = queue_depths.map(|_, depth| ModelQueue {
-            waiting: BTreeMap::new(),
-            depth,
-        });
+    pub fn new(queue_depths: ModelMap<usize>, now: Instant) -> Self {
         Self {
-            queues,
-            workers: BTreeMap::new(),
-            warm: PrefixIndex::new(MAX_WARM_BLOCKS),
+            queues: queue_depths.map(|_, depth| ModelQueue::new(depth)),
+            workers: Workers::new(),
             next_arrival: 0,
+            now,
         }
+    }
+
+    /// Sets the time of the next events.
+    pub fn set_now(&mut self, now: Instant) {
+        self.now = now;
     }
 
     /// Adds a worker of this model, which is not ready yet.
     pub fn add_worker(&mut self, worker: WorkerId, model: ModelId) {
-        let state = WorkerLoad {
-            model,
-            slots: 0,
-            generation: None,
-            used: 0,
-            is_stuck: false,
-            has_suspect: false,
-            outstanding_tokens: 0,
-        };
-        self.workers.insert(worker, state);
+        let ended = self.workers.add(worker, model);
+        self.end_lost(ended);
     }
 
     /// Removes a worker.
     pub(super) fn remove_worker(&mut self, worker: WorkerId) {
-        self.workers.remove(&worker);
+        let ended = self.workers.remove(worker);
+        self.end_lost(ended);
     }
 
-    /// Admits a request. Returns the jobs to start now, possibly those of other requests.
-    pub fn admit(
-        &mut self,
-        model: ModelId,
-        priority: i32,
-        choices: Vec<J>,
-    ) -> (Admission, Vec<Placement<J>>) {
-        if !self
-            .workers
-            .values()
-            .any(|worker| worker.model == model && worker.is_up())
-        {
-            return (Admission::NoWorker, Vec::new());
+    /// Admits a request.
+    pub fn admit(&mut self, work: NewWork<J>) -> Admitting<J> {
+        let NewWork {
+            model,
+            caller,
+            priority,
+            deadline,
+            choices,
+        } = work;
+        if !self.workers.is_any_up(model) {
+            return Admission::NoWorker.into();
         }
-        let order = (QueueKind::New, priority, self.next_arrival);
-        self.next_arrival += 1;
-        let waiting = WaitingRequest {
-            choices: choices.into(),
-            started: false,
-        };
-        self.queues[model].waiting.insert(order, waiting);
-        let placements = self.place_waiting(model);
+        let left = deadline.saturating_duration_since(self.now);
         let queue = &mut self.queues[model];
-        // Before this request, the queue was within its limit. Therefore this request is the one to reject.
-        if queue.queued() > queue.depth {
-            queue.waiting.remove(&order);
-            return (Admission::QueueFull, placements);
+        if let Some(estimated_wait) = queue.wait_beyond(&caller, priority, left) {
+            return Admission::DeadlineTooEarly {
+                estimated_wait,
+                left,
+            }
+            .into();
         }
-        (Admission::Admitted, placements)
+        let order = self.next_order(priority);
+        let id = self.queues[model].push(&caller, order, choices);
+        let placements = self.place_waiting(model);
+        // Before this request, the queue was within its limit. Therefore one request is too many at most.
+        let (admission, displaced) = match self.queues[model].make_room((id, order)) {
+            None => (Admission::Admitted, Vec::new()),
+            Some(Overflow::New) => (Admission::QueueFull, Vec::new()),
+            Some(Overflow::Displaced(displaced)) => (Admission::Admitted, displaced),
+        };
+        Admitting {
+            admission,
+            placements,
+            displaced,
+        }
     }
 
     /// Queues a choice whose worker was lost. The request was admitted before, so the choice waits even if no worker
     /// is up, and does not count as queued.
-    pub fn resume(&mut self, model: ModelId, priority: i32, choice: J) -> Vec<Placement<J>> {
-        let order = (QueueKind::Resumed, priority, self.next_arrival);
-        self.next_arrival += 1;
-        let waiting = WaitingRequest {
-            choices: [choice].into(),
-            started: true,
-        };
-        self.queues[model].waiting.insert(order, waiting);
+    pub fn resume(
+        &mut self,
+        model: ModelId,
+        caller: CallerShare,
+        priority: i32,
+        choice: J,
+    ) -> Vec<Placement<J>> {
+        let order = self.next_order(priority);
+        self.queues[model].push_resumed(caller, order, choice);
         self.place_waiting(model)
     }
 
@@ -200,36 +218,23 @@ impl<J: QueuedChoice> Plan<J> {
         generation: Generation,
         slots: usize,
     ) -> Vec<Placement<J>> {
-        let Some(state) = self.workers.get_mut(&worker) else {
-            return Vec::new();
-        };
-        *state = WorkerLoad {
-            model: state.model,
-            slots,
-            generation: Some(generation),
-            used: 0,
-            is_stuck: false,
-            has_suspect: false,
-            outstanding_tokens: 0,
-        };
-        let model = state.model;
-        self.place_waiting(model)
+        let ended = self.workers.set_ready(worker, generation, slots);
+        let model = self.end_lost(ended);
+        model.map_or_else(Vec::new, |model| self.place_waiting(model))
     }
 
     /// Records that a worker and all its jobs are lost.
     pub(super) fn set_worker_lost(&mut self, worker: WorkerId) {
-        if let Some(state) = self.workers.get_mut(&worker) {
-            state.generation = None;
-        }
+        let ended = self.workers.set_lost(worker);
+        self.end_lost(ended);
     }
 
     /// Records that a device call of a worker exceeds the step limit, or that the call has returned.
     pub(super) fn set_stuck(&mut self, worker: WorkerId, is_stuck: bool) -> Vec<Placement<J>> {
-        let Some(state) = self.workers.get_mut(&worker) else {
+        let Some(model) = self.workers.set_stuck(worker, is_stuck) else {
             return Vec::new();
         };
-        state.is_stuck = is_stuck;
-        let model = state.model;
+        self.queues[model].record_changed_slots();
         self.place_waiting(model)
     }
 
@@ -239,50 +244,38 @@ impl<J: QueuedChoice> Plan<J> {
         worker: WorkerId,
         generation: Generation,
     ) -> Vec<Placement<J>> {
-        match self.workers.get_mut(&worker) {
-            Some(state) if state.generation == Some(generation) => {
-                state.has_suspect = false;
-                let model = state.model;
-                self.place_waiting(model)
-            }
-            Some(_) | None => Vec::new(),
-        }
+        let model = self.workers.clear_suspect(worker, generation);
+        model.map_or_else(Vec::new, |model| self.place_waiting(model))
     }
 
-    /// Records that a slot of a worker is free again. Returns the jobs to start.
+    /// Records that the slot of a job is free again. Returns the jobs to start.
     pub fn release_slot(
         &mut self,
         worker: WorkerId,
         generation: Generation,
-        max_tokens: u32,
+        job: AssignmentId,
     ) -> Vec<Placement<J>> {
-        let state = self.workers.get_mut(&worker);
-        let Some(state) = state.filter(|state| state.generation == Some(generation)) else {
+        let Some(ended) = self.workers.release(worker, generation, job) else {
             return Vec::new();
         };
-        state.used = state.used.saturating_sub(1);
-        state.outstanding_tokens = state
-            .outstanding_tokens
-            .saturating_sub(expected_tokens(max_tokens));
-        let model = state.model;
-        self.place_waiting(model)
+        let model = ended.model;
+        self.end_jobs(ended);
+        let placements = self.place_waiting(model);
+        self.queues[model].record_free_slot(self.now);
+        placements
     }
 
     /// Drops the waiting jobs whose readers were dropped.
     pub fn drop_abandoned(&mut self) {
         for queue in self.queues.values_mut() {
-            queue.waiting.retain(|_, waiting| {
-                waiting.choices.retain(QueuedChoice::has_reader);
-                !waiting.choices.is_empty()
-            });
+            queue.drop_abandoned();
         }
     }
 
     /// Removes and returns all waiting jobs.
     pub(super) fn clear(&mut self) -> Vec<J> {
         let queues = self.queues.values_mut();
-        let waiting = queues.flat_map(|queue| std::mem::take(&mut queue.waiting).into_values());
-        waiting.flat_map(|waiting| waiting.choices).collect()
+        queues.flat_map(ModelQueue::clear).collect()
     }
 
     /// Returns the number of requests of all models that wait for their first slot.
@@ -290,100 +283,70 @@ impl<J: QueuedChoice> Plan<J> {
         self.queues.as_slice().iter().map(ModelQueue::queued).sum()
     }
 
-    /// Assigns waiting jobs to free slots, in order. A crash suspect may have to wait for a worker without one. It does
-    /// not block the jobs after it.
+    fn next_order(&mut self, priority: i32) -> QueueOrder {
+        let arrival = self.next_arrival;
+        self.next_arrival += 1;
+        QueueOrder { priority, arrival }
+    }
+
+    /// Records that jobs have lost their slots, and that their model has other slots now.
+    fn end_lost(&mut self, ended: Option<EndedJobs>) -> Option<ModelId> {
+        let ended = ended?;
+        let model = ended.model;
+        self.end_jobs(ended);
+        self.queues[model].record_changed_slots();
+        Some(model)
+    }
+
+    fn end_jobs(&mut self, ended: EndedJobs) {
+        let queue = &mut self.queues[ended.model];
+        for job in ended.jobs {
+            let held = self.now.saturating_duration_since(job.started);
+            queue.remove_slot(job.caller, held);
+        }
+    }
+
+    /// Assigns waiting jobs to free slots, in order.
     fn place_waiting(&mut self, model: ModelId) -> Vec<Placement<J>> {
         let mut placements = Vec::new();
+        let queue = &mut self.queues[model];
+        // A crash suspect may have to wait for a worker without one. It does not block the jobs after it.
         let mut after = None;
-        while let Some(order) = self.queues[model].next_after(after) {
-            let waiting = self.queues[model].waiting.get_mut(&order);
-            let choices = waiting.map(|waiting| &mut waiting.choices);
-            let Some(job) = choices.and_then(VecDeque::pop_front) else {
-                self.queues[model].waiting.remove(&order);
-                continue;
-            };
-            if !job.has_reader() {
-                continue;
-            }
+        while let Some((at, job)) = queue.next_resumed(after) {
             let is_suspect = job.is_suspect();
-            let chosen = self.cheapest_worker(model, &job);
-            let Some(waiting) = self.queues[model].waiting.get_mut(&order) else {
-                continue;
-            };
-            let Some((worker, generation)) = chosen else {
-                waiting.choices.push_front(job);
-                if !is_suspect {
-                    break;
+            match self.workers.cheapest(model, job) {
+                Some(worker) => {
+                    let taken = queue.take_resumed(at);
+                    placements.extend(start(&mut self.workers, worker, taken, self.now));
                 }
-                after = Some(order);
-                continue;
+                None if is_suspect => after = Some(at),
+                None => return placements,
+            }
+        }
+        while let Some(job) = queue.next_new() {
+            let Some(worker) = self.workers.cheapest(model, job) else {
+                break;
             };
-            waiting.started = true;
-            if waiting.choices.is_empty() {
-                self.queues[model].waiting.remove(&order);
-            }
-            self.warm.record(job.prompt_blocks(), (worker, generation));
-            if let Some(state) = self.workers.get_mut(&worker) {
-                state.used += 1;
-                state.has_suspect |= is_suspect;
-                state.outstanding_tokens += expected_tokens(job.max_tokens());
-            }
-            placements.push(Placement {
-                worker,
-                generation,
-                job,
-            });
+            let taken = queue.take_new();
+            placements.extend(start(&mut self.workers, worker, taken, self.now));
         }
         placements
     }
-
-    /// Returns the worker with a free slot on which the job costs the fewest tokens. If several are equal, returns
-    /// the first.
-    fn cheapest_worker(&self, model: ModelId, job: &J) -> Option<(WorkerId, Generation)> {
-        let is_suspect = job.is_suspect();
-        let prompt = job.prompt_blocks();
-        let candidates = self.workers.iter().filter_map(|(id, worker)| {
-            let is_free = worker.model == model && worker.is_up() && worker.used < worker.slots;
-            let may_take = is_free && !(is_suspect && worker.has_suspect);
-            let generation = worker.generation.filter(|_| may_take)?;
-            let warm = self.warm.warm_tokens(prompt, (*id, generation));
-            let cold = prompt.tokens().saturating_sub(warm);
-            Some((worker.outstanding_tokens + cold, *id, generation))
-        });
-        let cheapest = candidates.min_by_key(|(cost, id, _)| (*cost, *id));
-        cheapest.map(|(_, id, generation)| (id, generation))
-    }
 }
 
-impl WorkerLoad {
-    fn is_up(&self) -> bool {
-        self.generation.is_some() && !self.is_stuck
-    }
+/// Gives a job that has left the queue a slot of this worker.
+fn start<J: QueuedChoice>(
+    workers: &mut Workers,
+    worker: (WorkerId, Generation),
+    taken: Option<(callers::CallerId, J)>,
+    now: Instant,
+) -> Option<Placement<J>> {
+    let (caller, job) = taken?;
+    workers.start(worker, &job, caller, now);
+    let (worker, generation) = worker;
+    Some(Placement {
+        worker,
+        generation,
+        job,
+    })
 }
-
-impl<J> ModelQueue<J> {
-    /// Returns the key of the first waiting request, or of the first one after `order`.
-    fn next_after(&self, order: Option<QueueOrder>) -> Option<QueueOrder> {
-        match order {
-            None => self.waiting.keys().next().copied(),
-            Some(order) => {
-                let after = (Bound::Excluded(order), Bound::Unbounded);
-                self.waiting.range(after).next().map(|(order, _)| *order)
-            }
-        }
-    }
-
-    /// Returns the number of requests that wait for their first slot.
-    fn queued(&self) -> usize {
-        let waiting = self.waiting.values();
-        waiting.filter(|waiting| !waiting.started).count()
-    }
-}
-
-/// Returns the number of tokens that a job is expected to produce.
-fn expected_tokens(max_tokens: u32) -> u64 {
-    max_tokens.min(MAX_EXPECTED_TOKENS).into()
-}
-
-#[cfg(test)]
-mod tests;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tokio::time::{Instant, sleep};
 
 use super::Scheduler;
+use super::plan::CallerShare;
 use super::submission::{SchedulerMessage, SubmittedWork};
 use crate::error::{Error, ErrorKind};
 use crate::models::ModelId;
@@ -43,6 +44,7 @@ const MIN_PROGRESS_TOKENS: u32 = 16;
 pub(crate) struct Resumer {
     pub(super) scheduler: Arc<Scheduler>,
     pub(super) model: ModelId,
+    pub(super) caller: CallerShare,
     pub(super) priority: i32,
     /// Sequence of choice 0 as it was first submitted. The sequences of all resumed choices are copies of it.
     pub(super) sequence: Sequence,
@@ -149,6 +151,7 @@ impl Resumer {
         self.scheduler.tokens_replayed.increment(replayed);
         let submission = SchedulerMessage {
             model: self.model,
+            caller: self.caller.clone(),
             priority: self.priority,
             work: SubmittedWork::Resumed(Box::new(assignment)),
         };

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::parts::SchedulerParts;
-use super::plan::{Admission, Placement, Plan, QueuedChoice};
+use super::plan::{Admission, Admitting, NewWork, Placement, Plan, QueuedChoice};
 use super::submission::{SchedulerMessage, SubmittedWork};
 use super::worker_statuses::WorkerStatuses;
 use crate::error::{Error, ErrorKind};
@@ -16,7 +17,7 @@ use crate::prefix_index::PromptBlocks;
 use crate::runner::DeviceFacts;
 use crate::telemetry::{Telemetry, WorkerCounts, WorkerState};
 use crate::worker::token_channel::Failure;
-use crate::worker::{Assignment, ServedModel, WorkerEvent, WorkerHandle, WorkerId};
+use crate::worker::{Assignment, AssignmentId, ServedModel, WorkerEvent, WorkerHandle, WorkerId};
 
 /// Signals to the scheduler's task that carry no data.
 pub(super) struct Signals {
@@ -35,7 +36,7 @@ pub(super) async fn run(
 ) {
     let mut events = parts.events;
     let mut task = Task {
-        plan: Plan::new(parts.queue_depths),
+        plan: Plan::new(parts.queue_depths, Instant::now()),
         statuses: WorkerStatuses::new(parts.models),
         handles: HashMap::new(),
         telemetry: parts.telemetry,
@@ -53,9 +54,15 @@ pub(super) async fn run(
             biased;
             () = signals.stopping.cancelled() => break,
             () = signals.abandoned.notified() => task.plan.drop_abandoned(),
-            Some(event) = events.recv() => task.handle_event(event),
+            Some(event) = events.recv() => {
+                task.plan.set_now(Instant::now());
+                task.handle_event(event);
+            }
             submission = submissions.recv() => match submission {
-                Some(submission) => task.submit(submission),
+                Some(submission) => {
+                    task.plan.set_now(Instant::now());
+                    task.submit(submission);
+                }
                 None => break,
             },
         }
@@ -76,6 +83,10 @@ struct Task {
 }
 
 impl QueuedChoice for Assignment {
+    fn id(&self) -> AssignmentId {
+        self.id
+    }
+
     fn max_tokens(&self) -> u32 {
         self.sequence.max_tokens
     }
@@ -105,30 +116,37 @@ impl Task {
     fn submit(&mut self, submission: SchedulerMessage) {
         let SchedulerMessage {
             model,
+            caller,
             priority,
             work,
         } = submission;
-        let (choices, admitted) = match work {
-            SubmittedWork::New { choices, admitted } => (choices, admitted),
+        let (deadline, choices, admitted) = match work {
+            SubmittedWork::New {
+                deadline,
+                choices,
+                admitted,
+            } => (deadline, choices, admitted),
             SubmittedWork::Resumed(choice) => {
-                let placements = self.plan.resume(model, priority, *choice);
+                let placements = self.plan.resume(model, caller, priority, *choice);
                 return self.submit_placements(placements);
             }
         };
-        let (admission, placements) = self.plan.admit(model, priority, choices);
-        let result = match admission {
-            Admission::Admitted => Ok(()),
-            Admission::QueueFull => Err(Error::new(
-                ErrorKind::QueueFull,
-                "The queue is full. Try again later.",
-            )),
-            Admission::NoWorker => Err(Error::new(
-                ErrorKind::NoWorker,
-                "No worker of this model is up. Try again later.",
-            )),
-        };
+        let Admitting {
+            admission,
+            placements,
+            displaced,
+        } = self.plan.admit(NewWork {
+            model,
+            caller,
+            priority,
+            deadline,
+            choices,
+        });
         // If the submitter is gone, the token channels of its jobs are closed, and no worker runs the jobs.
-        let _ = admitted.send(result);
+        let _ = admitted.send(result_of(admission));
+        for job in displaced {
+            job.token_channel.fail(Failure::Displaced);
+        }
         self.submit_placements(placements);
     }
 
@@ -169,9 +187,9 @@ impl Task {
             WorkerEvent::Released {
                 worker,
                 generation,
-                max_tokens,
+                assignment,
             } => {
-                let placements = self.plan.release_slot(worker, generation, max_tokens);
+                let placements = self.plan.release_slot(worker, generation, assignment);
                 self.submit_placements(placements);
             }
             WorkerEvent::Lost { worker, reason } => {
@@ -294,6 +312,33 @@ impl Task {
     }
 }
 
+/// Returns the result of an admission, as the submitter sees it.
+fn result_of(admission: Admission) -> Result<(), Error> {
+    let (kind, message) = match admission {
+        Admission::Admitted => return Ok(()),
+        Admission::QueueFull => {
+            let message = "The queue is full. Try again later.".to_owned();
+            (ErrorKind::QueueFull, message)
+        }
+        Admission::NoWorker => {
+            let message = "No worker of this model is up. Try again later.".to_owned();
+            (ErrorKind::NoWorker, message)
+        }
+        Admission::DeadlineTooEarly {
+            estimated_wait,
+            left,
+        } => {
+            let [wait, left] = [estimated_wait, left].map(|time| time.as_secs_f64());
+            let message = format!(
+                "The request would wait for about {wait:.1} s, behind other requests of the same caller, but its \
+                 deadline is in {left:.1} s. Try again later, or with a longer timeout."
+            );
+            (ErrorKind::DeadlineExceeded, message)
+        }
+    };
+    Err(Error::new(kind, message))
+}
+
 fn log_ready(worker: WorkerId, model: &str, served: &ServedModel) {
     let slots = served.slots;
     match &served.model.facts().device {
@@ -316,8 +361,6 @@ fn publish<T: PartialEq>(watched: &watch::Sender<T>, now: T) {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-
-    use tokio::time::Instant;
 
     use super::*;
 

@@ -57,6 +57,7 @@ async fn submit(scheduler: &Arc<Scheduler>) -> Result<Admitted, ErrorKind> {
     let deadline = Instant::now() + Duration::from_secs(3_600);
     let request = NewRequest {
         model: scheduler.models.entries()[0].id,
+        caller: CallerShare::default(),
         priority: 0,
         deadline,
         choices: vec![Sequence::new([0], 1)],

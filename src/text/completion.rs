@@ -335,6 +335,10 @@ fn failure_error(failure: Failure) -> Error {
             ErrorKind::Draining,
             "The server is shutting down and could not wait for this request to end.",
         ),
+        Failure::Displaced => Error::new(
+            ErrorKind::QueueFull,
+            "The queue is full, and requests of other API keys need their share of it. Try again later.",
+        ),
     }
 }
 

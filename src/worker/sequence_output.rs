@@ -23,7 +23,7 @@ pub enum Output {
     Failed(Failure),
 }
 
-/// Reason why a worker ended a sequence early. After a crash there is no failure: the channel closes without an end.
+/// Reason why a sequence ended early. After a crash there is no failure: the channel closes without an end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The model rejected the sequence or failed on it.
@@ -34,6 +34,8 @@ pub enum Failure {
     DeadlineExceeded,
     /// The server is shutting down.
     Draining,
+    /// The sequence has lost its place in the queue to a request of another caller.
+    Displaced,
 }
 
 /// The result of sending an output.

@@ -6,8 +6,8 @@ use std::cell::Cell;
 
 use tokio::time::Instant;
 
-use super::Assignment;
 use super::token_channel::{Failure, SendOutcome, TokenSender};
+use super::{Assignment, AssignmentId};
 use crate::request::{FinishReason, RequestId};
 use crate::runner::{ModelError, Slot, SlotCredit, Token, monotonic_ns};
 
@@ -27,6 +27,7 @@ pub(super) struct Slots {
 
 /// The sequence in one slot.
 struct OccupiedSlot {
+    assignment: AssignmentId,
     request_id: RequestId,
     token_channel: TokenSender,
     /// Number of prompt tokens still to be sent. 0 if the request does not ask for prompt tokens.
@@ -76,7 +77,7 @@ pub(super) struct RunnableSequence {
 pub(super) struct FreedSlot {
     pub(super) slot: Slot,
     pub(super) request_id: RequestId,
-    pub(super) max_tokens: u32,
+    pub(super) assignment: AssignmentId,
 }
 
 /// A sequence that was removed from its slot, and the slot.
@@ -151,6 +152,7 @@ impl Slots {
             0
         };
         self.occupants[slot.0] = Some(OccupiedSlot {
+            assignment: assignment.id,
             request_id: sequence.request_id.clone(),
             prompt_left,
             token_count: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
@@ -313,12 +315,10 @@ impl Slots {
         let occupant = self.occupants.get_mut(slot.0)?.take()?;
         self.free.push(slot);
         self.cleared += usize::from(occupant.is_suspect);
-        let max_tokens = occupant.max_tokens;
-        let request_id = occupant.request_id.clone();
         let freed = FreedSlot {
             slot,
-            request_id,
-            max_tokens,
+            request_id: occupant.request_id.clone(),
+            assignment: occupant.assignment,
         };
         Some(EndedSequence { occupant, freed })
     }
@@ -333,6 +333,7 @@ fn failure_reason(failure: &Failure) -> &'static str {
         Failure::SlowReader => "slow reader",
         Failure::DeadlineExceeded => "deadline exceeded",
         Failure::Draining => "draining",
+        Failure::Displaced => "displaced",
     }
 }
 

@@ -242,9 +242,12 @@ fn length(bytes: &[u8]) -> u32 {
 pub(super) fn failure_message(failure: &Failure) -> proto::Failure {
     match failure {
         Failure::Model(error) => model_failure_message(error),
-        // The engine checks deadlines and readers itself, and it decides when a worker drains. It therefore already
-        // knows these reasons.
-        Failure::SlowReader | Failure::DeadlineExceeded | Failure::Draining => proto::Failure {
+        // The engine checks deadlines and readers itself, and it decides when a worker drains and which sequence is
+        // displaced. It therefore already knows these reasons.
+        Failure::SlowReader
+        | Failure::DeadlineExceeded
+        | Failure::Draining
+        | Failure::Displaced => proto::Failure {
             is_invalid: false,
             message: "the worker ended the sequence".to_owned(),
         },

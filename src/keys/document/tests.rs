@@ -1,5 +1,6 @@
 //! Changes of arbitrary keys files.
 
+use crate::keys::Weight;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -82,6 +83,7 @@ fn new_key() -> NewKey {
         name: "new".parse().expect("the name is valid"),
         scopes: [Scope::Inference].into(),
         models: ["m".to_owned()].into(),
+        weight: Weight::default(),
         limits: KeyLimits::default(),
         budgets: vec![
             "1000/day"

@@ -1,6 +1,7 @@
-//! Tests of admission, order and placement.
+//! Tests of admission, order and placement, with one caller.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::hash::RandomState;
 use std::rc::Rc;
 
@@ -8,8 +9,12 @@ use super::*;
 use crate::models::Models;
 use crate::prefix_index::BlockHasher;
 
+mod fairness;
+mod random_events;
+
 #[derive(Clone, Debug)]
 struct NamedJob {
+    id: AssignmentId,
     name: &'static str,
     max_tokens: u32,
     prompt: PromptBlocks,
@@ -20,6 +25,10 @@ struct NamedJob {
 const SUSPECT: &str = "suspect";
 
 impl QueuedChoice for NamedJob {
+    fn id(&self) -> AssignmentId {
+        self.id
+    }
+
     fn max_tokens(&self) -> u32 {
         self.max_tokens
     }
@@ -39,6 +48,7 @@ impl QueuedChoice for NamedJob {
 
 fn job(name: &'static str) -> NamedJob {
     NamedJob {
+        id: AssignmentId(0),
         name,
         max_tokens: 16,
         prompt: PromptBlocks::default(),
@@ -53,9 +63,124 @@ fn names(placements: &[Placement<NamedJob>]) -> Vec<(&'static str, usize)> {
         .collect()
 }
 
+/// A plan, and the jobs that it has placed. All requests of [`TestPlan::admit`] have the same caller.
+struct TestPlan {
+    plan: Plan<NamedJob>,
+    running: Vec<Placement<NamedJob>>,
+    now: Instant,
+    next_id: u64,
+}
+
+impl TestPlan {
+    fn new(models: &Models, queue_depths: impl IntoIterator<Item = usize>) -> Self {
+        let now = Instant::now();
+        Self {
+            plan: Plan::new(models.map_values(queue_depths), now),
+            running: Vec::new(),
+            now,
+            next_id: 0,
+        }
+    }
+
+    /// Advances the time of the next events.
+    fn advance(&mut self, time: Duration) {
+        self.now += time;
+        self.plan.set_now(self.now);
+    }
+
+    fn admit(
+        &mut self,
+        model: ModelId,
+        priority: i32,
+        choices: Vec<NamedJob>,
+    ) -> (Admission, Vec<Placement<NamedJob>>) {
+        let admitting = self.admit_work(NewWork {
+            model,
+            caller: CallerShare::default(),
+            priority,
+            deadline: self.now + Duration::from_secs(3_600),
+            choices,
+        });
+        assert!(admitting.displaced.is_empty(), "there is one caller");
+        (admitting.admission, admitting.placements)
+    }
+
+    fn admit_work(&mut self, mut work: NewWork<NamedJob>) -> Admitting<NamedJob> {
+        for choice in &mut work.choices {
+            self.set_id(choice);
+        }
+        let admitting = self.plan.admit(work);
+        self.running.extend(admitting.placements.iter().cloned());
+        admitting
+    }
+
+    fn resume(&mut self, model: ModelId, priority: i32, job: NamedJob) -> Vec<Placement<NamedJob>> {
+        self.resume_for(CallerShare::default(), model, priority, job)
+    }
+
+    fn resume_for(
+        &mut self,
+        caller: CallerShare,
+        model: ModelId,
+        priority: i32,
+        mut job: NamedJob,
+    ) -> Vec<Placement<NamedJob>> {
+        self.set_id(&mut job);
+        let placements = self.plan.resume(model, caller, priority, job);
+        self.record(placements)
+    }
+
+    fn set_worker_ready(
+        &mut self,
+        worker: WorkerId,
+        generation: Generation,
+        slots: usize,
+    ) -> Vec<Placement<NamedJob>> {
+        let placements = self.plan.set_worker_ready(worker, generation, slots);
+        self.record(placements)
+    }
+
+    fn set_stuck(&mut self, worker: WorkerId, is_stuck: bool) -> Vec<Placement<NamedJob>> {
+        let placements = self.plan.set_stuck(worker, is_stuck);
+        self.record(placements)
+    }
+
+    fn clear_suspect(
+        &mut self,
+        worker: WorkerId,
+        generation: Generation,
+    ) -> Vec<Placement<NamedJob>> {
+        let placements = self.plan.clear_suspect(worker, generation);
+        self.record(placements)
+    }
+
+    /// Ends the job that a worker has run for the longest time.
+    fn release(&mut self, worker: usize) -> Vec<Placement<NamedJob>> {
+        let at = self
+            .running
+            .iter()
+            .position(|placed| placed.worker.0 == worker);
+        let ended = self.running.remove(at.expect("the worker runs a job"));
+        let placements = self
+            .plan
+            .release_slot(ended.worker, ended.generation, ended.job.id);
+        self.record(placements)
+    }
+
+    fn record(&mut self, placements: Vec<Placement<NamedJob>>) -> Vec<Placement<NamedJob>> {
+        self.running.extend(placements.iter().cloned());
+        placements
+    }
+
+    fn set_id(&mut self, job: &mut NamedJob) {
+        job.id = AssignmentId(self.next_id);
+        self.next_id += 1;
+    }
+}
+
 /// Creates a plan with one model, and one ready worker for each entry of `slots`.
-fn plan(slots: &[usize], queue_depth: usize) -> Plan<NamedJob> {
-    let mut plan = Plan::new(Models::for_test(&["a"]).map_values([queue_depth]));
+fn plan(slots: &[usize], queue_depth: usize) -> TestPlan {
+    let mut plan = TestPlan::new(&Models::for_test(&["a"]), [queue_depth]);
     for (worker, slots) in slots.iter().enumerate() {
         add_ready(&mut plan, worker, model(0), *slots);
     }
@@ -63,8 +188,8 @@ fn plan(slots: &[usize], queue_depth: usize) -> Plan<NamedJob> {
 }
 
 /// Creates a plan with two models and no workers.
-fn two_models(queue_depths: [usize; 2]) -> Plan<NamedJob> {
-    Plan::new(Models::for_test(&["a", "b"]).map_values(queue_depths))
+fn two_models(queue_depths: [usize; 2]) -> TestPlan {
+    TestPlan::new(&Models::for_test(&["a", "b"]), queue_depths)
 }
 
 /// Returns the id of the first or second model of [`two_models`].
@@ -73,20 +198,20 @@ fn model(index: usize) -> ModelId {
 }
 
 /// Adds a ready worker.
-fn add_ready(plan: &mut Plan<NamedJob>, worker: usize, model: ModelId, slots: usize) {
-    plan.add_worker(WorkerId(worker), model);
+fn add_ready(plan: &mut TestPlan, worker: usize, model: ModelId, slots: usize) {
+    plan.plan.add_worker(WorkerId(worker), model);
     assert!(
         plan.set_worker_ready(WorkerId(worker), Generation(1), slots)
             .is_empty()
     );
 }
 
-fn admit(plan: &mut Plan<NamedJob>, priority: i32, name: &'static str) -> Admission {
+fn admit(plan: &mut TestPlan, priority: i32, name: &'static str) -> Admission {
     plan.admit(model(0), priority, vec![job(name)]).0
 }
 
-fn release(plan: &mut Plan<NamedJob>, worker: usize) -> Vec<(&'static str, usize)> {
-    names(&plan.release_slot(WorkerId(worker), Generation(1), 16))
+fn release(plan: &mut TestPlan, worker: usize) -> Vec<(&'static str, usize)> {
+    names(&plan.release(worker))
 }
 
 #[test]
@@ -104,7 +229,7 @@ fn a_full_queue_rejects_new_requests_and_keeps_the_waiting_ones() {
     assert_eq!(admit(&mut plan, 0, "runs"), Admission::Admitted);
     assert_eq!(admit(&mut plan, 0, "waits"), Admission::Admitted);
     assert_eq!(admit(&mut plan, 0, "rejected"), Admission::QueueFull);
-    assert_eq!(plan.queued(), 1);
+    assert_eq!(plan.plan.queued(), 1);
     assert_eq!(release(&mut plan, 0), [("waits", 0)]);
 }
 
@@ -140,7 +265,7 @@ fn more_choices_than_slots_run_in_turn() {
     assert_eq!(admission, Admission::Admitted);
     assert_eq!(names(&placements), [("a", 0), ("b", 0)]);
     assert_eq!(
-        plan.queued(),
+        plan.plan.queued(),
         0,
         "a started request does not count as queued"
     );
@@ -159,8 +284,8 @@ fn an_abandoned_request_is_never_placed() {
     let gone = job("gone");
     plan.admit(model(0), 0, vec![gone.clone()]);
     gone.has_reader.set(false);
-    plan.drop_abandoned();
-    assert_eq!(plan.queued(), 0);
+    plan.plan.drop_abandoned();
+    assert_eq!(plan.plan.queued(), 0);
 }
 
 #[test]
@@ -189,7 +314,7 @@ fn a_full_queue_of_one_model_does_not_affect_another() {
         assert_eq!(admit(1), expected);
     }
     assert_eq!(admit(0), full);
-    assert_eq!(plan.queued(), 3, "queued requests of both models");
+    assert_eq!(plan.plan.queued(), 3, "queued requests of both models");
 }
 
 #[test]
@@ -197,11 +322,11 @@ fn a_lost_worker_takes_nothing_until_it_is_ready_again() {
     let mut plan = plan(&[1], 8);
     admit(&mut plan, 0, "runs");
     admit(&mut plan, 0, "waits");
-    plan.set_worker_lost(WorkerId(0));
+    plan.plan.set_worker_lost(WorkerId(0));
     assert_eq!(admit(&mut plan, 0, "rejected"), Admission::NoWorker);
     assert!(
         release(&mut plan, 0).is_empty(),
-        "the slot belongs to an earlier generation"
+        "the job belongs to an earlier generation"
     );
     let placed = plan.set_worker_ready(WorkerId(0), Generation(2), 1);
     assert_eq!(names(&placed), [("waits", 0)]);
@@ -214,7 +339,7 @@ fn a_resumed_choice_goes_before_new_requests_of_any_priority() {
     admit(&mut plan, -9, "new");
     assert!(plan.resume(model(0), 9, job("resumed")).is_empty());
     assert_eq!(
-        plan.queued(),
+        plan.plan.queued(),
         1,
         "a resumed choice does not count as queued"
     );
@@ -225,7 +350,7 @@ fn a_resumed_choice_goes_before_new_requests_of_any_priority() {
 #[test]
 fn a_resumed_choice_waits_when_no_worker_is_up() {
     let mut plan = plan(&[1], 0);
-    plan.set_worker_lost(WorkerId(0));
+    plan.plan.set_worker_lost(WorkerId(0));
     assert!(plan.resume(model(0), 0, job("resumed")).is_empty());
     assert_eq!(admit(&mut plan, 0, "new"), Admission::NoWorker);
     let placed = plan.set_worker_ready(WorkerId(0), Generation(2), 1);
@@ -235,7 +360,7 @@ fn a_resumed_choice_waits_when_no_worker_is_up() {
 #[test]
 fn a_worker_that_left_takes_nothing_and_a_new_one_does() {
     let mut plan = plan(&[1], 8);
-    plan.remove_worker(WorkerId(0));
+    plan.plan.remove_worker(WorkerId(0));
     assert_eq!(admit(&mut plan, 0, "rejected"), Admission::NoWorker);
     add_ready(&mut plan, 7, model(0), 1);
     assert_eq!(
@@ -289,7 +414,7 @@ impl Prompts {
 }
 
 /// Places a job, which must not wait, and returns its worker.
-fn place(plan: &mut Plan<NamedJob>, job: NamedJob) -> usize {
+fn place(plan: &mut TestPlan, job: NamedJob) -> usize {
     let (_, placements) = plan.admit(model(0), 0, vec![job]);
     let [placement] = &placements[..] else {
         panic!("{} placements", placements.len());
@@ -340,7 +465,7 @@ fn one_popular_prefix_uses_all_workers() {
         running.push_back(worker);
         if running.len() == 24 {
             let ended = running.pop_front().unwrap();
-            plan.release_slot(WorkerId(ended), Generation(1), 200);
+            plan.release(ended);
         }
     }
     assert!(placed.iter().all(|count| *count > 150), "{placed:?}");
@@ -350,7 +475,7 @@ fn one_popular_prefix_uses_all_workers() {
 fn a_worker_that_was_lost_has_computed_nothing() {
     let (prompts, mut plan) = (Prompts::default(), plan(&[4, 4], 0));
     assert_eq!(place(&mut plan, prompts.job(&[1])), 0);
-    plan.set_worker_lost(WorkerId(0));
+    plan.plan.set_worker_lost(WorkerId(0));
     plan.set_worker_ready(WorkerId(0), Generation(2), 4);
     assert_eq!(place(&mut plan, job("busy")), 0);
     assert_eq!(place(&mut plan, prompts.job(&[1])), 1);

@@ -20,7 +20,7 @@ use crate::request::{ChatMessage, MAX_TIMEOUT};
 use crate::runner::{BosPolicy, Model};
 use crate::worker::outbox::{Outbox, RemoteChannel, RemoteReader};
 use crate::worker::token_channel::TokenSender;
-use crate::worker::{Assignment, Generation, Submission, WorkerHandle, wire};
+use crate::worker::{Assignment, AssignmentId, Generation, Submission, WorkerHandle, wire};
 
 /// Maximum number of tokenizer calls that are answered at the same time. Further calls are rejected.
 const MAX_OPEN_CALLS: usize = 64;
@@ -153,6 +153,8 @@ impl EngineConnection {
             sequence.options.timestamps,
         );
         let assignment = Assignment {
+            // The engine counts slots by the numbers of sequences, and never sees this id.
+            id: AssignmentId(number),
             sequence,
             token_channel: TokenSender::remote(channel),
             deadline: Instant::now() + MAX_TIMEOUT,

@@ -19,9 +19,9 @@ use crate::proto::worker::question::Operation;
 use crate::request::FinishReason;
 use crate::runner::Sequence;
 use crate::tokens::MIN_LOGPROB;
-use crate::worker::Assignment;
 use crate::worker::token_channel::{Output, TokenReceiver, token_channel};
 use crate::worker::wire::{self, SequenceId, Violation};
+use crate::worker::{Assignment, AssignmentId};
 
 const VOCABULARY_SIZE: u32 = 1_000;
 
@@ -161,6 +161,7 @@ impl Reader {
         let remaining = usize::try_from(sequence.max_tokens).expect("a small number");
         let max_tokens = remaining - sequence.delivered.len();
         let assignment = Assignment {
+            id: AssignmentId(0),
             sequence,
             token_channel: sender,
             deadline: Instant::now() + Duration::from_secs(3_600),

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use crate::proto::worker as proto;
 use crate::request::{FinishReason, TokenId};
 use crate::runner::{Slot, SlotCredit, monotonic_ns};
-use crate::worker::Assignment;
 use crate::worker::slots::{FreedSlot, Slots};
 use crate::worker::token_channel::Failure;
 use crate::worker::wire::{self, SequenceId, Violation};
+use crate::worker::{Assignment, AssignmentId};
 
 /// Minimum number of tokens in a grant of credit to a sequence that still has credit. Larger grants mean fewer
 /// messages.
@@ -60,8 +60,8 @@ pub(super) struct Effects {
     pub(super) grants: Vec<proto::Grant>,
     /// For the worker: numbers of cancelled sequences.
     pub(super) cancelled: Vec<u64>,
-    /// For the scheduler: `max_tokens` of each sequence whose slot became free.
-    pub(super) released: Vec<u32>,
+    /// For the scheduler: the assignments whose slots became free.
+    pub(super) released: Vec<AssignmentId>,
     /// For the scheduler: number of crash suspects that are cleared.
     pub(super) cleared: usize,
     /// For the metrics: number of completion tokens.
@@ -118,15 +118,16 @@ impl Sequences {
     /// Adds a sequence, and returns the message that submits it to the worker. Returns `None` if the sequence ends
     /// without running.
     pub(super) fn submit(&mut self, assignment: Assignment) -> Option<proto::Submit> {
-        let (max_tokens, is_suspect) = (assignment.sequence.max_tokens, assignment.is_suspect);
+        let (id, is_suspect) = (assignment.id, assignment.is_suspect);
+        let max_tokens = assignment.sequence.max_tokens;
         let Some(runnable) = assignment.into_runnable() else {
-            self.record_not_run(max_tokens, is_suspect);
+            self.record_not_run(id, is_suspect);
             return None;
         };
         let Some(&slot) = self.slots.free().last() else {
-            let id = &runnable.assignment.sequence.request_id.0;
-            tracing::error!(%id, "the scheduler assigned a sequence to a worker without a free slot");
-            self.record_not_run(max_tokens, is_suspect);
+            let request = &runnable.assignment.sequence.request_id.0;
+            tracing::error!(id = %request, "the scheduler assigned a sequence to a worker without a free slot");
+            self.record_not_run(id, is_suspect);
             return None;
         };
         self.last.number += 1;
@@ -163,9 +164,9 @@ impl Sequences {
     }
 
     /// Records that an assigned sequence has ended before it was submitted.
-    fn record_not_run(&mut self, max_tokens: u32, is_suspect: bool) {
+    fn record_not_run(&mut self, id: AssignmentId, is_suspect: bool) {
         self.effects.cleared += usize::from(is_suspect);
-        self.effects.released.push(max_tokens);
+        self.effects.released.push(id);
     }
 
     /// Handles the message `accepted`. An unknown number is ignored, because the sequence may have been cancelled.
@@ -292,7 +293,7 @@ impl Sequences {
         if let Some(sequence) = self.by_slot[freed.slot.0].take() {
             self.by_number.remove(&sequence.number);
         }
-        self.effects.released.push(freed.max_tokens);
+        self.effects.released.push(freed.assignment);
     }
 
     fn grant_credit(&mut self, slot: Slot) {

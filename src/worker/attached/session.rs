@@ -275,11 +275,11 @@ impl Session {
             self.send(EngineMessage::Cancel(proto::Cancel { sequences }))
                 .await?;
         }
-        for max_tokens in released {
+        for assignment in released {
             let event = WorkerEvent::Released {
                 worker: self.worker,
                 generation: loaded.generation,
-                max_tokens,
+                assignment,
             };
             self.report(event).await?;
         }

@@ -13,14 +13,16 @@ use crate::proto::v1;
 use crate::proto::worker as proto;
 use crate::request::FinishReason;
 use crate::runner::{ModelError, Sequence};
-use crate::worker::Assignment;
 use crate::worker::token_channel::{Failure, Output, TokenReceiver, token_channel};
 use crate::worker::wire::SequenceId;
+use crate::worker::{Assignment, AssignmentId};
 
 mod children;
 mod scoring;
 
 const NO_SLOW_READER_TIMEOUT: u64 = u64::MAX;
+/// Id of every assignment.
+const ID: AssignmentId = AssignmentId(7);
 
 /// Creates a sequence whose token channel has this credit. The client already has `delivered` tokens.
 fn assignment(credit: usize, max_tokens: u32, delivered: u32) -> (Assignment, TokenReceiver) {
@@ -30,6 +32,7 @@ fn assignment(credit: usize, max_tokens: u32, delivered: u32) -> (Assignment, To
         ..Sequence::new([0], max_tokens)
     };
     let assignment = Assignment {
+        id: ID,
         sequence,
         token_channel: sender,
         deadline: Instant::now() + Duration::from_secs(3_600),
@@ -118,7 +121,7 @@ async fn tokens_arrive_in_order_and_the_last_one_ends_the_sequence() {
         end,
         Some(Output::Finished(Some(_), FinishReason::Length))
     ));
-    assert_eq!(sequences.take_effects().released, [3]);
+    assert_eq!(sequences.take_effects().released, [ID]);
 }
 
 #[tokio::test]
@@ -326,7 +329,7 @@ fn a_dropped_reader_cancels_the_sequence_and_late_tokens_are_ignored() {
     let effects = sequences.take_effects();
     assert_eq!(
         (effects.cancelled, effects.released),
-        (vec![number], vec![100])
+        (vec![number], vec![ID])
     );
     sequences
         .handle_step(step(number, 0, 1, CONTINUES), 1)
@@ -344,7 +347,7 @@ fn a_crash_suspect_that_ends_before_it_is_submitted_is_cleared() {
     let mut sequences = sequences(1);
     assert!(sequences.submit(suspect).is_none());
     let effects = sequences.take_effects();
-    assert_eq!((effects.cleared, effects.released), (1, vec![100]));
+    assert_eq!((effects.cleared, effects.released), (1, vec![ID]));
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::runner::{
 use crate::telemetry::PrefixCacheMeter;
 use crate::worker::slots::{FreedSlot, RunnableSequence, Slots};
 use crate::worker::token_channel::{Failure, SendOutcome};
-use crate::worker::{Assignment, WorkerEvent};
+use crate::worker::{Assignment, AssignmentId, WorkerEvent};
 
 /// Time in nanoseconds before a scheduled step at which the thread stops sleeping and spins. The kernel wakes a
 /// sleeping thread tens of microseconds late.
@@ -120,9 +120,9 @@ impl<'a> Device<'a> {
     }
 
     fn admit(&mut self, assignment: Assignment) {
-        let (max_tokens, is_suspect) = (assignment.sequence.max_tokens, assignment.is_suspect);
+        let (assignment_id, is_suspect) = (assignment.id, assignment.is_suspect);
         let Some(runnable) = assignment.into_runnable() else {
-            return self.report_not_run(max_tokens, is_suspect);
+            return self.report_not_run(assignment_id, is_suspect);
         };
         // The runner's log lines in this call carry the id of this request.
         let assignment = &runnable.assignment;
@@ -136,7 +136,7 @@ impl<'a> Device<'a> {
         let runnable = self.without_slot.take();
         let Some((slot, runnable)) = slot.zip(runnable) else {
             tracing::error!("the scheduler assigned a sequence to a worker without a free slot");
-            return self.report_not_run(max_tokens, is_suspect);
+            return self.report_not_run(assignment_id, is_suspect);
         };
         self.slots.occupy(slot, runnable);
         let telemetry = &self.worker.options.telemetry;
@@ -155,7 +155,7 @@ impl<'a> Device<'a> {
                 self.slots.fail(slot, Failure::Model(error));
                 telemetry.sequences_running.decrement(1.0);
                 self.report_cleared_suspects();
-                self.report_released(max_tokens);
+                self.report_released(assignment_id);
             }
         }
         self.record_prefix_cache();
@@ -236,11 +236,11 @@ impl<'a> Device<'a> {
     }
 
     /// Reports that an assigned sequence has ended before it got a slot.
-    fn report_not_run(&self, max_tokens: u32, is_suspect: bool) {
+    fn report_not_run(&self, assignment: AssignmentId, is_suspect: bool) {
         if is_suspect {
             self.report_suspect_cleared();
         }
-        self.report_released(max_tokens);
+        self.report_released(assignment);
     }
 
     fn report_cleared_suspects(&mut self) {
@@ -263,14 +263,14 @@ impl<'a> Device<'a> {
         let telemetry = &self.worker.options.telemetry;
         telemetry.sequences_running.decrement(1.0);
         self.report_cleared_suspects();
-        self.report_released(freed.max_tokens);
+        self.report_released(freed.assignment);
     }
 
-    fn report_released(&self, max_tokens: u32) {
+    fn report_released(&self, assignment: AssignmentId) {
         self.report(WorkerEvent::Released {
             worker: self.worker.options.id,
             generation: self.worker.generation,
-            max_tokens,
+            assignment,
         });
     }
 

@@ -128,7 +128,7 @@ impl StartedWorker {
             biased;
             Some(sequence) = self.admitted.recv() => panic!("the sequence reached the device: {sequence:?}"),
             released = self.events.recv() => {
-                assert!(matches!(released, Some(WorkerEvent::Released { max_tokens: MAX_TOKENS, .. })));
+                assert!(matches!(released, Some(WorkerEvent::Released { assignment: Assignment::TEST_ID, .. })));
             }
         }
         self.handle.stop();

@@ -87,7 +87,7 @@ fn only_a_failure_may_come_before_the_whole_prompt() {
             .handle_step(prompt_step(number, 0, 3, CONTINUES), 1)
             .unwrap();
         sequences.handle_step(failed, 1).unwrap();
-        assert_eq!(sequences.take_effects().released, [2]);
+        assert_eq!(sequences.take_effects().released, [ID]);
     }
 }
 
@@ -145,7 +145,7 @@ fn a_sequence_without_completion_ends_with_its_last_prompt_token() {
         sequences
             .handle_step(prompt_step(number, 0, 4, end), 1)
             .unwrap();
-        assert_eq!(sequences.take_effects().released, [0]);
+        assert_eq!(sequences.take_effects().released, [ID]);
     }
     let (mut sequences, number, _reader) = scoring(1);
     let ends = prompt_step(number, 0, 4, proto::End::Length);
