@@ -164,11 +164,13 @@ async fn the_end_of_a_response_that_is_not_read_in_time_is_reset() {
         over_grpc.grpc_completion(&grpc::request("a", 500)).await,
     ];
     for stream in stalled {
-        assert_eq!(wait_for_reset(stream).await, Reason::CANCEL);
+        let reset = timeout(WAIT_LIMIT, wait_for_reset(stream)).await;
+        assert_eq!(reset.expect("a reset"), Reason::CANCEL);
     }
     let dripping = http.completion(&body).await;
     let ticks = interval(Duration::from_millis(1));
-    assert_eq!(drip_until_reset(dripping, ticks).await, Reason::CANCEL);
+    let reset = timeout(WAIT_LIMIT, drip_until_reset(dripping, ticks)).await;
+    assert_eq!(reset.expect("a reset"), Reason::CANCEL);
     // A client with a small window that reads at once gets everything.
     let steady = Connection::open(&server.http_address(), 1_000).await;
     let read = read_body(steady.completion(&body).await).await;
