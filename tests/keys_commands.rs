@@ -44,6 +44,8 @@ async fn the_list_shows_the_limits_of_each_key() {
     keys.secret("new b --concurrent-requests 4").await;
     let all = "--requests-per-minute 60 --concurrent-requests 4 --tokens-per-minute 1000";
     keys.secret(&format!("new c {all}")).await;
+    let budgets = "--weight 4 --budget 500/day --completion-budget 9";
+    keys.secret(&format!("new d {budgets}")).await;
     let list = keys.run("list").await.expect_success();
     let lines: Vec<_> = list.lines().map(str::split_whitespace).collect();
     let lines: Vec<_> = lines
@@ -55,8 +57,20 @@ async fn the_list_shows_the_limits_of_each_key() {
         "a inference all none never",
         "b inference all 4 concurrent never",
         "c inference all 60 requests/min, 4 concurrent, 1000 tokens/min never",
+        "d inference all weight 4, 500 tokens per day, 9 completion tokens in total never",
     ];
     assert_eq!(lines, expected);
+}
+
+#[tokio::test]
+async fn a_keys_weight_is_in_the_file_unless_it_is_the_default() {
+    let keys = KeysFile::new();
+    keys.secret("new a --weight 1").await;
+    assert!(!keys.text().contains("weight"), "{}", keys.text());
+    keys.secret("new b --weight 4 --scope inference,priority")
+        .await;
+    let expected = "name = \"b\"\nscopes = [\"inference\", \"priority\"]\nweight = 4\n";
+    assert!(keys.text().contains(expected), "{}", keys.text());
 }
 
 #[tokio::test]
@@ -75,8 +89,12 @@ async fn an_invalid_command_changes_nothing() {
     }
     for (arguments, expected) in [
         ("new a/b", "must be 1 to 64 of the characters"),
-        ("new b --scope root", "must be inference, metrics or admin"),
+        (
+            "new b --scope root",
+            "must be inference, metrics, admin or priority",
+        ),
         ("new b --expires-in soon", "soon"),
+        ("new b --weight 101", "must be a whole number from 1 to 100"),
     ] {
         let outcome = keys.run(arguments).await;
         assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);

@@ -13,7 +13,7 @@ use super::budget::{Budget, BudgetAmount, BudgetUnit};
 use super::document::{EditError, NewKey, Rotation};
 use super::edit;
 use super::file::read_keys;
-use super::key::{KeyName, Scope};
+use super::key::{Key, KeyName, Scope};
 use super::limits::KeyLimits;
 use super::secret::Secret;
 use super::set::KeyEntry;
@@ -271,21 +271,26 @@ fn row(entry: &KeyEntry, now: SystemTime) -> [String; 5] {
         entry.key.name.to_string(),
         scopes.join(","),
         models,
-        limits_text(&entry.key.quotas.of_key.limits),
+        limits_text(&entry.key),
         expiries,
     ]
 }
 
-/// Returns limits as text, such as `60 requests/min, 4 concurrent`.
-fn limits_text(limits: &KeyLimits) -> String {
-    let texts: Vec<_> = [
+/// Returns the weight, unless it is the default, and the limits and budgets of a key as text, such as `60 requests/min, 4
+/// concurrent`.
+fn limits_text(key: &Key) -> String {
+    let limits = &key.quotas.of_key.limits;
+    let weight = Some(key.weight).filter(|weight| *weight != Weight::default());
+    let weight = weight.map(|weight| format!("weight {}", weight.get()));
+    let limits = [
         (limits.requests_per_minute, "requests/min"),
         (limits.concurrent_requests, "concurrent"),
         (limits.tokens_per_minute, "tokens/min"),
     ]
     .into_iter()
-    .filter_map(|(limit, unit)| limit.map(|limit| format!("{limit} {unit}")))
-    .collect();
+    .filter_map(|(limit, unit)| limit.map(|limit| format!("{limit} {unit}")));
+    let budgets = key.budgets.budgets.iter().map(Budget::to_string);
+    let texts: Vec<_> = weight.into_iter().chain(limits).chain(budgets).collect();
     match texts.is_empty() {
         true => "none".to_owned(),
         false => texts.join(", "),

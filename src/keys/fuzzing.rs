@@ -1,18 +1,18 @@
 //! Fuzz target of the keys file, and of the changes that `tokenway keys` makes to it.
 
-use super::Weight;
 use std::path::Path;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
 
-use super::budget::{BudgetAmount, BudgetUnit};
+use super::budget::{Budget, BudgetAmount, BudgetUnit};
 use super::document::{EditError, KeysDocument, NewKey, Rotation};
 use super::file::{ParsedKeys, parse_keys};
 use super::key::{KeyName, Scope};
 use super::limits::KeyLimits;
 use super::secret::SecretHash;
 use super::set::KeyEntry;
+use super::weight::Weight;
 
 /// A change of a document.
 type Change<'a> = &'a dyn Fn(&mut KeysDocument) -> Result<(), EditError>;
@@ -43,7 +43,8 @@ fn check_changes(text: &str, before: &Facts) {
             scopes: vec![Scope::Inference],
             models: None,
             weight: Weight::default(),
-        limits: KeyLimits::default(),
+            limits: KeyLimits::default(),
+            budgets: vec![budget()],
             secrets: vec![(first.to_string(), None)],
         });
         assert_eq!(facts(&added), expected, "\n{added}");
@@ -93,15 +94,16 @@ fn new_key(name: &KeyName) -> NewKey {
         name: name.clone(),
         scopes: [Scope::Inference].into(),
         models: [].into(),
+        weight: Weight::default(),
         limits: KeyLimits::default(),
-        budgets: vec![
-            "1000/day"
-                .parse::<BudgetAmount>()
-                .expect("a budget")
-                .of(BudgetUnit::Tokens),
-        ],
+        budgets: vec![budget()],
         expires: None,
     }
+}
+
+fn budget() -> Budget {
+    let amount: BudgetAmount = "1000/day".parse().expect("the amount is valid");
+    amount.of(BudgetUnit::Tokens)
 }
 
 fn rotation() -> Rotation {
@@ -125,7 +127,9 @@ struct KeyFacts {
     name: String,
     scopes: Vec<Scope>,
     models: Option<Vec<String>>,
+    weight: Weight,
     limits: KeyLimits,
+    budgets: Vec<Budget>,
     /// Hash and expiry of each secret.
     secrets: Vec<(String, Option<SystemTime>)>,
 }
@@ -152,7 +156,9 @@ impl KeyFacts {
             name: key.name.to_string(),
             scopes: key.scopes.iter().copied().collect(),
             models: key.models.as_ref().map(|it| it.iter().cloned().collect()),
+            weight: key.weight,
             limits: key.quotas.of_key.limits,
+            budgets: key.budgets.budgets.to_vec(),
             secrets: secrets
                 .map(|secret| (secret.hash.to_string(), secret.expires))
                 .collect(),
