@@ -23,12 +23,14 @@ use crate::token_charges::TokenCharges;
 mod convert;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod large_resume;
 mod passed_on;
 mod stream;
 mod tonic_errors;
 mod without_prompt;
 
 pub(crate) use convert::first_used_parameter;
+use large_resume::LargeResumes;
 use stream::Delivery;
 pub(crate) use stream::EventStream;
 pub(crate) use tonic_errors::replace_tonic_error;
@@ -52,6 +54,7 @@ pub(crate) struct InferenceService {
     models: Models,
     scheduler: Arc<Scheduler>,
     telemetry: Telemetry,
+    large_resumes: LargeResumes,
 }
 
 impl InferenceService {
@@ -62,6 +65,7 @@ impl InferenceService {
             models,
             scheduler,
             telemetry,
+            large_resumes: LargeResumes::default(),
         }
     }
 
@@ -85,6 +89,7 @@ impl InferenceService {
         // During a drain, even an invalid request is rejected with `draining`, because another server may accept it.
         self.scheduler.check_accepting()?;
         let model = model?;
+        let turn = self.large_resumes.wait_for_turn(&request).await?;
         let prompt = Prompt::prepare(model, &request).await?;
         let reservation = context.reserve_tokens(prompt.token_need(&request))?;
         let new_request = NewRequest {
@@ -105,7 +110,12 @@ impl InferenceService {
         let record = context.record();
         admitted.set_request_gauge(record.request_gauge());
         let engine = self.telemetry.stage_times(record.format(), Stage::Engine);
-        let completion = Completion::new(&request, prompt, admitted, engine)?;
+        let timestamps = request.options.timestamps;
+        let create = move || Completion::new(&request, prompt, admitted, engine);
+        let completion = match turn {
+            None => create()?,
+            Some(turn) => turn.run(create).await?,
+        };
         let delivery = match context.api() {
             Api::Grpc => Some(Delivery {
                 timer: DeliveryTimer::new(record, context.flush_handle().clone()),
@@ -117,7 +127,7 @@ impl InferenceService {
         Ok(EventStream::new(
             completion,
             started,
-            request.options.timestamps,
+            timestamps,
             reservation.map(TokenCharges::new),
             delivery,
         ))
