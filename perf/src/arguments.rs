@@ -73,6 +73,13 @@ pub(crate) fn parse_duration_ms(text: &str) -> Result<Duration, String> {
         .map_err(|_| "it must be a number of milliseconds, 0 or more".to_owned())
 }
 
+/// Parses a number of seconds, which may have a fraction.
+pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok();
+    let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    duration.ok_or_else(|| "it must be a number of seconds, 0 or more".to_owned())
+}
+
 /// Parses a number of milliseconds that may be negative.
 pub(crate) fn parse_ms(text: &str) -> Result<f64, String> {
     text.parse()

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
 
 mod arguments;
+mod attack;
 mod compare;
 mod device;
 mod fault;
@@ -51,17 +52,25 @@ enum Command {
     Model(model::Options),
     Soak(soak::Options),
     Survive(survive::Options),
+    Attack(attack::Options),
     #[command(hide = true)]
     Serve(serve::Arguments),
     #[command(hide = true)]
     Worker(Box<worker::Options>),
+    #[command(hide = true)]
+    Attacker(Box<attack::attacker::Options>),
 }
+
+/// Exit code of [`Verdict::MissedTargets`].
+const MISSED_TARGETS_CODE: u8 = 2;
 
 /// Verdict of a subcommand that ran to its end.
 enum Verdict {
     Passed,
     /// Something is wrong. Reasons that the report does not contain go to standard error, one a line.
     Failed(Vec<String>),
+    /// A target was missed, which the report says. Only `attack` tells this apart from a run that failed.
+    MissedTargets,
 }
 
 impl Verdict {
@@ -98,6 +107,8 @@ fn main() -> ExitCode {
         Command::Peers(options) => on_this_thread(peers::run(&options, out)),
         Command::Soak(options) => on_this_thread(soak::run(&options, out)),
         Command::Survive(options) => on_this_thread(survive::run(&options, out)),
+        Command::Attack(options) => on_this_thread(attack::run(&options, out)),
+        Command::Attacker(options) => on_this_thread(attack::attacker::run(*options, out)),
         Command::Worker(options) => on_this_thread(worker::run(*options)),
         // A server under test runs on as many threads as `tokenway serve`.
         Command::Serve(arguments) => {
@@ -106,6 +117,7 @@ fn main() -> ExitCode {
     };
     let failures = match outcome {
         Ok(Verdict::Passed) => return ExitCode::SUCCESS,
+        Ok(Verdict::MissedTargets) => return ExitCode::from(MISSED_TARGETS_CODE),
         Ok(Verdict::Failed(failures)) => failures,
         Err(error) => vec![format!("{error:#}")],
     };

@@ -18,7 +18,7 @@ mod object;
 mod records;
 mod request;
 
-pub(crate) use connection::{Connection, Protocol, connect, reset_on_close};
+pub(crate) use connection::{Connection, Protocol, connect, connect_narrow, reset_on_close};
 #[cfg(test)]
 pub(crate) use decoder::Token;
 pub(crate) use decoder::{Decoder, Event};

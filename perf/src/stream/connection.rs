@@ -196,7 +196,7 @@ pub(crate) async fn connect(url: &ServerUrl) -> Result<TcpStream, Fault> {
 }
 
 /// Opens a socket with a small receive buffer and small segments.
-async fn connect_narrow(url: &ServerUrl) -> io::Result<TcpStream> {
+pub(crate) async fn connect_narrow(url: &ServerUrl) -> io::Result<TcpStream> {
     let address = lookup_host(&url.authority).await?.next();
     let address = address.ok_or_else(|| io::Error::other("the host has no address"))?;
     let socket = if address.is_ipv4() {

@@ -1,0 +1,132 @@
+//! The list of attacks.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::attacker::{Arena, Outcome};
+use super::{bodies, connections, floods, readers, streams};
+use crate::fault::Fault;
+
+/// An attack. Comments say why it is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum AttackKind {
+    /// No attack, for comparison
+    None,
+    /// A process that keeps one core busy, for comparison
+    BusyCore,
+    /// 200 completions of 128 lists of 15,000 token ids
+    ManyLists,
+    /// 200 completions of 2,000,000 token ids
+    LongLists,
+    /// 50 requests to detokenize 2,000,000 token ids
+    Detokenize,
+    /// 50 requests to tokenize a text of 4 MiB
+    Tokenize,
+    /// 60 gRPC completions that resume after 1,000,000 tokens
+    Resume,
+    /// 300 bodies of which the last 3 of 4 MiB are held back
+    HeldBodies,
+    /// 6 unary completions of 128 choices with log probabilities
+    Logprobs,
+    /// 500 streams at full speed whose clients read 5 KB/s
+    SlowReaders,
+    /// 500 HTTP/2 streams with windows of 0 bytes
+    ZeroWindows,
+    /// 500 HTTP/2 streams whose windows grow by 1 byte a second
+    ByteWindows,
+    /// HTTP/2 requests that are reset after the server has accepted them, two for each PING
+    AcceptedResets,
+    /// HTTP/2 requests that are reset at once
+    Resets,
+    /// CONTINUATION frames without an end
+    Continuations,
+    /// SETTINGS frames
+    Settings,
+    /// PING frames
+    Pings,
+    /// DATA frames without data
+    EmptyData,
+    /// HTTP/2 headers that HPACK makes a thousand times longer
+    Hpack,
+    /// 500 connections that send a byte a second
+    Drips,
+    /// 2,000 connections that send nothing
+    Idle,
+}
+
+/// Duration of an attack that does not end by itself.
+const DURATION: Duration = Duration::from_secs(10);
+/// Time that an attack with large bodies may take until all are answered.
+const LONGEST_ANSWER: Duration = Duration::from_secs(60);
+/// Time within which the server must give up clients that make next to no progress. It is more than the sum of the
+/// server's timeouts for headers and bodies.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(65);
+
+impl AttackKind {
+    /// Returns the name of the attack on the command line.
+    pub(super) fn name(self) -> String {
+        let value = self.to_possible_value().expect("no attack is hidden");
+        value.get_name().to_owned()
+    }
+
+    /// Returns true if the row is no attack, but is there for comparison.
+    pub(super) fn is_comparison(self) -> bool {
+        matches!(self, Self::None | Self::BusyCore)
+    }
+
+    /// Returns the time after which the attack ends, if it does not end earlier by itself.
+    pub(super) fn duration(self) -> Duration {
+        match self {
+            Self::ManyLists
+            | Self::LongLists
+            | Self::Detokenize
+            | Self::Tokenize
+            | Self::Resume
+            | Self::Logprobs => LONGEST_ANSWER,
+            Self::ZeroWindows | Self::ByteWindows | Self::Drips => LONGEST_PATIENCE,
+            Self::None
+            | Self::BusyCore
+            | Self::HeldBodies
+            | Self::SlowReaders
+            | Self::AcceptedResets
+            | Self::Resets
+            | Self::Continuations
+            | Self::Settings
+            | Self::Pings
+            | Self::EmptyData
+            | Self::Hpack
+            | Self::Idle => DURATION,
+        }
+    }
+
+    pub(super) async fn run(self, arena: &Arena<'_>) -> Result<Outcome, Fault> {
+        match self {
+            Self::None => connections::send_nothing(arena, 0).await,
+            Self::BusyCore => connections::keep_core_busy(arena).await,
+            Self::ManyLists => bodies::complete_many_lists(arena).await,
+            Self::LongLists => bodies::complete_long_lists(arena).await,
+            Self::Detokenize => bodies::detokenize(arena).await,
+            Self::Tokenize => bodies::tokenize(arena).await,
+            Self::Resume => bodies::resume(arena).await,
+            Self::HeldBodies => bodies::hold_back(arena).await,
+            Self::Logprobs => bodies::request_logprobs(arena).await,
+            Self::SlowReaders => readers::read_slowly(arena).await,
+            Self::ZeroWindows => streams::open_with_windows(arena, None).await,
+            Self::ByteWindows => {
+                streams::open_with_windows(arena, Some(Duration::from_secs(1))).await
+            }
+            Self::AcceptedResets => streams::reset_accepted(arena).await,
+            Self::Resets => floods::send_resets(arena).await,
+            Self::Continuations => floods::send_continuations(arena).await,
+            Self::Settings => floods::send_settings(arena).await,
+            Self::Pings => floods::send_pings(arena).await,
+            Self::EmptyData => floods::send_empty_data(arena).await,
+            Self::Hpack => floods::send_large_headers(arena).await,
+            Self::Drips => connections::drip(arena).await,
+            Self::Idle => connections::send_nothing(arena, connections::IDLE_CONNECTIONS).await,
+        }
+    }
+}
