@@ -32,7 +32,7 @@ pub use key::{InvalidKeyName, InvalidScope, Key, KeyName, Scope};
 pub use limits::KeyLimits;
 pub(crate) use limits::LimitedRequest;
 use limits::Quotas;
-pub(crate) use secret::SecretHash;
+pub use secret::{InvalidHash, SecretHash};
 use set::{KeyEntry, KeySet, StoredSecret};
 pub use usage_file::UsageFileError;
 use usage_store::UsageStore;
@@ -47,11 +47,11 @@ const VARIABLE_KEY_NAME: &str = "environment";
 #[derive(Clone)]
 pub struct KeySources {
     /// Path of the keys file.
-    pub(crate) file: Option<PathBuf>,
+    pub file: Option<PathBuf>,
     /// Hash of the key from the environment. This key has every scope.
-    pub(crate) variable: Option<SecretHash>,
+    pub variable: Option<SecretHash>,
     /// Path of the file that stores what the keys have used of their budgets.
-    pub(crate) usage_file: Option<PathBuf>,
+    pub usage_file: Option<PathBuf>,
 }
 
 /// Reason why the keys cannot be used.

@@ -42,8 +42,7 @@ pub use request_body::RequestBody;
 pub use request_head::MalformedHead;
 pub use settings::{Limits, Protocol, Shutdown};
 pub(crate) use settings::{ListenerService, ListenerSettings};
-pub use tls::ServerTls;
-pub(crate) use tls::ServerTlsFiles;
+pub use tls::{ServerTls, ServerTlsFiles};
 
 /// Serves a listener until `shutdown` stops it and every connection has closed.
 pub(crate) async fn serve<S, B>(

@@ -1,4 +1,4 @@
-//! Values of command-line arguments: server addresses, and times in milliseconds.
+//! Values of command-line arguments: server addresses, and times.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,6 +7,8 @@ use std::time::Duration;
 use http::Uri;
 use http::uri::Scheme;
 
+use crate::access::Access;
+
 /// Address of a server's HTTP or gRPC API, and the prefix of its paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServerUrl {
@@ -14,6 +16,8 @@ pub(crate) struct ServerUrl {
     pub(crate) authority: String,
     /// Prefix of every path, without a slash at its end.
     base_path: String,
+    /// Key and TLS that the server requires.
+    pub(crate) access: Access,
 }
 
 impl ServerUrl {
@@ -22,7 +26,12 @@ impl ServerUrl {
         Self {
             authority: authority.to_owned(),
             base_path: String::new(),
+            access: Access::default(),
         }
+    }
+
+    pub(crate) fn with_access(self, access: Access) -> Self {
+        Self { access, ..self }
     }
 
     pub(crate) fn path(&self, path: &str) -> String {
@@ -47,13 +56,15 @@ impl FromStr for ServerUrl {
         Ok(Self {
             authority: format!("{}:{port}", authority.host()),
             base_path: uri.path().trim_end_matches('/').to_owned(),
+            access: Access::default(),
         })
     }
 }
 
 impl fmt::Display for ServerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.base_path)
+        let scheme = self.access.scheme();
+        write!(f, "{scheme}://{}{}", self.authority, self.base_path)
     }
 }
 

@@ -117,7 +117,6 @@ impl Options {
             prompt: None,
             expect_test_runner: self.expect_test_runner,
             model: self.model.clone(),
-            key: None,
             timeout: Some(self.timeout_ms),
         }
     }

@@ -49,9 +49,6 @@ pub(crate) struct Load {
     pub(crate) expect_test_runner: bool,
     /// Model to request. `None` lets the server choose.
     pub(crate) model: Option<String>,
-    /// Key that the server requires.
-    #[serde(skip)]
-    pub(crate) key: Option<&'static str>,
     /// Time limit of a request. `None` means no limit.
     #[serde(skip)]
     pub(crate) timeout: Option<Duration>,
@@ -78,7 +75,6 @@ impl Load {
             prompt: None,
             expect_test_runner: true,
             model: None,
-            key: None,
             timeout: None,
         }
     }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
 
+mod access;
 mod arguments;
 mod attack;
 mod compare;

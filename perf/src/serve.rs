@@ -3,14 +3,17 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use tokenway::caller::PrefixSharing;
+use tokenway::certificates::CertificateError;
 use tokenway::cluster::{ClusterSpec, RoutePolicy, RouteSpec, ServerKind, TargetSpec};
-use tokenway::listen::{Address, Limits};
+use tokenway::keys::KeySources;
+use tokenway::listen::{Address, Limits, ServerTls, ServerTlsFiles};
 use tokenway::logging::{self, LogFormat, Timestamps};
 use tokenway::models::UnknownModelPolicy;
 use tokenway::output::Output;
@@ -90,9 +93,20 @@ pub(crate) struct Options {
     /// Behaviour of the scripted engine.
     #[serde(default)]
     pub(crate) script: Script,
+    /// Keys and certificates.
+    #[serde(default)]
+    pub(crate) credentials: Credentials,
     /// Time after which the server gives up a peer that sends no headers or reads too slowly. The timeout for bodies,
     /// and for sockets that accept nothing, is three times as long.
     pub(crate) peer_timeout: Duration,
+}
+
+/// Keys that clients of Tokenway need, and the certificate of both APIs. The default is neither.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Credentials {
+    pub(crate) keys_file: Option<PathBuf>,
+    /// Folder that `tokenway tls self-signed` has created.
+    pub(crate) tls: Option<PathBuf>,
 }
 
 /// A route of a gateway to models of scripted engines.
@@ -121,6 +135,7 @@ impl Options {
             vllm_engines: 0,
             routes: Vec::new(),
             script: Script::default(),
+            credentials: Credentials::default(),
             peer_timeout: Duration::from_secs(10),
         }
     }
@@ -201,12 +216,35 @@ fn server_parts(options: &Options) -> io::Result<ServerParts> {
         request_timeout: Duration::from_secs(24 * 60 * 60),
         access_log: options.role != Role::Unlogged,
         prefix_sharing: PrefixSharing::All,
+        keys: options.credentials.key_sources(),
+        tls: options.credentials.server_tls().map_err(io::Error::other)?,
         drain: DrainDurations {
             grace: Duration::ZERO,
             timeout: Duration::ZERO,
         },
         ..ServerParts::new(server_source(options)?)
     })
+}
+
+impl Credentials {
+    fn key_sources(&self) -> Option<KeySources> {
+        self.keys_file.clone().map(|file| KeySources {
+            file: Some(file),
+            variable: None,
+            usage_file: None,
+        })
+    }
+
+    fn server_tls(&self) -> Result<Option<ServerTls>, CertificateError> {
+        let tls = self.tls.as_ref().map(|folder| {
+            ServerTls::read(ServerTlsFiles {
+                certificate: folder.join("server.pem"),
+                key: folder.join("server.key"),
+                client_ca: None,
+            })
+        });
+        tls.transpose()
+    }
 }
 
 fn server_source(options: &Options) -> io::Result<Source> {

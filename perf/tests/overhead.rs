@@ -48,6 +48,29 @@ fn every_path_is_measured_under_every_load_and_no_token_is_lost() {
 }
 
 #[test]
+fn keys_and_tls_are_measured_on_both_apis_beside_the_same_api_without_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("run.json");
+    let paths = "ndjson,grpc,keys-ndjson,keys-grpc,tls-ndjson,tls-grpc";
+    let loads = ["--loads", "open-loop", "--json", path_text(&json)];
+    let ran = run_overhead(paths, &loads);
+    ran.assert_succeeded();
+    let run = read_json(&json);
+    let cells = run["cells"].as_array().expect("cells");
+    assert_eq!(cells.len(), 6);
+    for cell in cells {
+        let tokens = cell["rounds"][0]["tokens"].as_u64();
+        assert!(tokens > Some(0), "{cell}");
+    }
+    for on in ["keys", "keys and TLS"] {
+        for api in ["HTTP", "gRPC"] {
+            let target = format!("{api}, {on}: TTFT added at p50, 1,000 requests/s");
+            assert!(ran.out.contains(&target), "{target}: {ran}");
+        }
+    }
+}
+
+#[test]
 fn the_targets_are_listed_with_value_limit_and_verdict() {
     let folder = tempfile::tempdir().expect("a folder");
     let json = folder.path().join("run.json");

@@ -45,12 +45,12 @@ pub struct NoRandomNumbers;
 
 /// SHA-256 of a secret.
 #[derive(Clone, Copy)]
-pub(crate) struct SecretHash([u8; SHA256_OUTPUT_LEN]);
+pub struct SecretHash([u8; SHA256_OUTPUT_LEN]);
 
 /// Error for a text that is not a hash. It does not repeat the text, which may be a secret.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be the SHA-256 of the key in 64 hexadecimal digits, not the key itself")]
-pub(crate) struct InvalidHash;
+pub struct InvalidHash;
 
 impl SecretHash {
     /// Hashes what a client sent.

@@ -18,13 +18,13 @@ use crate::watched_files::WatchedFiles;
 
 /// PEM files of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ServerTlsFiles {
+pub struct ServerTlsFiles {
     /// Certificate of the server, followed by its intermediate certificates.
-    pub(crate) certificate: PathBuf,
+    pub certificate: PathBuf,
     /// Private key of the certificate.
-    pub(crate) key: PathBuf,
+    pub key: PathBuf,
     /// CA certificates. If this is set, a client must present a certificate that one of them has signed.
-    pub(crate) client_ca: Option<PathBuf>,
+    pub client_ca: Option<PathBuf>,
 }
 
 /// TLS of a listener. Clones share the certificates, which can be replaced while connections are open.
@@ -54,7 +54,7 @@ impl ServerTls {
     /// # Errors
     /// A file cannot be read, its contents are not valid, or the key does not belong to the certificate. The error names
     /// the file.
-    pub(crate) fn read(files: ServerTlsFiles) -> Result<Self, CertificateError> {
+    pub fn read(files: ServerTlsFiles) -> Result<Self, CertificateError> {
         let files_at_start = WatchedFiles::new(files.paths().map(Path::to_owned));
         let acceptors = RwLock::new(Acceptors::read(&files)?);
         Ok(Self(Arc::new(Shared {

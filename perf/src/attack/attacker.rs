@@ -40,7 +40,7 @@ pub(crate) struct Options {
 }
 
 /// The server under attack, and the time that the attack may take.
-pub(super) struct Arena<'a> {
+pub(super) struct AttackTarget<'a> {
     pub(super) http: ServerUrl,
     pub(super) grpc: ServerUrl,
     duration: Duration,
@@ -65,19 +65,19 @@ pub(super) struct AttackerProcess {
 
 pub(crate) async fn run(options: Options, out: &mut dyn Write) -> CommandResult {
     priority::lower()?;
-    let arena = Arena {
+    let target = AttackTarget {
         http: options.http,
         grpc: options.grpc,
         duration: options.duration_ms,
         out: RefCell::new(out),
     };
-    let outcome = options.kind.run(&arena).await?;
-    let out = arena.out.into_inner();
+    let outcome = options.kind.run(&target).await?;
+    let out = target.out.into_inner();
     writeln!(out, "{}", serde_json::to_string(&outcome)?)?;
     Ok(Verdict::Passed)
 }
 
-impl Arena<'_> {
+impl AttackTarget<'_> {
     fn write_ready(&self) -> io::Result<()> {
         let mut out = self.out.borrow_mut();
         writeln!(out, "ready")?;

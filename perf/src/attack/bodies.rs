@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::attacker::{Arena, Outcome};
+use super::attacker::{AttackTarget, Outcome};
 use super::server::{FAST_MODEL, PACED_MODEL};
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
@@ -24,47 +24,47 @@ const HELD_BACK_BYTES: usize = 3;
 const RESUMED_TOKENS: u32 = 1_000_000;
 const FURTHER_TOKENS: u32 = 10;
 
-pub(super) async fn complete_many_lists(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn complete_many_lists(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let list = format!("[{}]", repeat("1", 15_000));
     let prompts = repeat(&list, 128);
     let body = format!("{{\"model\":\"{PACED_MODEL}\",\"max_tokens\":1,\"prompt\":[{prompts}]}}");
-    send_bodies(arena, "/v1/completions", body, 200).await
+    send_bodies(target, "/v1/completions", body, 200).await
 }
 
-pub(super) async fn complete_long_lists(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn complete_long_lists(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let prompt = repeat("1", 2_000_000);
     let body = format!("{{\"model\":\"{PACED_MODEL}\",\"max_tokens\":1,\"prompt\":[{prompt}]}}");
-    send_bodies(arena, "/v1/completions", body, 200).await
+    send_bodies(target, "/v1/completions", body, 200).await
 }
 
-pub(super) async fn detokenize(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn detokenize(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let tokens = repeat("1", 2_000_000);
     let body = format!("{{\"model\":\"{PACED_MODEL}\",\"tokens\":[{tokens}]}}");
-    send_bodies(arena, "/detokenize", body, 50).await
+    send_bodies(target, "/detokenize", body, 50).await
 }
 
-pub(super) async fn tokenize(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn tokenize(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let head = format!("{{\"model\":\"{PACED_MODEL}\",\"prompt\":\"");
     let words = "a ".repeat((MAX_BODY_BYTES - head.len()) / 2 - 1);
-    send_bodies(arena, "/tokenize", format!("{head}{words}\"}}"), 50).await
+    send_bodies(target, "/tokenize", format!("{head}{words}\"}}"), 50).await
 }
 
 /// Requests responses of nearly 64 MiB, which is the limit.
-pub(super) async fn request_logprobs(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn request_logprobs(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let body = format!(
         "{{\"model\":\"{FAST_MODEL}\",\"prompt\":\"a\",\"n\":128,\"max_tokens\":850,\"logprobs\":5}}"
     );
-    send_bodies(arena, "/v1/completions", body, 6).await
+    send_bodies(target, "/v1/completions", body, 6).await
 }
 
-pub(super) async fn hold_back(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn hold_back(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let body = "a".repeat(MAX_BODY_BYTES);
-    let mut request = encode_request(&arena.http, "/v1/completions", &body);
+    let mut request = encode_request(&target.http, "/v1/completions", &body);
     request.truncate(request.len() - HELD_BACK_BYTES);
-    send_requests(arena, request.into(), 300).await
+    send_requests(target, request.into(), 300).await
 }
 
-pub(super) async fn resume(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn resume(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let message = v1::CompletionRequest {
         model: PACED_MODEL.to_owned(),
         input: Some(Input::Prompt("a".to_owned())),
@@ -76,11 +76,11 @@ pub(super) async fn resume(arena: &Arena<'_>) -> Result<Outcome, Fault> {
         }],
         ..v1::CompletionRequest::default()
     };
-    let request = grpc_request(&arena.grpc, "Complete", &message.encode_to_vec());
-    let end = arena.start().await?;
+    let request = grpc_request(&target.grpc, "Complete", &message.encode_to_vec());
+    let end = target.start().await?;
     let mut tasks = JoinSet::new();
     for _ in 0..60 {
-        let (url, request) = (arena.grpc.clone(), request.clone());
+        let (url, request) = (target.grpc.clone(), request.clone());
         tasks.spawn(async move {
             let call = async {
                 let mut connection = Connection::open(&url, Protocol::Http2).await?;
@@ -104,22 +104,26 @@ pub(super) async fn resume(arena: &Arena<'_>) -> Result<Outcome, Fault> {
 
 /// Sends a body in this number of requests at once.
 async fn send_bodies(
-    arena: &Arena<'_>,
+    target: &AttackTarget<'_>,
     path: &str,
     body: String,
     count: u32,
 ) -> Result<Outcome, Fault> {
-    let request = encode_request(&arena.http, path, &body);
+    let request = encode_request(&target.http, path, &body);
     drop(body);
-    send_requests(arena, request.into(), count).await
+    send_requests(target, request.into(), count).await
 }
 
 /// Writes these bytes to this number of connections at once, and waits for the responses.
-async fn send_requests(arena: &Arena<'_>, request: Bytes, count: u32) -> Result<Outcome, Fault> {
-    let end = arena.start().await?;
+async fn send_requests(
+    target: &AttackTarget<'_>,
+    request: Bytes,
+    count: u32,
+) -> Result<Outcome, Fault> {
+    let end = target.start().await?;
     let mut tasks = JoinSet::new();
     for _ in 0..count {
-        let (url, request) = (arena.http.clone(), request.clone());
+        let (url, request) = (target.http.clone(), request.clone());
         tasks.spawn(async move { send_request(&url, &request, end).await });
     }
     Ok(count_ends(tasks).await)

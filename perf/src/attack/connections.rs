@@ -9,7 +9,7 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep_until, timeout_at};
 
-use super::attacker::{Arena, Outcome};
+use super::attacker::{AttackTarget, Outcome};
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
 use crate::stream::connect;
@@ -20,12 +20,12 @@ const DRIPPING_CONNECTIONS: u32 = 500;
 const DRIP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Opens this number of idle connections, half of them to each API, and holds them.
-pub(super) async fn send_nothing(arena: &Arena<'_>, count: u32) -> Result<Outcome, Fault> {
-    let end = arena.start().await?;
+pub(super) async fn send_nothing(target: &AttackTarget<'_>, count: u32) -> Result<Outcome, Fault> {
+    let end = target.start().await?;
     let mut outcome = Outcome::default();
     let mut tasks = JoinSet::new();
     for number in 0..count {
-        let url = either_api(arena, number);
+        let url = either_api(target, number);
         match timeout_at(end, connect(url)).await {
             Ok(Ok(mut socket)) => {
                 tasks.spawn(async move {
@@ -45,8 +45,8 @@ pub(super) async fn send_nothing(arena: &Arena<'_>, count: u32) -> Result<Outcom
 }
 
 /// Sends a byte a second on each connection: headers that do not end on one half of them, bodies on the other.
-pub(super) async fn drip(arena: &Arena<'_>) -> Result<Outcome, Fault> {
-    let end = arena.start().await?;
+pub(super) async fn drip(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
+    let end = target.start().await?;
     let began = Instant::now();
     let mut outcome = Outcome::default();
     let mut tasks = JoinSet::new();
@@ -57,7 +57,7 @@ pub(super) async fn drip(arena: &Arena<'_>) -> Result<Outcome, Fault> {
             "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n\
              content-type: application/json\r\ncontent-length: 60000\r\n\r\n\""
         };
-        match connect(&arena.http).await {
+        match connect(&target.http).await {
             Ok(socket) => {
                 tasks.spawn(timeout_at(end, drip_until_closed(socket, start)));
             }
@@ -107,18 +107,18 @@ async fn drip_bytes(mut writing: OwnedWriteHalf, start: &str) {
 }
 
 /// Keeps one core busy, as an attack does.
-pub(super) async fn keep_core_busy(arena: &Arena<'_>) -> Result<Outcome, Fault> {
-    let end = arena.start().await?;
+pub(super) async fn keep_core_busy(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
+    let end = target.start().await?;
     while Instant::now() < end {
         spin_loop();
     }
     Ok(Outcome::default())
 }
 
-fn either_api<'a>(arena: &'a Arena<'_>, number: u32) -> &'a ServerUrl {
+fn either_api<'a>(target: &'a AttackTarget<'_>, number: u32) -> &'a ServerUrl {
     if number.is_multiple_of(2) {
-        &arena.http
+        &target.http
     } else {
-        &arena.grpc
+        &target.grpc
     }
 }

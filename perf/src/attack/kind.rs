@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::attacker::{Arena, Outcome};
+use super::attacker::{AttackTarget, Outcome};
 use super::{bodies, connections, floods, readers, streams};
 use crate::fault::Fault;
 
@@ -102,31 +102,31 @@ impl AttackKind {
         }
     }
 
-    pub(super) async fn run(self, arena: &Arena<'_>) -> Result<Outcome, Fault> {
+    pub(super) async fn run(self, target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
         match self {
-            Self::None => connections::send_nothing(arena, 0).await,
-            Self::BusyCore => connections::keep_core_busy(arena).await,
-            Self::ManyLists => bodies::complete_many_lists(arena).await,
-            Self::LongLists => bodies::complete_long_lists(arena).await,
-            Self::Detokenize => bodies::detokenize(arena).await,
-            Self::Tokenize => bodies::tokenize(arena).await,
-            Self::Resume => bodies::resume(arena).await,
-            Self::HeldBodies => bodies::hold_back(arena).await,
-            Self::Logprobs => bodies::request_logprobs(arena).await,
-            Self::SlowReaders => readers::read_slowly(arena).await,
-            Self::ZeroWindows => streams::open_with_windows(arena, None).await,
+            Self::None => connections::send_nothing(target, 0).await,
+            Self::BusyCore => connections::keep_core_busy(target).await,
+            Self::ManyLists => bodies::complete_many_lists(target).await,
+            Self::LongLists => bodies::complete_long_lists(target).await,
+            Self::Detokenize => bodies::detokenize(target).await,
+            Self::Tokenize => bodies::tokenize(target).await,
+            Self::Resume => bodies::resume(target).await,
+            Self::HeldBodies => bodies::hold_back(target).await,
+            Self::Logprobs => bodies::request_logprobs(target).await,
+            Self::SlowReaders => readers::read_slowly(target).await,
+            Self::ZeroWindows => streams::open_with_windows(target, None).await,
             Self::ByteWindows => {
-                streams::open_with_windows(arena, Some(Duration::from_secs(1))).await
+                streams::open_with_windows(target, Some(Duration::from_secs(1))).await
             }
-            Self::AcceptedResets => streams::reset_accepted(arena).await,
-            Self::Resets => floods::send_resets(arena).await,
-            Self::Continuations => floods::send_continuations(arena).await,
-            Self::Settings => floods::send_settings(arena).await,
-            Self::Pings => floods::send_pings(arena).await,
-            Self::EmptyData => floods::send_empty_data(arena).await,
-            Self::Hpack => floods::send_large_headers(arena).await,
-            Self::Drips => connections::drip(arena).await,
-            Self::Idle => connections::send_nothing(arena, connections::IDLE_CONNECTIONS).await,
+            Self::AcceptedResets => streams::reset_accepted(target).await,
+            Self::Resets => floods::send_resets(target).await,
+            Self::Continuations => floods::send_continuations(target).await,
+            Self::Settings => floods::send_settings(target).await,
+            Self::Pings => floods::send_pings(target).await,
+            Self::EmptyData => floods::send_empty_data(target).await,
+            Self::Hpack => floods::send_large_headers(target).await,
+            Self::Drips => connections::drip(target).await,
+            Self::Idle => connections::send_nothing(target, connections::IDLE_CONNECTIONS).await,
         }
     }
 }

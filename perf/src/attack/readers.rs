@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, timeout_at};
 
-use super::attacker::{Arena, Outcome};
+use super::attacker::{AttackTarget, Outcome};
 use super::server::FAST_MODEL;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
@@ -18,7 +18,7 @@ const PIECE_BYTES: usize = 500;
 const READ_INTERVAL: Duration = Duration::from_millis(100);
 const TOKENS: u32 = 1_000_000;
 
-pub(super) async fn read_slowly(arena: &Arena<'_>) -> Result<Outcome, Fault> {
+pub(super) async fn read_slowly(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let completion = CompletionRequest {
         model: Some(FAST_MODEL),
         ..CompletionRequest::of_tokens(TOKENS)
@@ -30,10 +30,10 @@ pub(super) async fn read_slowly(arena: &Arena<'_>) -> Result<Outcome, Fault> {
         body.len()
     )
     .leak();
-    let end = arena.start().await?;
+    let end = target.start().await?;
     let mut tasks = JoinSet::new();
     for _ in 0..READERS {
-        let url = arena.http.clone();
+        let url = target.http.clone();
         tasks.spawn(async move { read_until(&url, request, end).await });
     }
     let mut outcome = Outcome::default();

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, timeout_at};
 
-use super::attacker::{Arena, Outcome};
+use super::attacker::{AttackTarget, Outcome};
 use super::frames::{
     ACK, Api, DATA, END_STREAM, GO_AWAY, HEADERS, PING, RST_STREAM, WINDOW_UPDATE, frame,
     read_frame, reset,
@@ -23,10 +23,10 @@ const STREAMS_PER_CONNECTION: u32 = 50;
 
 /// Requests two streams, waits for the answer to a PING, which follows the server's acceptance of the streams, resets
 /// them, and so on.
-pub(super) async fn reset_accepted(arena: &Arena<'_>) -> Result<Outcome, Fault> {
-    let end = arena.start().await?;
+pub(super) async fn reset_accepted(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
+    let end = target.start().await?;
     let mut tasks = JoinSet::new();
-    for api in Api::both(arena) {
+    for api in Api::both(target) {
         for _ in 0..RESETTING_CONNECTIONS {
             let api = api.clone();
             tasks.spawn(async move { reset_until(&api, end).await });
@@ -80,13 +80,13 @@ async fn reset_pairs(api: &Api, mut socket: TcpStream, requests: &mut u64) -> st
 
 /// Opens streams with windows of 0 bytes, which grow by 1 byte in each `growth`, and waits until the server ends them.
 pub(super) async fn open_with_windows(
-    arena: &Arena<'_>,
+    target: &AttackTarget<'_>,
     growth: Option<Duration>,
 ) -> Result<Outcome, Fault> {
-    let end = arena.start().await?;
+    let end = target.start().await?;
     let began = Instant::now();
     let mut tasks = JoinSet::new();
-    for api in Api::both(arena) {
+    for api in Api::both(target) {
         for _ in 0..CLOSED_CONNECTIONS {
             let api = api.clone();
             tasks.spawn(async move {

@@ -8,27 +8,28 @@ use std::task::{Poll, ready};
 use bytes::Bytes;
 use tokenway::runner::monotonic_ns;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::Load;
 use super::consumer::Consumer;
 use super::generator::SharedLoad;
 use super::response::ResponseParser;
+use crate::access::ClientSocket;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
-use crate::stream::{Decoder, Format, connect};
+use crate::stream::{Decoder, Format, Protocol, connect};
 
 /// A connection that is reused for as long as the server keeps it open.
 pub(super) struct Connection {
-    socket: TcpStream,
+    socket: ClientSocket,
     format: Format,
     is_idle: bool,
 }
 
 impl Connection {
     pub(super) async fn open(url: &ServerUrl, format: Format) -> Result<Self, Fault> {
+        let socket = connect(url).await?;
         Ok(Self {
-            socket: connect(url).await?,
+            socket: url.access.secure(socket, Protocol::Http1).await?,
             format,
             is_idle: true,
         })
@@ -109,7 +110,7 @@ pub(super) fn encode_request(url: &ServerUrl, format: Format, load: &Load) -> By
         &url.authority,
         body.len(),
     );
-    let key = match load.key {
+    let key = match &url.access.key {
         Some(key) => format!("authorization: Bearer {key}\r\n"),
         None => String::new(),
     };

@@ -114,5 +114,9 @@ fn path_color(path: MeasuredPath) -> RGBColor {
         MeasuredPath::Child => RGBColor(150, 90, 0),
         MeasuredPath::TwoTcp => RGBColor(0, 130, 90),
         MeasuredPath::TwoUnix => RGBColor(110, 150, 0),
+        MeasuredPath::KeysNdjson => RGBColor(240, 170, 90),
+        MeasuredPath::KeysGrpc => RGBColor(110, 160, 230),
+        MeasuredPath::TlsNdjson => RGBColor(120, 50, 0),
+        MeasuredPath::TlsGrpc => RGBColor(10, 40, 110),
     }
 }

@@ -4,7 +4,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
-use super::path::MeasuredPath;
+use super::credentials::Credentials;
+use super::path::{MeasuredPath, Protection};
+use crate::access::Access;
 use crate::device::Device;
 use crate::load::Target;
 use crate::process::ResourceUsage;
@@ -17,8 +19,10 @@ pub(super) struct Fleet {
     destinations: HashMap<MeasuredPath, PathServers>,
     /// Configuration of each server, except for its role.
     options: serve::Options,
-    /// Folder for the Unix sockets of the engines.
+    /// Folder for the Unix sockets of the engines, and for keys and certificates.
     folder: tempfile::TempDir,
+    /// Keys and certificates of the protected servers. `None` if there are no such servers.
+    credentials: Option<Credentials>,
 }
 
 struct PathServers {
@@ -31,10 +35,16 @@ impl Fleet {
         paths: &BTreeSet<MeasuredPath>,
         options: serve::Options,
     ) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let is_protected = |path: &MeasuredPath| path.protection() != Protection::None;
+        let needs_credentials = paths.iter().any(is_protected);
         let mut fleet = Self {
             destinations: HashMap::new(),
             options,
-            folder: tempfile::tempdir()?,
+            credentials: needs_credentials
+                .then(|| Credentials::create(folder.path()))
+                .transpose()?,
+            folder,
         };
         for path in paths {
             let destination = fleet.start_destination(*path).await?;
@@ -63,23 +73,30 @@ impl Fleet {
                 processes: Vec::new(),
             });
         };
-        let processes = match (role, self.shared_product()) {
+        let (mut options, mut access) = (self.server_options(role), Access::default());
+        if let Some(credentials) = &self.credentials {
+            (options.credentials, access) = credentials.of(path.protection());
+        }
+        let processes = match (role, self.shared_product(path.protection())) {
             (Role::Gateway, _) => self.start_gateway(path).await?.to_vec(),
             (Role::Product, Some(product)) => vec![product],
-            _ => vec![start_server(&self.server_options(role)).await?],
+            _ => vec![start_server(&options).await?],
         };
         let url = match format {
             Format::Grpc => processes[0].grpc_url()?,
             Format::Raw | Format::Ndjson | Format::Sse => processes[0].http_url()?,
         };
-        let target = Target::Server(url, format);
+        let target = Target::Server(url.with_access(access), format);
         Ok(PathServers { target, processes })
     }
 
-    /// Returns the process in the role `Product`, which serves three paths, if it runs.
-    fn shared_product(&self) -> Option<Rc<ServerProcess>> {
+    /// Returns the process in the role `Product` with this protection, which serves several paths, if it runs.
+    fn shared_product(&self, protection: Protection) -> Option<Rc<ServerProcess>> {
         let mut destinations = self.destinations.iter();
-        let is_product = |path: &MeasuredPath| matches!(path.server(), Some((Role::Product, _)));
+        let is_product = |path: &MeasuredPath| {
+            let is_product = matches!(path.server(), Some((Role::Product, _)));
+            is_product && path.protection() == protection
+        };
         let (_, product) = destinations.find(|(path, _)| is_product(path))?;
         product.processes.first().cloned()
     }

@@ -3,8 +3,19 @@
 
 use clap::ValueEnum;
 
+use super::scenario::Scenario;
 use crate::serve::Role;
 use crate::stream::Format;
+
+/// Requirements of a server for its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protection {
+    None,
+    /// API keys with limits that no client reaches.
+    Keys,
+    /// The same, and TLS.
+    KeysAndTls,
+}
 
 /// A way of a token from the device to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
@@ -31,6 +42,14 @@ pub(crate) enum MeasuredPath {
     TwoTcp,
     /// HTTP API of a gateway that reaches its engine over a Unix socket.
     TwoUnix,
+    /// Tokenway's HTTP API, as NDJSON, with keys and limits.
+    KeysNdjson,
+    /// Tokenway's gRPC API, with keys and limits.
+    KeysGrpc,
+    /// Tokenway's HTTP API, as NDJSON, with keys, limits and TLS.
+    TlsNdjson,
+    /// Tokenway's gRPC API, with keys, limits and TLS.
+    TlsGrpc,
 }
 
 impl MeasuredPath {
@@ -47,6 +66,10 @@ impl MeasuredPath {
             Self::Child => "HTTP NDJSON, worker process",
             Self::TwoTcp => "gateway | engine, TCP",
             Self::TwoUnix => "gateway | engine, Unix socket",
+            Self::KeysNdjson => "HTTP NDJSON, keys",
+            Self::KeysGrpc => "gRPC, keys",
+            Self::TlsNdjson => "HTTP NDJSON, keys and TLS",
+            Self::TlsGrpc => "gRPC, keys and TLS",
         }
     }
 
@@ -64,6 +87,35 @@ impl MeasuredPath {
         }
     }
 
+    /// Returns the requirements of the path's server for its clients.
+    pub(super) fn protection(self) -> Protection {
+        match self {
+            Self::KeysNdjson | Self::KeysGrpc => Protection::Keys,
+            Self::TlsNdjson | Self::TlsGrpc => Protection::KeysAndTls,
+            Self::Mpsc
+            | Self::RawTcp
+            | Self::BareTonic
+            | Self::BareAxum
+            | Self::Grpc
+            | Self::Ndjson
+            | Self::Sse
+            | Self::Unlogged
+            | Self::Child
+            | Self::TwoTcp
+            | Self::TwoUnix => Protection::None,
+        }
+    }
+
+    /// Returns true if a whole run measures the path under this load. The cost of keys and TLS is judged under three
+    /// loads only.
+    pub(super) fn is_measured_under(self, scenario: Scenario) -> bool {
+        let is_judged = matches!(
+            scenario,
+            Scenario::Paced(64) | Scenario::Full(64) | Scenario::OpenLoop
+        );
+        is_judged || self.protection() == Protection::None
+    }
+
     /// Returns the format of the stream between the path's server and the client, or `None` without a server.
     pub(super) fn stream_format(self) -> Option<Format> {
         self.server().map(|(_, format)| format)
@@ -77,8 +129,8 @@ impl MeasuredPath {
             Self::RawTcp => (Role::Tcp, Format::Raw),
             Self::BareTonic => (Role::Tonic, Format::Grpc),
             Self::BareAxum => (Role::Axum, Format::Ndjson),
-            Self::Grpc => (Role::Product, Format::Grpc),
-            Self::Ndjson => (Role::Product, Format::Ndjson),
+            Self::Grpc | Self::KeysGrpc | Self::TlsGrpc => (Role::Product, Format::Grpc),
+            Self::Ndjson | Self::KeysNdjson | Self::TlsNdjson => (Role::Product, Format::Ndjson),
             Self::Sse => (Role::Product, Format::Sse),
             Self::Unlogged => (Role::Unlogged, Format::Ndjson),
             Self::Child => (Role::Isolated, Format::Ndjson),

@@ -114,7 +114,11 @@ fn paths_under(options: &Options, scenario: Scenario) -> Vec<MeasuredPath> {
         (Some(paths), _) => paths.clone(),
         (None, Scenario::Scale(scale)) => scale.paths().to_vec(),
         (None, _) if options.quick => targets::paths_needed(scenario),
-        (None, _) => MeasuredPath::value_variants().to_vec(),
+        (None, _) => {
+            let all = MeasuredPath::value_variants().iter().copied();
+            all.filter(|path| path.is_measured_under(scenario))
+                .collect()
+        }
     }
 }
 

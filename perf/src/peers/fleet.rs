@@ -8,6 +8,7 @@ use tempfile::NamedTempFile;
 use tokio::process::Command;
 
 use super::Options;
+use crate::access::Access;
 use crate::arguments::ServerUrl;
 use crate::foreign_server::ForeignServer;
 use crate::load::{ConnectionPlan, Load, LoadGenerator, Target};
@@ -33,8 +34,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 pub(super) struct Peer {
     pub(super) name: &'static str,
     pub(super) target: Target,
-    /// Key that the server requires.
-    key: Option<&'static str>,
     /// Divisor of its loads, except the paced one.
     slowness: u32,
     process: Process,
@@ -59,7 +58,6 @@ impl Peer {
         Ok(Self {
             name,
             target,
-            key: None,
             slowness: 1,
             process: Process::Own(process),
         })
@@ -74,7 +72,6 @@ impl Peer {
         Load {
             tokens: load.tokens.div_ceil(slowness),
             requests: load.requests.div_ceil(slowness),
-            key: self.key,
             ..load.clone()
         }
     }
@@ -91,14 +88,17 @@ impl Peer {
             .args(arguments)
             // LiteLLM would fetch its list of prices, and use a proxy for the engine.
             .envs([("LITELLM_LOCAL_MODEL_COST_MAP", "True"), ("NO_PROXY", "*")]);
+        let access = Access {
+            key: key.map(Into::into),
+            ..Access::default()
+        };
         let url = ServerUrl::from_authority(&format!("127.0.0.1:{port}"));
-        let target = Target::Server(url, Format::Sse);
-        let answers = async || Ok(completes_request(&target, key).await);
+        let target = Target::Server(url.with_access(access), Format::Sse);
+        let answers = async || Ok(completes_request(&target).await);
         let process = ForeignServer::start(command, START_TIMEOUT, answers).await?;
         Ok(Self {
             name,
             target,
-            key,
             slowness: 1,
             process: Process::Foreign(process),
         })
@@ -176,9 +176,8 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<Vec<Peer>> {
 }
 
 /// Returns true if the server completes a request.
-async fn completes_request(target: &Target, key: Option<&'static str>) -> bool {
+async fn completes_request(target: &Target) -> bool {
     let load = Load {
-        key,
         model: Some(MODEL.to_owned()),
         timeout: Some(START_TIMEOUT),
         ..Load::of_test_runner(1, 1)

@@ -21,6 +21,7 @@ use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio_util::io::InspectReader;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::access::ClientSocket;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
 
@@ -70,7 +71,7 @@ impl ReadClock {
 
     /// Wraps a socket so that the time of each read is recorded. The client's own parsing and wake-ups are then not
     /// counted as latency of the server.
-    fn wrap_socket(&self, socket: TcpStream) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
+    fn wrap_socket(&self, socket: ClientSocket) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
         let clock = self.clone();
         InspectReader::new(socket, move |read: &[u8]| {
             if !read.is_empty() {
@@ -98,6 +99,7 @@ impl Connection {
     ) -> Result<Self, Fault> {
         let socket = Arc::new(SockRef::from(&stream).try_clone()?);
         let clock = ReadClock::default();
+        let stream = url.access.secure(stream, protocol).await?;
         let stream = TokioIo::new(clock.wrap_socket(stream));
         // Ignore the result of this task: the pending responses also report a broken connection.
         let (requests, driver) = match protocol {
@@ -143,6 +145,7 @@ impl Connection {
     /// Sends a request, and waits for the head of its response.
     pub(crate) async fn send(&mut self, request: Request<Bytes>) -> Result<Response, Fault> {
         let mut request = request.map(Full::new);
+        self.url.access.authorize(request.headers_mut());
         match &mut self.requests {
             RequestSender::Http1(sender) => {
                 // HTTP/1.1 has only the path in the request line; the host is a header.

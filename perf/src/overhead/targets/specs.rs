@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::overhead::path::MeasuredPath;
+use crate::overhead::path::{MeasuredPath, Protection};
 use crate::overhead::results::{CellKey, Round};
 use crate::overhead::scale::Scale;
 use crate::overhead::scenario::{RunSize, Scenario};
@@ -94,8 +94,37 @@ pub(super) fn target_specs() -> Vec<TargetSpec> {
         let unlogged = relative_target(&unlogged, load, Ndjson, Cpu).relative_to(Unlogged);
         [thread.with_limit(1.5), unlogged.with_limit(1.02)]
     });
-    let all = floors.chain(own_paths).chain(scale_targets());
-    all.collect()
+    let all = floors.chain(own_paths).chain(protection_targets());
+    all.chain(scale_targets()).collect()
+}
+
+/// Returns the targets of keys, limits and TLS, relative to the same API without them.
+fn protection_targets() -> impl Iterator<Item = TargetSpec> {
+    use MeasuredPath::{Grpc, KeysGrpc, KeysNdjson, Ndjson, TlsGrpc, TlsNdjson};
+    let paths = [
+        ("HTTP", "keys", KeysNdjson, Ndjson),
+        ("gRPC", "keys", KeysGrpc, Grpc),
+        ("HTTP", "keys and TLS", TlsNdjson, Ndjson),
+        ("gRPC", "keys and TLS", TlsGrpc, Grpc),
+    ];
+    paths.into_iter().flat_map(|(api, on, path, off)| {
+        let target = |load, speed, value: TargetValue, limit| {
+            let of = match value.unit() {
+                "×" => " no keys",
+                _ => "",
+            };
+            let name = format!("{api}, {on}: {}{of}{speed}", value.title());
+            relative_target(&name, load, path, value)
+                .relative_to(off)
+                .with_limit(limit)
+        };
+        let ttft = TargetValue::AddedTtft;
+        [
+            target(PACED, ", paced", TargetValue::Cpu, 1.05),
+            target(FULL, ", full speed", TargetValue::Cpu, 1.05),
+            target(Scenario::OpenLoop, ", 1,000 requests/s", ttft, 30.0),
+        ]
+    })
 }
 
 fn scale_targets() -> Vec<TargetSpec> {
@@ -222,7 +251,8 @@ impl TargetValue {
     }
 }
 
-/// Returns the paths that a run must measure under a load to judge its targets.
+/// Returns the paths that a quick run measures under a load. Its targets are all but those of keys and TLS, which would
+/// take as long as all others.
 pub(crate) fn paths_needed(scenario: Scenario) -> Vec<MeasuredPath> {
     let wanted = target_specs().into_iter();
     let keys = wanted.flat_map(|wanted| [Some(wanted.key), wanted.beside]);
@@ -232,7 +262,7 @@ pub(crate) fn paths_needed(scenario: Scenario) -> Vec<MeasuredPath> {
         .flatten()
         .chain([two, CellKey::new(ONE_PACED_STREAM, MeasuredPath::Mpsc)]);
     let paths = keys
-        .filter(|key| key.scenario == scenario)
+        .filter(|key| key.scenario == scenario && key.path.protection() == Protection::None)
         .map(|key| key.path);
     paths.collect::<BTreeSet<_>>().into_iter().collect()
 }
