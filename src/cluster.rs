@@ -73,7 +73,7 @@ use member::Member;
 use membership::Members;
 pub use membership::Membership;
 use openai::OpenAiUpstream;
-use policy::RetryBudget;
+use policy::{RetryBudget, expected_prompt_tokens};
 use remote::Connector;
 use resilient_events::ResilientEvents;
 use route::{Route, RoutingTable};
@@ -240,11 +240,15 @@ impl Cluster {
             // The limit of the whole completion, also after a resumption.
             message.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
         }
-        // The number of prompt tokens is not known yet. It counts when the request ends.
+        // The number of prompt tokens is not known yet, and is estimated.
         let max_tokens = u64::from(message.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
         let choices = u64::from(message.n.unwrap_or(1));
+        let resumed = message.resume.iter().map(|it| it.token_ids.len());
+        let resumed = u64::try_from(resumed.sum::<usize>()).unwrap_or(u64::MAX);
         let reservation = context.request.reserve_tokens(TokenNeed {
-            prompt: 0,
+            prompt: expected_prompt_tokens(&message)
+                .max(1)
+                .saturating_add(resumed),
             completion: max_tokens.saturating_mul(choices),
             is_open_ended: message.max_tokens.is_none(),
         })?;
@@ -271,7 +275,7 @@ impl Cluster {
                 let events = ResilientEvents::new(stream, attempts, delivered);
                 Ok(CheckedEvents::resilient(
                     events,
-                    reservation.map(TokenCharges::new),
+                    reservation.map(|it| TokenCharges::new(it, resumed)),
                 ))
             }
             Err(failure) if failure.error().kind == ErrorKind::ModelNotFound => {

@@ -111,6 +111,7 @@ impl InferenceService {
         admitted.set_request_gauge(record.request_gauge());
         let engine = self.telemetry.stage_times(record.format(), Stage::Engine);
         let timestamps = request.options.timestamps;
+        let resumed = request.resumed_tokens();
         let create = move || Completion::new(&request, prompt, admitted, engine);
         let completion = match turn {
             None => create()?,
@@ -128,7 +129,7 @@ impl InferenceService {
             completion,
             started,
             timestamps,
-            reservation.map(TokenCharges::new),
+            reservation.map(|it| TokenCharges::new(it, resumed)),
             delivery,
         ))
     }

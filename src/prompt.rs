@@ -110,7 +110,7 @@ impl Prompt {
             .expect("a prompt that fits the context has fewer than 2^32 tokens")
     }
 
-    /// Returns the number of tokens that the request needs: its prompt, and `max_tokens` for each choice. A chat without
+    /// Returns the number of tokens that the request needs: its prompt with the tokens that it resumes, and `max_tokens` for each choice. A chat without
     /// `max_tokens` may use the rest of the context, and reserves only as much as a text prompt at first.
     #[must_use]
     pub(crate) fn token_need(&self, request: &CompletionRequest) -> TokenNeed {
@@ -119,7 +119,7 @@ impl Prompt {
             None => self.max_tokens.min(DEFAULT_MAX_TOKENS),
         };
         TokenNeed {
-            prompt: self.token_count().into(),
+            prompt: u64::from(self.token_count()).saturating_add(request.resumed_tokens()),
             completion: u64::from(max_tokens) * u64::from(request.choices),
             is_open_ended: max_tokens < self.max_tokens,
         }

@@ -343,6 +343,12 @@ impl CompletionRequest {
 }
 
 impl CompletionRequest {
+    /// Returns the number of tokens that the client already has, of all choices together.
+    pub(crate) fn resumed_tokens(&self) -> u64 {
+        let tokens = self.resume.iter().map(Vec::len).sum::<usize>();
+        u64::try_from(tokens).unwrap_or(u64::MAX)
+    }
+
     /// Replaces the salt of the prefix cache with the result of `scoped`, which is called with `user` and the salt.
     pub(crate) fn scope_cache_salt(&mut self, scoped: impl FnOnce(&str, &str) -> String) {
         let options = &mut self.options;

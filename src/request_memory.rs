@@ -44,6 +44,9 @@ impl Work {
     }
 }
 
+/// Memory of a parsed completion request that waits in the queue, as a multiple of the size of the body.
+const QUEUED_PER_BODY_BYTE: u64 = 3;
+
 /// Memory of a response, as a multiple of its size: its parts while they are collected, and its JSON.
 const MEMORY_PER_RESPONSE_BYTE: u64 = 2;
 
@@ -156,6 +159,21 @@ impl MemoryShares {
         Ok(())
     }
 
+    /// Gives back the part of the request's share that only parsing needed.
+    pub(crate) fn finish_parsing(&self, body_bytes: u64) {
+        let permits = self
+            .memory
+            .requests
+            .permits(body_bytes.saturating_mul(QUEUED_PER_BODY_BYTE));
+        let permits = usize::try_from(permits).unwrap_or(usize::MAX);
+        let mut of_request = lock(&self.of_request);
+        if let Some(share) = &mut *of_request
+            && let Some(unneeded) = share.num_permits().checked_sub(permits)
+        {
+            drop(share.split(unneeded));
+        }
+    }
+
     /// Waits for memory to collect a response of this size in all, and to hold it until the request ends.
     ///
     /// # Errors
@@ -231,10 +249,12 @@ mod tests {
             .await
             .unwrap();
         waiting.await.unwrap();
-        // The parsed request needs eight times the size of its body, which is all.
+        // The parsed request needs eight times the size of its body, which is all, and less than half of it afterwards.
         first.set_prompts(2);
         let mut waiting = Box::pin(second.wait_for_request(Work::Tokenizer, MIB));
         assert!((&mut waiting).now_or_never().is_none());
+        first.finish_parsing(2 * MIB);
+        assert!((&mut waiting).now_or_never().is_none(), "it needs all");
         first.record_start();
         assert!((&mut waiting).now_or_never().is_none(), "one prompt waits");
         first.record_start();

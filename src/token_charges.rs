@@ -11,6 +11,9 @@ pub(crate) struct TokenCharges {
     /// `None` after the completion has ended.
     reservation: Option<Reservation>,
     charged: TokenCount,
+    /// Number of tokens that the client had before the request. They are computed again, so they count like the prompt.
+    resumed: u64,
+    has_started: bool,
     /// True if the engine reports only text. A part of a chat message then counts as one token until the engine
     /// reports the usage.
     is_text_only: bool,
@@ -19,10 +22,13 @@ pub(crate) struct TokenCharges {
 }
 
 impl TokenCharges {
-    pub(crate) fn new(reservation: Reservation) -> Self {
+    /// Charges the tokens of a completion that goes on after `resumed` tokens.
+    pub(crate) fn new(reservation: Reservation, resumed: u64) -> Self {
         Self {
             reservation: Some(reservation),
             charged: TokenCount::default(),
+            resumed,
+            has_started: false,
             is_text_only: false,
             used_up: None,
         }
@@ -43,9 +49,13 @@ impl TokenCharges {
         };
         match event {
             Event::Started(started) => {
-                self.is_text_only = started.text_only;
-                reservation.charge_prompt(started.prompt_tokens.into());
-                self.charged.prompt += u64::from(started.prompt_tokens);
+                (self.has_started, self.is_text_only) = (true, started.text_only);
+                // An engine that reports 0 reports the number in its usage.
+                if started.prompt_tokens > 0 {
+                    let prompt = u64::from(started.prompt_tokens) + self.resumed;
+                    reservation.charge_prompt(prompt);
+                    self.charged.prompt = prompt;
+                }
                 reservation.check_left()
             }
             Event::Prompt(_) => Ok(()),
@@ -110,21 +120,39 @@ impl TokenCharges {
 
     /// Ends the completion because of a budget. Gives back what is reserved.
     fn end(&mut self) -> Error {
-        let reservation = self.reservation.take();
-        reservation.map_or_else(Error::internal, |reservation| reservation.used_up())
+        let error = self.reservation.as_ref().map(Reservation::used_up);
+        self.abandon();
+        error.unwrap_or_else(Error::internal)
     }
 
-    /// Settles a completion that has ended. An engine that reports only text counts its tokens in the usage, and one
-    /// that is not Tokenway may report there how many tokens the prompt has.
+    /// Settles a completion that has ended, by the usage that the engine reports: it may have generated tokens that were
+    /// not delivered, such as those of a stop string.
     fn settle(&mut self, usage: v1::Usage) {
         let Some(reservation) = self.reservation.take() else {
             return;
         };
-        let prompt = u64::from(usage.prompt_tokens).saturating_sub(self.charged.prompt);
-        let completion = match self.is_text_only {
-            true => u64::from(usage.completion_tokens).saturating_sub(self.charged.completion),
-            false => 0,
-        };
-        reservation.charge_unreserved(TokenCount { prompt, completion });
+        let prompt = u64::from(usage.prompt_tokens) + self.resumed;
+        let completion = u64::from(usage.completion_tokens).saturating_sub(self.resumed);
+        reservation.charge_unreserved(TokenCount {
+            prompt: prompt.saturating_sub(self.charged.prompt),
+            completion: completion.saturating_sub(self.charged.completion),
+        });
+    }
+
+    /// Settles a completion whose usage is not known. If the engine has not reported the length of the prompt, its
+    /// estimate counts.
+    fn abandon(&mut self) {
+        if let Some(mut reservation) = self.reservation.take()
+            && self.has_started
+            && self.charged.prompt == 0
+        {
+            reservation.charge_expected_prompt();
+        }
+    }
+}
+
+impl Drop for TokenCharges {
+    fn drop(&mut self) {
+        self.abandon();
     }
 }

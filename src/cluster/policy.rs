@@ -10,6 +10,8 @@ mod try_plan;
 
 pub(crate) use breaker::BreakerState;
 pub(super) use breaker::{Breaker, EngineResult, Passage};
-pub(super) use load::{BYTES_PER_TOKEN, Load, OutstandingTokens, WeightedLoad};
+pub(super) use load::{
+    BYTES_PER_TOKEN, Load, OutstandingTokens, WeightedLoad, expected_prompt_tokens,
+};
 pub(super) use retry_budget::RetryBudget;
 pub(super) use try_plan::{Fault, NextTry, TargetView, TryPlan};

@@ -17,6 +17,7 @@ use tonic::Status;
 
 use crate::context::RequestContext;
 use crate::request_memory::{MAX_BODY_BYTES, UNCOUNTED_BODY_BYTES};
+use crate::telemetry::Api;
 
 /// A body that waits for a share when it turns out to be large.
 struct LimitedBody {
@@ -67,6 +68,14 @@ fn declared_length(request: &Request) -> Option<u64> {
     length.parse().ok()
 }
 
+/// Returns the size of a gRPC message with its prefix, from the first bytes of the body. A gRPC client declares the size
+/// there, and not in `content-length`.
+fn message_size(body: &[u8]) -> Option<u64> {
+    let (_is_compressed, length) = body.split_first()?;
+    let length = u32::from_be_bytes(*length.first_chunk()?);
+    Some(u64::from(length).saturating_add(5).min(MAX_BODY_BYTES))
+}
+
 impl http_body::Body for LimitedBody {
     type Data = Bytes;
     type Error = Box<dyn StdError + Send + Sync>;
@@ -87,6 +96,9 @@ impl http_body::Body for LimitedBody {
                         Ok(data) => data,
                         Err(frame) => return Poll::Ready(Some(Ok(frame))),
                     };
+                    if *left == UNCOUNTED_BODY_BYTES && this.context.api() == Api::Grpc {
+                        this.share = message_size(&data).unwrap_or(this.share);
+                    }
                     let size = u64::try_from(data.len()).unwrap_or(u64::MAX);
                     if let Some(rest) = left.checked_sub(size) {
                         *left = rest;
@@ -144,7 +156,6 @@ mod tests {
     use super::*;
     use crate::error::{Error, ErrorKind};
     use crate::request_memory::RequestMemory;
-    use crate::telemetry::Api;
 
     const LARGEST: usize = 4 * 1024 * 1024;
 

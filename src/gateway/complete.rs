@@ -118,14 +118,17 @@ async fn complete_parsed<D: Dialect>(
     }
 }
 
-/// Returns the size of the response in one piece, if each choice has as many tokens as it may have.
+/// Returns the expected size of the log probabilities in a response in one piece. Other responses are small, and most are
+/// much smaller than `max_tokens` allows, so they get memory as they grow.
 fn expected_bytes(messages: &[v1::CompletionRequest], response: ResponseOptions) -> u64 {
-    let sizes = messages.iter().map(|message| {
+    let Some(top) = response.logprobs else {
+        return 0;
+    };
+    let tokens = messages.iter().map(|message| {
         let max_tokens = message.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
-        let tokens = u64::from(max_tokens).saturating_mul(message.n.unwrap_or(1).into());
-        response_size::expected_size(tokens, response.logprobs)
+        u64::from(max_tokens).saturating_mul(message.n.unwrap_or(1).into())
     });
-    sizes.fold(0, u64::saturating_add)
+    response_size::expected_size(tokens.fold(0, u64::saturating_add), top)
 }
 
 /// A request with a valid body.

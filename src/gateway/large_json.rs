@@ -49,7 +49,13 @@ impl LargeJson {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         let shares = context.memory_shares();
         shares.wait_for_request(work, bytes).await?;
-        self.run(parse).await?
+        let parsed = self.run(parse).await?;
+        match work {
+            Work::Completion => shares.finish_parsing(bytes),
+            // The text or the tokens of the answer need the rest.
+            Work::Tokenizer => {}
+        }
+        parsed
     }
 
     /// Writes a response whose body has about this size.

@@ -9,9 +9,6 @@ use crate::tokens::TokenBatch;
 /// Limit for a unary response, and for the prompts that all choices of a response repeat, in bytes.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Typical JSON size of a token's text, in bytes.
-const TEXT_BYTES: u64 = 8;
-
 /// Estimated JSON size of a token's log probability without its top log probabilities, in bytes.
 const LOGPROB_BYTES: usize = 256;
 
@@ -38,14 +35,11 @@ pub(super) fn logprobs_size(tokens: usize, top: usize) -> usize {
     tokens.saturating_mul(LOGPROB_BYTES + top.saturating_mul(TOP_LOGPROB_BYTES))
 }
 
-/// Estimates the size of tokens without streaming, with `top` top log probabilities each if it is not `None`, in bytes.
+/// Estimates the size of log probabilities without streaming, for tokens with `top` top log probabilities each, in bytes.
 /// It is at most the limit for a response.
-pub(super) fn expected_size(tokens: u64, top: Option<u32>) -> u64 {
+pub(super) fn expected_size(tokens: u64, top: u32) -> u64 {
     let to_u64 = |size: usize| u64::try_from(size).unwrap_or(u64::MAX);
-    let of_token = match top {
-        None => TEXT_BYTES,
-        Some(top) => to_u64(logprobs_size(1, usize::try_from(top).unwrap_or(usize::MAX))),
-    };
+    let of_token = to_u64(logprobs_size(1, usize::try_from(top).unwrap_or(usize::MAX)));
     tokens
         .saturating_mul(of_token)
         .min(to_u64(MAX_RESPONSE_BYTES))

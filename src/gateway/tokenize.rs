@@ -142,11 +142,11 @@ async fn write_response<A: Serialize>(
     object: impl FnOnce() -> A + Send + 'static,
 ) -> Result<Response, Error> {
     let shares = context.memory_shares();
+    // Other requests must not wait for this one while it waits for a client to read another response.
+    shares.release_request();
     let expected = u64::try_from(bytes).unwrap_or(u64::MAX);
     shares.wait_for_response(expected).await?;
-    let response = gateway.large_json.write(bytes, object).await;
-    shares.release_request();
-    response
+    gateway.large_json.write(bytes, object).await
 }
 
 /// Counts the ignored fields, and lists them in a response header.

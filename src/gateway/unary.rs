@@ -71,7 +71,7 @@ impl CollectedResponse {
             // A device can be so fast that there is always another event. Other tasks of this thread must run, too.
             consume_budget().await;
             if total_size > reserved {
-                reserved = total_size.saturating_mul(2);
+                reserved = total_size.saturating_add(total_size / 4);
                 let bytes = u64::try_from(reserved).unwrap_or(u64::MAX);
                 context.memory_shares().wait_for_response(bytes).await?;
             }

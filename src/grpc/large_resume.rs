@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::request::CompletionRequest;
 
 /// Number of resumed tokens, of all choices together, from which a request waits for its turn.
-const LARGE_RESUME_TOKENS: usize = 16 * 1024;
+const LARGE_RESUME_TOKENS: u64 = 16 * 1024;
 
 /// Turns for requests that resume many tokens. Clones share them.
 #[derive(Clone)]
@@ -38,8 +38,7 @@ impl LargeResumes {
         &self,
         request: &CompletionRequest,
     ) -> Result<Option<ResumeTurn>, Error> {
-        let tokens: usize = request.resume.iter().map(Vec::len).sum();
-        if tokens < LARGE_RESUME_TOKENS {
+        if request.resumed_tokens() < LARGE_RESUME_TOKENS {
             return Ok(None);
         }
         let turn = Arc::clone(&self.0).acquire_owned();

@@ -79,7 +79,8 @@ impl WeightedLoad {
     }
 }
 
-fn expected_prompt_tokens(message: &v1::CompletionRequest) -> u64 {
+/// Estimates the number of tokens of a prompt. It is exact for token ids.
+pub(in crate::cluster) fn expected_prompt_tokens(message: &v1::CompletionRequest) -> u64 {
     let tokens = match &message.input {
         Some(Input::PromptTokenIds(prompt)) => prompt.ids.len(),
         Some(Input::Prompt(text)) => text.len() / BYTES_PER_TOKEN,

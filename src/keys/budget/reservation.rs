@@ -72,6 +72,11 @@ impl Reservation {
         }
     }
 
+    /// Counts the prompt with the number of tokens that is reserved for it.
+    pub(crate) fn charge_expected_prompt(&mut self) {
+        self.charge_prompt(self.left.prompt);
+    }
+
     /// Counts tokens of the completion, as many as the budgets allow. Returns their number.
     pub(crate) fn charge_completion(&mut self, tokens: u64) -> u64 {
         if tokens > self.left.completion {

@@ -156,9 +156,9 @@ impl BudgetUsage {
     pub(super) fn excess(&self, budgets: &[Budget], today: Date) -> u64 {
         let periods = self.periods(today);
         let excess = budgets.iter().map(|budget| {
-            let counted = self
-                .used_in(*budget, &periods)
-                .saturating_add(budget.count(self.reserved.get()));
+            // The reserved tokens are read first, as in `state`.
+            let reserved = budget.count(self.reserved.get());
+            let counted = self.used_in(*budget, &periods).saturating_add(reserved);
             counted.saturating_sub(budget.limit.get())
         });
         excess.max().unwrap_or(0)
@@ -207,7 +207,8 @@ impl BudgetUsage {
         budget.count(self.used.get().saturating_sub(before))
     }
 
-    /// Locks the periods, after it has started those that begin today. If the clock is set back, they go on.
+    /// Locks the periods, after it has started those that begin today. If the clock is set back, the present periods go on
+    /// until the next day.
     fn periods(&self, today: Date) -> MutexGuard<'_, Periods> {
         let mut periods = self.periods.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(date) = periods.date else {
@@ -220,8 +221,8 @@ impl BudgetUsage {
             if today.first_of_month() > date {
                 periods.used_before_month = used;
             }
-            periods.date = Some(today);
         }
+        periods.date = Some(today);
         periods
     }
 }

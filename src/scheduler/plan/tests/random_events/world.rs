@@ -1,6 +1,7 @@
 //! The plan, and a model of it: plain lists that are searched for each decision.
 
 use super::*;
+use crate::scheduler::plan::callers::MAX_DEBT;
 
 /// A request with choices that wait.
 #[derive(Clone, Debug)]
@@ -486,9 +487,14 @@ impl World {
     }
 
     fn charge(&mut self, ended: &Running) {
+        let active = (0..CALLERS).filter(|it| self.is_active(*it));
+        let least = active.map(|it| self.callers[it].time).min();
         let state = &mut self.callers[ended.caller];
+        let before = state.time;
+        let least = least.map_or(before, |least| least.min(before));
         let weight = u32::try_from(state.known_weight).expect("a small number");
-        state.time += (self.now - ended.started) / weight;
+        let after = before + (self.now - ended.started) / weight;
+        state.time = after.min(least + MAX_DEBT).max(before);
     }
 
     /// Without a caller that waits or runs, all past use is forgotten.
