@@ -2,7 +2,7 @@
 # Runs the fuzz targets of fuzz/: scripts/fuzz.sh [SECONDS [TARGET...]], by default every target for 60 seconds. With 0
 # seconds the targets are only built. It needs stable Rust and a C++ compiler, and uses target/fuzz.
 # Runs as many targets at the same time as there are processors, and prints one line per target. An input that breaks an
-# invariant is kept, and the lines after that of its target say how to run it again.
+# invariant is kept, and further lines of its target say how to run the input again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Replaces the inputs of fuzz/corpus/ that are named by a hash by a selection of those that scripts/fuzz.sh has found:
-# for each target, inputs of at most 1,024 bytes that together reach what all of them reach, and of these 32 of every
-# size. It needs the programs that scripts/fuzz.sh has built.
+# Replaces the inputs of fuzz/corpus/ that are named by a hash with inputs that scripts/fuzz.sh has found. For each
+# target it selects inputs of at most 1,024 bytes that together have the coverage of all inputs, and of these at most
+# 32, spread evenly over their sizes. It needs the programs that scripts/fuzz.sh has built.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,4 +1,5 @@
-//! The C library's allocator, which Rust and llama.cpp share: settings, and the return of free memory.
+//! The C library's allocator, which Rust and llama.cpp share: its settings, its use of memory, and the return of free
+//! memory. This module must not know who allocates what.
 
 /// Size from which each allocation is a memory mapping of its own, in bytes.
 const MMAP_THRESHOLD: i32 = 1024 * 1024;
@@ -29,13 +30,13 @@ pub fn return_large_allocations() {
     }
 }
 
-/// Returns the number of bytes in use, also of large allocations. It is 0 with C libraries other than glibc.
+/// Returns the number of allocated bytes, including large allocations. Always 0 with C libraries other than glibc.
 #[must_use]
 pub(crate) fn used_bytes() -> usize {
     #[cfg(target_env = "gnu")]
     {
         #[expect(unsafe_code, reason = "no safe function asks the allocator")]
-        // SAFETY: `mallinfo2` takes nothing, and locks each heap while it reads its counters.
+        // SAFETY: `mallinfo2` takes no arguments, and locks each heap while it reads the heap's counters.
         let info = unsafe { libc::mallinfo2() };
         info.uordblks.saturating_add(info.hblkhd)
     }
@@ -45,12 +46,12 @@ pub(crate) fn used_bytes() -> usize {
 
 /// Returns free memory of all heaps to the operating system. Has no effect with C libraries other than glibc.
 ///
-/// While it works on a heap, the threads that use this heap wait.
+/// Threads that allocate from a heap wait while that heap is trimmed.
 pub(crate) fn return_free_memory() {
     #[cfg(target_env = "gnu")]
     {
         #[expect(unsafe_code, reason = "no safe function trims the heaps")]
-        // SAFETY: `malloc_trim` takes a number, and locks each heap while it changes it.
+        // SAFETY: `malloc_trim` accepts every number, and locks each heap while it changes that heap.
         unsafe {
             libc::malloc_trim(0);
         }

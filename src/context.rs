@@ -144,7 +144,7 @@ impl RequestContext {
         self.0.key.get_or_init(|| key);
     }
 
-    /// Returns the caller's share of slots and queue. Requests without a key have one caller.
+    /// Returns the caller's share of slots and queue. All requests without a key belong to the same caller.
     #[must_use]
     pub fn caller_share(&self) -> CallerShare {
         let key = self.0.key.get();
@@ -170,8 +170,8 @@ impl RequestContext {
         Ok(())
     }
 
-    /// Reserves the tokens that a prompt of the request and its completion need. A limit of tokens per minute holds
-    /// them until the request ends; the budgets of the key, until the reservation is dropped. Returns `None` if the
+    /// Reserves the tokens that a prompt of the request and its completion need: in the limits of tokens per minute
+    /// until the request ends, and in the budgets of the key until the reservation is dropped. Returns `None` if the
     /// key has no budgets.
     ///
     /// # Errors

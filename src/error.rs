@@ -289,7 +289,7 @@ impl ErrorKind {
             Self::BodyTimeout => client_error("body_timeout", Http::REQUEST_TIMEOUT, Grpc::Aborted),
             Self::QueueFull => too_many_requests("queue_full"),
             Self::RateLimited => too_many_requests("rate_limited"),
-            // OpenAI's type of the same error. No retry helps, until the budget starts again or is raised.
+            // OpenAI's type for the same error. A retry succeeds only after the budget is renewed or raised.
             Self::BudgetExhausted => ErrorMapping {
                 error_type: "insufficient_quota",
                 retry_after: None,

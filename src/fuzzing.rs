@@ -203,7 +203,7 @@ mod tests {
         }
     }
 
-    /// A quick look for what the fuzz targets look for at length.
+    /// A short version of a fuzz run: inputs of the corpus in which a few random bytes are replaced.
     #[test]
     fn inputs_with_a_fault_keep_the_invariants() {
         let fault = (

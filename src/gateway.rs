@@ -121,7 +121,7 @@ pub struct Gateway {
     pub stopping: CancellationToken,
     /// Parses large bodies and writes large responses.
     pub large_json: LargeJson,
-    /// Routes for operators of the HTTP API.
+    /// The routes for operators that the HTTP API has.
     pub operator_routes: OperatorRoutes,
 }
 

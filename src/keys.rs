@@ -50,11 +50,11 @@ pub struct KeySources {
     pub file: Option<PathBuf>,
     /// Hash of the key from the environment. This key has every scope.
     pub variable: Option<SecretHash>,
-    /// Path of the file that stores what the keys have used of their budgets.
+    /// Path of the file that stores the usage of token budgets.
     pub usage_file: Option<PathBuf>,
 }
 
-/// Reason why the keys cannot be used.
+/// Error that makes the keys unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
     /// The keys file cannot be read, or is invalid.
@@ -66,7 +66,7 @@ pub enum KeysError {
 }
 
 impl KeySources {
-    /// Reads the keys. `usage` has what the keys have used of their limits and budgets.
+    /// Reads the keys. `usage` has their earlier usage of limits and budgets.
     fn read(&self, usage: &UsageStore) -> Result<KeySet, KeysFileError> {
         let in_file = self.file.as_deref().map(|path| {
             let parsed = read_keys(path)?;
@@ -93,7 +93,7 @@ impl KeySources {
     }
 }
 
-/// Checks that the server stores what keys with budgets have used.
+/// Checks that a usage file is set if a key has a budget.
 fn check_usage_is_stored(
     path: &Path,
     parsed: &ParsedKeys,
@@ -104,8 +104,8 @@ fn check_usage_is_stored(
         Some(key) if !usage.has_file() => {
             let name = &key.name;
             let problem = format!(
-                "the key {name} has a budget; set --usage-file to the path of a file in which the server stores \
-                 how much of it has been used"
+                "the key {name} has a budget; set --usage-file to the path of a file in which the server can store \
+                 the usage of budgets"
             );
             Err(KeysFileError::new(path, problem))
         }
@@ -128,7 +128,7 @@ struct Shared {
 }
 
 impl Keys {
-    /// Reads the keys, and what they have used of their budgets.
+    /// Reads the keys, and the stored usage of their budgets.
     ///
     /// # Errors
     /// The keys file or the usage file cannot be used.
@@ -158,8 +158,8 @@ impl Keys {
         Ok(count)
     }
 
-    /// Stores what the keys have used of their budgets, if it has changed since it was last stored. Returns the number
-    /// of tokens that all keys together have ever used, if it was stored.
+    /// Stores the usage of budgets if it has changed since the last write. Returns the number of tokens that all keys
+    /// together have ever used, or `None` if nothing was written.
     ///
     /// # Errors
     /// The usage file cannot be written.
@@ -167,7 +167,7 @@ impl Keys {
         self.0.usage.write()
     }
 
-    /// Returns true if what the keys have used of their budgets is stored.
+    /// Returns true if the usage of budgets is stored in a file.
     pub(crate) fn has_usage_file(&self) -> bool {
         self.0.usage.has_file()
     }

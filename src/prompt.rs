@@ -110,8 +110,9 @@ impl Prompt {
             .expect("a prompt that fits the context has fewer than 2^32 tokens")
     }
 
-    /// Returns the number of tokens that the request needs: its prompt with the tokens that it resumes, and `max_tokens` for each choice. A chat without
-    /// `max_tokens` may use the rest of the context, and reserves only as much as a text prompt at first.
+    /// Returns the number of tokens that the request needs: its prompt with the resumed tokens, and `max_tokens` for
+    /// each choice. A chat without `max_tokens` may use the rest of the context, but at first reserves only the default
+    /// of a text prompt.
     #[must_use]
     pub(crate) fn token_need(&self, request: &CompletionRequest) -> TokenNeed {
         let max_tokens = match request.max_tokens {

@@ -1,10 +1,10 @@
 //! Limits the memory of large requests and responses, on both APIs together. This module must not know how a request
-//! arrives, or what it asks for.
+//! arrives.
 //!
-//! There are three pools of the same size: for bodies that are being read, for requests that are parsed and wait, and for
-//! responses in one piece. A request waits for a share of a pool before it uses the memory. It never waits for more of
-//! a pool while it holds a share of the same pool, except for a response that becomes larger than expected, so requests
-//! that each hold a part of what they need do not block each other for longer than [`MAX_WAIT`].
+//! There are three pools of the same size: for bodies that are being read, for parsed requests, and for responses
+//! without `stream`. A request waits for a share of a pool before it uses the memory. Only a response that becomes
+//! larger than expected waits for more of a pool while it holds a share of the same pool. Such responses can block each
+//! other, but for no longer than `MAX_WAIT`, the limit of every wait.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,7 @@ pub(crate) const MAX_BODY_BYTES: u64 = 4 * 1024 * 1024;
 /// Size up to which a response needs no share, in bytes.
 const UNCOUNTED_RESPONSE_BYTES: u64 = 256 * 1024;
 
-/// Work that a parsed request asks for.
+/// Kind of work that a parsed request causes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Work {
     /// Completions.
@@ -34,8 +34,9 @@ pub(crate) enum Work {
 }
 
 impl Work {
-    /// Returns the memory that the work needs, as a multiple of the size of the body. The measured values are those of
-    /// two million token ids in 4 MiB, with lists that grow by doubling: 28 MiB parsed, and 60 MiB with their text.
+    /// Returns the memory that the work needs, as a multiple of the size of the body. Measured with two million token
+    /// ids in a body of 4 MiB, in lists that grow by doubling: 28 MiB when parsed, and 60 MiB with the text of the
+    /// tokens.
     fn memory_per_body_byte(self) -> u64 {
         match self {
             Self::Completion => 8,
@@ -47,7 +48,7 @@ impl Work {
 /// Memory of a parsed completion request that waits in the queue, as a multiple of the size of the body.
 const QUEUED_PER_BODY_BYTE: u64 = 3;
 
-/// Memory of a response, as a multiple of its size: its parts while they are collected, and its JSON.
+/// Memory that a response needs, as a multiple of its size: one for its collected parts, and one for its JSON.
 const MEMORY_PER_RESPONSE_BYTE: u64 = 2;
 
 /// Maximum wait for a share. It is shorter than the usual timeouts of clients, which then retry.
@@ -71,7 +72,7 @@ struct Pool {
 }
 
 impl RequestMemory {
-    /// Creates pools of this size. They are at least as large as the largest body.
+    /// Creates pools of this size each, but not smaller than the largest body.
     #[must_use]
     pub fn new(bytes: u64) -> Self {
         let [bodies, requests, responses] = [(); 3].map(|()| Pool::new(bytes));

@@ -48,7 +48,7 @@ const SUBMISSION_CAPACITY: usize = 1024;
 pub(crate) struct Scheduler {
     models: Models,
     submissions: mpsc::Sender<SchedulerMessage>,
-    /// Number of the next assignment.
+    /// Id of the next assignment.
     next_assignment: AtomicU64,
     abandoned: Arc<Notify>,
     readiness: watch::Receiver<Readiness>,

@@ -67,7 +67,7 @@ pub struct Server {
     keys: Option<Keys>,
     authenticator: Option<Arc<Authenticator>>,
     request_memory: RequestMemory,
-    /// The connections to both APIs.
+    /// The limits on the number of connections to both APIs together.
     connections: ConnectionLimits,
     /// TLS of the listeners that use it. It is reloaded when files change, and on SIGHUP.
     tls: Vec<ServerTls>,
@@ -309,8 +309,8 @@ impl Server {
         self.critical.panicked().await
     }
 
-    /// Waits until `POST /admin/drain` was received. New requests are rejected from then on. The caller should drain the
-    /// server.
+    /// Waits until `POST /admin/drain` is received. From then on, new requests are rejected, and the caller should
+    /// drain the server.
     pub async fn drain_requested(&self) {
         self.health.drain_requested().await;
     }

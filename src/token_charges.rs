@@ -14,10 +14,10 @@ pub(crate) struct TokenCharges {
     /// Number of tokens that the client had before the request. They are computed again, so they count like the prompt.
     resumed: u64,
     has_started: bool,
-    /// True if the engine reports only text. A part of a chat message then counts as one token until the engine
+    /// True if the engine reports only text. Each part of a chat message then counts as one token, until the engine
     /// reports the usage.
     is_text_only: bool,
-    /// Error that follows the last event.
+    /// Error to return instead of the next event.
     used_up: Option<Error>,
 }
 
@@ -108,7 +108,7 @@ impl TokenCharges {
         granted
     }
 
-    /// Checks that the completion may have another token. If not, the error follows the present event.
+    /// Checks that the completion may have another token. If not, ends the completion after the current event.
     fn check_next(&mut self, is_cut: bool) {
         let Some(reservation) = &mut self.reservation else {
             return;

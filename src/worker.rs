@@ -56,7 +56,7 @@ pub struct AssignmentId(pub u64);
 
 /// A sequence to run, with the token channel that carries its tokens.
 pub struct Assignment {
-    /// The assignment's id. A worker reports it when the slot of the sequence is free again.
+    /// The assignment's id. The worker reports this id when the slot of the sequence is free again.
     pub id: AssignmentId,
     /// The sequence.
     pub sequence: Sequence,

@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 
 const FREE_PORT: &str = "127.0.0.1:0";
 
-/// An address of this machine that the server does not recognise as a loopback address, so it counts as public.
+/// A loopback address in a form that the server does not recognise, so the server treats it as public.
 const PUBLIC: &str = "127.1:0";
 
 /// A server process.
@@ -160,7 +160,7 @@ async fn the_http_api_has_the_routes_for_operators_that_are_safe_there() {
             let expected = match (is_expected, path) {
                 (false, _) => 404,
                 (true, "/metrics") => 200,
-                // The route exists, but not for this method, so that the server goes on.
+                // The route exists, but a GET request does not start the drain.
                 (true, _) => 405,
             };
             assert_eq!(

@@ -25,7 +25,7 @@ struct Server {
     secret: String,
 }
 
-/// What a client got of a completion.
+/// The part of a completion that a client received.
 #[derive(Debug, Default, PartialEq)]
 struct Received {
     prompt_tokens: u64,
@@ -170,7 +170,7 @@ async fn fifty_streams_on_both_apis_get_exactly_the_budget() {
         let keys = KeysFile::new();
         let server = Server::start(&keys, budget, &[]).await;
         let mut received = server.stream_many(50, 70).await;
-        // Streams that found the rest of the budget reserved try again, as their error says.
+        // A stream is rejected while the rest of the budget is reserved. Its error asks for a retry.
         let retries = received
             .iter()
             .filter(|it| it.error == Some(ErrorKind::RateLimited));

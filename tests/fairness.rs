@@ -19,7 +19,7 @@ use tonic::{Code, Request as GrpcRequest, Status, Streaming};
 
 type Stream = Streaming<v1::CompletionEvent>;
 
-/// Every sequence stops after its first token, and keeps its slot until its client leaves.
+/// Settings with which every sequence pauses after its first token, and keeps its slot until its client disconnects.
 const KEEPS_SLOT: [&str; 4] = [
     "--test-runner-silent-at",
     "1",
@@ -180,7 +180,7 @@ async fn a_queue_full_of_one_keys_requests_has_room_for_another_key() {
     assert!(displaced.header("retry-after").is_some());
     assert_eq!(displaced.read_rest().await.error().0, "queue_full");
 
-    // Now each has half of the queue.
+    // Now each key has half of the queue.
     for key in [&flooding, &other] {
         let full = server.stream(key, request(1)).await;
         assert_eq!(kind(&full.expect_err("it is full")), ErrorKind::QueueFull);

@@ -1,5 +1,6 @@
-//! Input that no client of good faith sends: arbitrary JSON in every field, odd methods and paths, broken gRPC messages,
-//! oversized heads, and bytes that are no HTTP. Each is answered as documented, and other requests are not affected.
+//! Input that no well-behaved client sends: arbitrary JSON in every field, odd methods and paths, broken gRPC messages,
+//! oversized heads, and bytes that are not HTTP. The server responds as documented, and other requests are not
+//! affected.
 
 mod support;
 
@@ -39,7 +40,7 @@ fn address(server: &TestServer, api: Api) -> String {
     }
 }
 
-/// A JSON value of any type. No number asks for many tokens.
+/// A JSON value of any type. Numbers are small or invalid, so that no request generates many tokens.
 fn any_value() -> impl Strategy<Value = Value> {
     let numbers = vec![-1_i64, 0, 1, 2, 129, 1_000_000_000, i64::MIN, i64::MAX];
     let leaf = prop_oneof![
@@ -64,7 +65,7 @@ fn any_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A valid body for a route, and the names of all fields that the route describes.
+/// Returns each route with a valid body and the names of all its documented fields.
 fn routes(description: &Value) -> Vec<(&'static str, Value, Vec<String>)> {
     let message = json!({"role": "user", "content": "a"});
     let bodies = [
@@ -413,7 +414,7 @@ fn head_for(api: Api) -> http::request::Builder {
     }
 }
 
-/// Bytes that are no HTTP, or stop being it.
+/// Byte sequences that are not valid HTTP from their start, or from some point on.
 fn garbage() -> Vec<Vec<u8>> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let mut state = 1_u32;
@@ -434,8 +435,8 @@ fn garbage() -> Vec<Vec<u8>> {
         b"GET / HTTP/1.1\r\nhost: localhost\r\nx: \x00\x01\r\n\r\n".to_vec(),
         [PREFACE, &random].concat(),
         [PREFACE, &[0xff; 10_000]].concat(),
-        // A SETTINGS frame of an invalid length, a HEADERS frame on stream 0, a DATA frame on an idle stream, and a frame
-        // above the maximum size.
+        // A SETTINGS frame of an invalid length, a HEADERS frame on stream 0, a DATA frame on an idle stream, and a
+        // frame above the maximum size.
         [PREFACE, b"\x00\x00\x05\x04\x00\x00\x00\x00\x00aaaaa"].concat(),
         [
             PREFACE,

@@ -1,4 +1,4 @@
-//! HTTP/1.1 requests whose host or whose end is ambiguous. Another server could understand them in another way.
+//! HTTP/1.1 requests whose host or whose end is ambiguous. A proxy could interpret them differently.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! Clients that send or read a byte now and then, and so make progress without end.
+//! Clients that send or read a byte now and then, and so make slow but endless progress.
 
 mod support;
 
@@ -29,7 +29,7 @@ async fn server(change: impl FnOnce(&mut Limits)) -> TestServer {
         .await
 }
 
-/// Returns the ticks at which a client sends a byte, which is five times slower than the minimum rate of bodies.
+/// Returns the ticks at which a client sends a byte: five times slower than the minimum rate of bodies.
 fn drip() -> Interval {
     interval(Duration::from_millis(10))
 }
@@ -137,7 +137,7 @@ async fn http2_headers_that_never_end_close_the_connection() {
             }
         };
         let mut frames = Frames::open(&address, api).await;
-        // A stream in progress keeps the connection from being idle.
+        // Because of this stream, the connection is not idle.
         let request = frames.encode_request(1, &body);
         frames.write_until(&request, DATA).await;
         let endless = Frames::encode_endless_headers(3);
@@ -171,7 +171,7 @@ async fn the_end_of_a_response_that_is_not_read_in_time_is_reset() {
     let ticks = interval(Duration::from_millis(1));
     let reset = timeout(WAIT_LIMIT, drip_until_reset(dripping, ticks)).await;
     assert_eq!(reset.expect("a reset"), Reason::CANCEL);
-    // A client with a small window that reads at once gets everything.
+    // A client with a small window that reads at once gets the whole response.
     let steady = Connection::open(&server.http_address(), 1_000).await;
     let read = read_body(steady.completion(&body).await).await;
     assert_eq!(read.reset, None);

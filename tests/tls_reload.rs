@@ -20,7 +20,7 @@ fn streamed(max_tokens: u32) -> Request {
     completion(&json!({"prompt": "a", "max_tokens": max_tokens, "stream": true}))
 }
 
-/// Writes a certificate into a new folder, and switches the link `data` to that folder, as Kubernetes does it for a
+/// Writes a certificate into a new folder, and switches the link `data` to that folder, as Kubernetes does for a
 /// mounted secret. Returns the paths below the link.
 fn mount(folder: &Path, authority: &CertificateAuthority, version: &str) -> CertificateFiles {
     let (real, files) = (folder.join(version), authority.sign("new"));
@@ -75,7 +75,7 @@ async fn new_certificates_are_used_without_touching_open_streams() {
     assert_eq!(server.certificate().await, second);
 }
 
-/// Replaces the contents of a file, and keeps its metadata, so that the server's checks of its files cannot notice it.
+/// Replaces the contents of a file but keeps its metadata, so that the server's file checks do not notice the change.
 fn replace_unnoticed(path: &Path, new: &Path) {
     let metadata = std::fs::metadata(path).expect("a file");
     let mut contents = std::fs::read(new).expect("a file");

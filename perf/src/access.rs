@@ -20,7 +20,7 @@ use crate::stream::Protocol;
 /// Name in the server's certificate.
 const SERVER_NAME: &str = "localhost";
 
-/// ClientSocket to a server, with or without TLS.
+/// Socket of a client, with or without TLS.
 pub(crate) type ClientSocket = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// Key and TLS of a client. The default has neither.

@@ -1,7 +1,8 @@
 //! The subcommand `attack`: attacks a server in many ways, and measures how much other clients notice.
 //!
-//! Each attack has its own server. Beside it, one stream on each API (a *bystander*) receives a token every 5 ms. The
-//! attackers are a process of their own, so that their work does not delay the threads that time the bystanders.
+//! Each attack has its own server. During the attack, one stream on each API (a *bystander*) receives a token every
+//! 5 ms. The attackers run in a separate process, so that their work does not delay the threads that time the
+//! bystanders.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -40,20 +41,20 @@ use crate::{CommandResult, Verdict, open_files, progress};
 
 /// Time before an attack in which the bystanders' streams start and the server's memory settles.
 const SETTLING_TIME: Duration = Duration::from_secs(1);
-/// Time after the end of an attack at which the server's memory is judged.
+/// Time from the end of an attack until the server's memory is measured.
 const RELEASE_TIME: Duration = Duration::from_secs(10);
 /// Number of files that the server and the attackers may each have open.
 const OPEN_FILES: u32 = 4_096;
 
 /// Attack a server in many ways, and measure the longest gaps between the tokens of other clients' streams.
 ///
-/// The server is `tokenway serve` with its default limits, from the directory of this program, and a new one for each
-/// attack. The rows `none` and `busy-core` are for comparison: nothing, and a process that only keeps one core busy.
-/// Attackers, bystanders and the server share the machine's cores, so a gap in `busy-core` is not the server's. The
-/// attackers have a lower priority.
+/// Each attack gets a new server: `tokenway serve` from the directory of this program, with its default limits. The
+/// rows `none` (no attack) and `busy-core` (a process that only keeps one core busy) are for comparison. Attackers,
+/// bystanders and the server share the machine's cores, so the server does not cause a gap in these rows. The attackers
+/// have a lower priority.
 ///
 /// Targets of each attack: no token lost, gaps of at most 50 ms, at most 256 MiB of memory, at most twice the memory
-/// of the idle server 10 s after the end, and no connection or stream left that the server must end.
+/// of the idle server 10 s after the end, and no connection or stream left that the server should have ended.
 ///
 /// Exit codes: 0 if every attack was measured; 1 if not; 2 if --check is given and a target was missed, or if the
 /// arguments are wrong.
@@ -62,8 +63,8 @@ pub(crate) struct Options {
     /// Attacks, separated by spaces or commas [default: all]
     #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     only: Vec<AttackKind>,
-    /// Duration of each attack in seconds. Attacks with large bodies end earlier, once all are answered [default: 10;
-    /// for clients that the server must end, the time that this may take]
+    /// Duration of each attack in seconds. Attacks with large bodies end earlier, once all requests are answered
+    /// [default: 10; up to 60 for large bodies, and 65 for clients that the server must end]
     #[arg(long, value_name = "N", value_parser = parse_seconds)]
     seconds: Option<Duration>,
     /// Write all measurements to this file, as JSON
@@ -120,7 +121,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> CommandResult
     })
 }
 
-/// Runs one attack on a server of its own.
+/// Runs one attack on a new server.
 async fn measure(
     kind: AttackKind,
     duration: Option<Duration>,

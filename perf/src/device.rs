@@ -72,7 +72,7 @@ impl Device {
         let mut sequence = Sequence::new([0], max_tokens);
         sequence.options.timestamps = timestamps;
         let assignment = Assignment {
-            // Only a scheduler tells assignments apart.
+            // Only a scheduler uses the id.
             id: AssignmentId(0),
             sequence,
             token_channel: sender,

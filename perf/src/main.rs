@@ -70,7 +70,7 @@ enum Verdict {
     Passed,
     /// Something is wrong. Reasons that the report does not contain go to standard error, one a line.
     Failed(Vec<String>),
-    /// A target was missed, which the report says. Only `attack` tells this apart from a run that failed.
+    /// The report names a missed target. Only `attack` has an exit code for this, different from that of a failed run.
     MissedTargets,
 }
 

@@ -43,7 +43,7 @@ use crate::{CommandResult, Verdict};
 /// the arguments are wrong.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Measure only the loads and paths that the targets need, without keys and TLS, in under a minute
+    /// Measure only the loads and paths that the targets need, except those of keys and TLS, in under a minute
     #[arg(long)]
     quick: bool,
     /// Number of rounds. Paced loads with one stream have 3 times as many, and so have loads with 64 streams without

@@ -101,7 +101,7 @@ pub(crate) struct Options {
     pub(crate) peer_timeout: Duration,
 }
 
-/// Keys that clients of Tokenway need, and the certificate of both APIs. The default is neither.
+/// Keys file and certificates of a Tokenway server. The default is no keys and no TLS.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Credentials {
     pub(crate) keys_file: Option<PathBuf>,

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::{ClientTls, PemFile};
 
-/// A PEM file with certificates, with a key, or with both. Its errors name the file and repeat none of its lines, which
-/// may be a key. Certificates that are accepted can be used by each client.
+/// Input: a PEM file with certificates, with a key, or with both. Errors name the file, and repeat none of its lines,
+/// because a line may be a part of a key. Every client can use certificates that are accepted.
 pub(crate) fn pem_file(data: &[u8]) {
     let file = PemFile {
         path: PathBuf::from("server.pem"),

@@ -25,8 +25,8 @@ pub(super) struct KeySettings {
     /// key, which may do everything [default: requests need no key]
     #[arg(long, env = "TOKENWAY_KEYS_FILE", value_name = "FILE")]
     keys_file: Option<FilePath>,
-    /// Path of a file in which the server stores how many tokens its keys have used. The server creates it. It is
-    /// required if a key has a token budget. Each server needs its own [default: none]
+    /// Path of a file in which the server stores how many tokens its keys have used. The server creates the file.
+    /// Required if a key has a token budget. Each server needs its own file [default: none]
     #[arg(long, env = "TOKENWAY_USAGE_FILE", value_name = "FILE")]
     usage_file: Option<FilePath>,
 }
@@ -38,7 +38,7 @@ impl KeySettings {
         let file = self.keys_file.map(|file| file.value);
         let usage_file = self.usage_file.map(|file| file.value);
         if usage_file.is_some() && file.is_none() {
-            let problem = "usage_file has no effect without keys_file, whose keys can have budgets";
+            let problem = "usage_file needs keys_file, because only keys of a file have budgets";
             return Err(ConfigError::Invalid(problem.to_owned()));
         }
         let has_keys = variable.is_some() || file.is_some();

@@ -63,12 +63,12 @@ pub(super) struct ServerSettings {
     log: LogSettings,
 }
 
-/// Limits and timeouts of client connections. They cannot be disabled, because a client that stops halfway would hold
-/// its connection forever.
+/// Limits and timeouts of client connections. The timeouts cannot be disabled, because a client that stops halfway
+/// would hold its connection forever.
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Connections")]
 struct ConnectionSettings {
-    /// Maximum number of open connections to both APIs together. A further connection is closed at once. At least 1
+    /// Maximum number of open connections to both APIs together. Further connections are closed at once. At least 1
     #[arg(
         long,
         env = "TOKENWAY_MAX_CONNECTIONS",
@@ -103,8 +103,8 @@ struct ConnectionSettings {
         default_value = "10"
     )]
     header_timeout: PositiveSeconds,
-    /// Time in seconds after which a request ends if its body makes no progress. The whole body has that time, and
-    /// a second more for each 500 bytes. Above 0
+    /// Time in seconds after which a request ends if its body makes no progress. The server waits this time for the
+    /// whole body, and a second more for each 500 bytes received. Above 0
     #[arg(
         long,
         env = "TOKENWAY_BODY_TIMEOUT",
@@ -113,7 +113,8 @@ struct ConnectionSettings {
     )]
     body_timeout: PositiveSeconds,
     /// Time in seconds after which a connection is closed if its client reads nothing of the response. An HTTP/2
-    /// client must read at least 16 KiB of a stream in that time, and 100 bytes per second on average. Set it longer than the slow reader timeout of the engine, after which a stream ends with an error. Above 0
+    /// client must read at least 16 KiB of a stream in this time, and 100 bytes per second on average. Set it longer
+    /// than the slow reader timeout of the engine, after which a stream ends with an error. Above 0
     #[arg(
         long,
         env = "TOKENWAY_WRITE_TIMEOUT",
@@ -121,9 +122,9 @@ struct ConnectionSettings {
         default_value = "30"
     )]
     write_timeout: PositiveSeconds,
-    /// Memory in MiB for the bodies of large requests (over 64 KiB), on both APIs together; as much again for such
-    /// requests that wait in the queue, and for large responses in one piece. A further large request waits up to 5 s,
-    /// and is then rejected with `queue_full`. At least 4
+    /// Memory in MiB for the bodies of large requests (over 64 KiB), on both APIs together. Large requests that wait in
+    /// the queue, and large responses without `stream`, each have as much memory again. A further large request waits
+    /// up to 5 s, and is then rejected with `queue_full`. At least 4
     #[arg(
         long,
         env = "TOKENWAY_BODY_MEMORY_MIB",

@@ -305,7 +305,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns the value that a settings file has after this value was written to it.
+    /// Writes a value to the text of a settings file, and reads it back.
     fn written_and_read<T: Serialize + DeserializeOwned>(value: &T) -> Result<T, String> {
         let text = toml::Value::try_from(value).map_err(|error| error.to_string())?;
         text.try_into()

@@ -1,7 +1,7 @@
 //! Layer that limits the memory of large request bodies.
 //!
-//! A body that is larger than [`UNCOUNTED_BODY_BYTES`] needs a share of the memory before the rest of it is read. A
-//! share is as large as the body, or as the largest body if the client does not say how large it is.
+//! A body that is larger than [`UNCOUNTED_BODY_BYTES`] needs a share of the memory before its remaining bytes are read.
+//! The share is as large as the body, or [`MAX_BODY_BYTES`] if the client does not declare a length.
 
 use std::error::Error as StdError;
 use std::pin::Pin;
@@ -19,7 +19,7 @@ use crate::context::RequestContext;
 use crate::request_memory::{MAX_BODY_BYTES, UNCOUNTED_BODY_BYTES};
 use crate::telemetry::Api;
 
-/// A body that waits for a share when it turns out to be large.
+/// A body that waits for a share once it exceeds the uncounted size.
 struct LimitedBody {
     body: Body,
     context: RequestContext,
@@ -41,13 +41,13 @@ enum State {
 
 type WaitForShare = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
 
-/// Wraps the body of a request, unless the client says that it is small.
+/// Wraps the body of a request, unless the client declares a small length.
 pub(super) fn limit_body(context: &RequestContext, request: Request) -> Request {
     let declared = declared_length(&request);
     if declared.is_some_and(|bytes| bytes <= UNCOUNTED_BODY_BYTES) {
         return request;
     }
-    // The handler rejects a body that is larger than the largest one.
+    // The handler rejects a body that exceeds `MAX_BODY_BYTES`.
     let share = declared.unwrap_or(MAX_BODY_BYTES).min(MAX_BODY_BYTES);
     request.map(|body| {
         Body::new(LimitedBody {

@@ -9,8 +9,8 @@ use super::{authentication, deadline, request_id};
 use crate::request::{MAX_REQUEST_ID_BYTES, MAX_TIMEOUT};
 use crate::telemetry::Api;
 
-/// `x-request-id`, `x-request-timeout`, `grpc-timeout`, `authorization` and `x-api-key`, one per line. An id that is
-/// accepted can be a header and a word of a log line, a timeout that is accepted yields a deadline, and a key is the last
+/// Input: `x-request-id`, `x-request-timeout`, `grpc-timeout`, `authorization` and `x-api-key`, one per line. An
+/// accepted id can be a header and a word of a log line, an accepted timeout yields a deadline, and a key is the last
 /// part of its header.
 pub(crate) fn request_headers(data: &[u8]) {
     let names = [

@@ -1,5 +1,5 @@
-//! Layer that rejects HTTP/1.1 requests whose host or whose end is ambiguous (RFC 9112, sections 3.2 and 6). Another
-//! server or proxy could understand such a request in another way.
+//! Layer that rejects HTTP/1.1 requests whose host or whose end is ambiguous (RFC 9112, sections 3.2 and 6). A proxy
+//! in front of the server could interpret such a request differently (request smuggling).
 //!
 //! hyper itself rejects most malformed requests, with a status and no body.
 
@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::listen::MalformedHead;
 use crate::telemetry::Api;
 
-/// Returns the response to a request that must be rejected. The connection closes after it.
+/// Returns the error response if the request must be rejected. The connection closes after this response.
 pub(super) fn rejection(request: &Request) -> Option<Response> {
     let error = check(request).err()?;
     let mut response = response::error_response(Api::Http, error);
@@ -66,6 +66,6 @@ fn check_transfer_encoding(request: &Request) -> Result<(), Error> {
     if is_chunked && encodings.next().is_none() {
         return Ok(());
     }
-    let message = "The only supported Transfer-Encoding is chunked.";
+    let message = "The only supported Transfer-Encoding is chunked, and it must be sent once.";
     Err(Error::invalid_value(TRANSFER_ENCODING.as_str(), message))
 }

@@ -24,7 +24,8 @@ const TOKEN_HEADERS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-reset-tokens"),
 ];
 
-/// Counts a request toward the limits of its key. Probes and requests that control the server have no limits.
+/// Counts a request toward the limits of its key. The limits do not apply to probes and to routes that control the
+/// server.
 pub(super) fn start_limited(context: &RequestContext) -> Result<(), Error> {
     match context.route().kind {
         RouteKind::Probe | RouteKind::Admin => Ok(()),

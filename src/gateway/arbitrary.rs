@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::{Map, Value};
 
-/// Texts with characters that JSON, HTTP or readers of lines treat specially.
+/// Texts with characters that JSON, HTTP or line readers treat specially.
 pub(super) fn text() -> impl Strategy<Value = String> {
     let special = select(vec![
         "\0", "\u{1f}", "\n", "\r\n", "\"", "\\", "\u{7f}", "\u{85}", "\u{2028}", "\u{2029}",
@@ -38,14 +38,14 @@ pub(super) fn value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Objects whose values are of `values`.
+/// Objects whose values come from `values`.
 pub(super) fn object(
     values: impl Strategy<Value = Value>,
 ) -> impl Strategy<Value = Map<String, Value>> {
     vec((text(), values), 0..4).prop_map(|entries| entries.into_iter().collect())
 }
 
-/// JSON texts, of which most have one invalid place.
+/// JSON texts; most of them are invalid in one place.
 pub(super) fn broken_json() -> impl Strategy<Value = Vec<u8>> {
     let fault = prop_oneof![Just(b"".to_vec()), vec(any::<u8>(), 1), special_json()];
     (object(value()), any::<(Index, Index)>(), fault).prop_map(|(object, (from, to), fault)| {

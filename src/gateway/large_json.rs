@@ -1,5 +1,5 @@
-//! Parses and writes large JSON texts on another thread, because they would delay the tokens of other streams. Small ones
-//! are handled at once.
+//! Parses and writes large JSON texts on another thread, because this work would delay the tokens of other streams.
+//! Small texts are parsed and written at once.
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ const LARGE_BODY_BYTES: usize = 64 * 1024;
 /// Size from which a response is written on another thread, in bytes.
 const LARGE_RESPONSE_BYTES: usize = 256 * 1024;
 
-/// Turns for handling large texts. Only one is handled at a time, because a parsed body needs many times its own size, and
-/// two of them could keep all processors from the threads that carry tokens.
+/// Processes large texts one at a time: a parsed body needs many times its own size, and parsing two bodies could keep
+/// all processors from the threads that carry tokens.
 pub struct LargeJson(Arc<Semaphore>);
 
 impl Default for LargeJson {
@@ -74,7 +74,7 @@ impl LargeJson {
         }
     }
 
-    /// Runs a function on another thread, after those before it.
+    /// Runs a function on another thread, after all earlier calls have finished.
     async fn run<T: Send + 'static>(
         &self,
         run: impl FnOnce() -> T + Send + 'static,
@@ -84,7 +84,7 @@ impl LargeJson {
         let span = Span::current();
         let done = spawn_blocking(move || {
             let done = span.in_scope(run);
-            // The turn ends here even if the request was cancelled in between.
+            // The permit must stay with the function, because a cancelled request does not stop the thread.
             drop(turn);
             done
         });

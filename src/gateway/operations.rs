@@ -1,7 +1,7 @@
 //! The routes for operators: health, metrics, and the drain of the server.
 //!
-//! They are routes of the HTTP API, or of a listener of their own, which an engine without the HTTP API can have too.
-//! This module must not know what the server serves.
+//! The HTTP API has these routes, or a separate listener, which an engine without the HTTP API can have too. This
+//! module must not know models and completions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ impl OperatorRoutes {
     }
 }
 
-/// Builds the health routes and these routes.
+/// Builds the health routes, and the given routes for operators.
 pub(super) fn routes(operations: Operations, routes: OperatorRoutes) -> Router {
     let health = Router::new()
         .route("/livez", get(livez))
@@ -144,7 +144,7 @@ async fn metrics(State(operations): State<Arc<Operations>>) -> Response {
         .into_response()
 }
 
-/// Starts the drain: from now on the server rejects new requests. It exits when the running streams have finished.
+/// Starts the drain: the server rejects new requests, and exits when the running streams have finished.
 #[utoipa::path(
     post,
     path = "/admin/drain",

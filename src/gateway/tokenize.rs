@@ -134,7 +134,7 @@ pub(super) async fn info(
     Ok(response::json(&TokenizerInfo::from(model)))
 }
 
-/// Writes a response of about this size. The memory of the request becomes free.
+/// Writes a response of about this size, then frees the memory of the request.
 async fn write_response<A: Serialize>(
     gateway: &Gateway,
     context: &RequestContext,

@@ -68,7 +68,7 @@ impl CollectedResponse {
         let mut reserved = 0;
         let mut is_text_only = stream.first_started().text_only;
         let usage = loop {
-            // A device can be so fast that there is always another event. Other tasks of this thread must run, too.
+            // With a fast device, the next event is always ready. This lets the other tasks of the thread run.
             consume_budget().await;
             if total_size > reserved {
                 reserved = total_size.saturating_add(total_size / 4);

@@ -1,5 +1,5 @@
-//! Turns for requests that resume many tokens. Their text is computed again, which would delay the tokens of other streams, so
-//! it is done on another thread, for one request at a time.
+//! Turns for requests that resume many tokens. Decoding these tokens again would delay the tokens of other streams, so
+//! it runs on another thread, for one request at a time.
 
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ impl LargeResumes {
 }
 
 impl ResumeTurn {
-    /// Runs a function on another thread. The turn ends then, even if the request is cancelled in between.
+    /// Runs a function on another thread. The turn ends when the function returns, even if the request was cancelled.
     ///
     /// # Errors
     /// The error of the function, or `internal_error` if it panics.

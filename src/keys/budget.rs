@@ -27,7 +27,7 @@ pub struct Budget {
     pub limit: NonZeroU64,
     /// Tokens that count.
     pub unit: BudgetUnit,
-    /// Time after which the budget starts again.
+    /// Period after which the budget starts again.
     pub period: BudgetPeriod,
 }
 
@@ -129,7 +129,7 @@ impl FromStr for BudgetAmount {
     }
 }
 
-/// The budgets of a key, and what the key has used of them.
+/// The budgets of a key, and their usage.
 #[derive(Clone, Debug)]
 pub(crate) struct KeyBudgets {
     pub(crate) budgets: Arc<[Budget]>,
@@ -175,7 +175,7 @@ pub(super) fn today() -> Date {
     Timestamp::now().to_zoned(TimeZone::UTC).date()
 }
 
-/// A budget that does not allow what a request needs.
+/// A budget that does not allow a request's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shortage {
     budget: Budget,
@@ -198,14 +198,14 @@ impl Shortage {
         }
         if unused >= needed {
             let message = format!(
-                "The API key's budget of {budget} has {unused} tokens left, but running requests have reserved them \
-                 except for {available}. Retry when they have ended."
+                "The API key's budget of {budget} has {unused} tokens left, but running requests have reserved all \
+                 but {available} of them. Retry when these requests have ended."
             );
             return Error::new(ErrorKind::RateLimited, message);
         }
         let message = format!(
-            "The request needs at least {needed} tokens to start, and {unused} are left of the API key's budget of \
-             {budget}."
+            "The request needs at least {needed} tokens to start, but only {unused} are left of the API key's budget \
+             of {budget}."
         );
         Error::new(ErrorKind::BudgetExhausted, message)
     }

@@ -45,7 +45,7 @@ pub struct NewOptions {
     /// and `-`
     name: KeyName,
     /// What the key may do: `inference` (completions, tokenizers, models), `metrics`, `admin` (which includes
-    /// `metrics`), `priority` (priorities act against other keys). Separate several with commas, or repeat the flag
+    /// `metrics`), `priority` (priorities apply across keys). Separate several with commas, or repeat the flag
     #[arg(
         long,
         value_name = "SCOPE",
@@ -276,8 +276,8 @@ fn row(entry: &KeyEntry, now: SystemTime) -> [String; 5] {
     ]
 }
 
-/// Returns the weight, unless it is the default, and the limits and budgets of a key as text, such as `60 requests/min, 4
-/// concurrent`.
+/// Returns the limits and budgets of a key as text, such as `60 requests/min, 4 concurrent`, with the weight if it is
+/// not the default.
 fn limits_text(key: &Key) -> String {
     let limits = &key.quotas.of_key.limits;
     let weight = Some(key.weight).filter(|weight| *weight != Weight::default());

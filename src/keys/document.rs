@@ -1,5 +1,5 @@
-//! The text of a keys file, in which keys are added, removed and given new secrets. A change keeps comments and all other
-//! keys. This module must not know where the text is stored.
+//! Edits the text of a keys file: adds keys, removes keys, and gives keys new secrets. An edit keeps comments and all
+//! other keys. This module must not know where the text is stored.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -17,7 +17,7 @@ use super::weight::Weight;
 /// Key of the list of tables in the keys file.
 const TABLES: &str = "key";
 
-/// A change of the keys file that failed. The file is as it was.
+/// A failed change of the keys file. The file is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
     /// The file is invalid, or cannot be read or written.
@@ -54,7 +54,7 @@ pub(super) struct Rotation {
     pub(super) old_expire: Timestamp,
     /// Time at which the new secret expires.
     pub(super) new_expires: Option<Timestamp>,
-    /// The present time. Secrets that have expired before are removed.
+    /// The current time. Secrets that have expired are removed.
     pub(super) now: Timestamp,
 }
 

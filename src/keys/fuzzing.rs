@@ -17,7 +17,7 @@ use super::weight::Weight;
 /// A change of a document.
 type Change<'a> = &'a dyn Fn(&mut KeysDocument) -> Result<(), EditError>;
 
-/// A keys file. A file that is accepted can be changed, and a change keeps the limits and all other keys.
+/// Input: a keys file. An accepted file can be changed, and a change keeps the limits and all other keys.
 pub(crate) fn keys_file(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;

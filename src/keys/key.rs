@@ -26,7 +26,7 @@ pub struct Key {
     /// Limits of the requests with this key, and what they have used. A reload keeps the usage of a key whose name
     /// stays.
     pub(crate) quotas: Quotas,
-    /// Token budgets of the key, and what it has used of them. A reload keeps the usage, too.
+    /// Token budgets of the key, and their usage. A reload keeps the usage, too.
     pub(crate) budgets: KeyBudgets,
 }
 
@@ -81,7 +81,7 @@ impl FromStr for KeyName {
     }
 }
 
-/// Something that a key may do: use a group of routes, or set priorities against other keys.
+/// Permission of a key: a group of routes, or priorities that apply across keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     /// Completions, tokenizers and lists of models.
@@ -90,7 +90,7 @@ pub enum Scope {
     Metrics,
     /// Everything that an operator does, including `/metrics`.
     Admin,
-    /// Priorities that act against the requests of other keys.
+    /// Priorities that apply to the requests of all keys, not only of the same key.
     Priority,
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct KeySet {
 }
 
 impl KeySet {
-    /// Creates the set of these keys. `limits` apply to all of them together. `usage` has what the keys have used.
+    /// Creates the set of these keys. `limits` apply to all of them together. `usage` has their earlier usage.
     pub(super) fn new(entries: Vec<KeyEntry>, limits: KeyLimits, usage: &UsageStore) -> Self {
         let mut set = Self {
             keys: entries.len(),

@@ -1,5 +1,4 @@
-//! The file in which a server stores how much of their budgets its keys have used. This module must not know when it
-//! is written.
+//! The file in which a server stores the usage of token budgets. This module must not know when the file is written.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -47,12 +46,12 @@ struct Contents<'a> {
 #[derive(Debug)]
 pub(super) struct UsageFile {
     path: PathBuf,
-    /// A locked file beside the usage file, because the usage file is replaced whenever it is written.
+    /// A locked file beside the usage file. The usage file itself cannot be locked, because each write replaces it.
     _lock: File,
 }
 
 impl UsageFile {
-    /// Opens the file, and reads what it has. A file that does not exist yet is created.
+    /// Opens the file, and reads the stored usage. Creates the file if it does not exist.
     ///
     /// # Errors
     /// The file cannot be read or written, is invalid, or another server has it open.
@@ -76,7 +75,7 @@ impl UsageFile {
             path: path.to_owned(),
             _lock: lock,
         };
-        // A file that cannot be written must keep the server from starting.
+        // A test write, so that the server does not start with a file that cannot be written.
         file.write(&usage)?;
         Ok((file, usage))
     }
@@ -84,7 +83,7 @@ impl UsageFile {
     /// Replaces the contents of the file in one step.
     ///
     /// # Errors
-    /// The file cannot be written. It is then as it was.
+    /// The file cannot be written. It keeps its previous contents.
     pub(super) fn write(&self, usage: &StoredUsage) -> Result<(), UsageFileError> {
         let contents = Contents {
             version: VERSION,

@@ -1,4 +1,4 @@
-//! What the keys of a server have used of their limits and budgets. It outlives the keys, which are replaced whenever
+//! The usage of limits and budgets by the keys of a server. The usage outlives the keys, which are replaced whenever
 //! their file changes. This module must not know the keys file.
 
 use std::collections::HashMap;
@@ -10,17 +10,17 @@ use super::key::KeyName;
 use super::limits::KeyUsage;
 use super::usage_file::{StoredUsage, UsageFile, UsageFileError};
 
-/// What the keys of a server have used.
+/// Usage of limits and budgets, by key.
 #[derive(Debug, Default)]
 pub(super) struct UsageStore {
     by_key: Mutex<HashMap<KeyName, UsageOfKey>>,
     /// Usage of all keys together.
     pub(super) of_all: Arc<KeyUsage>,
-    /// The file that has the usage of budgets. `None` if no key may have a budget.
+    /// The file that stores the usage of budgets. `None` if no key may have a budget.
     file: Option<OpenFile>,
 }
 
-/// What one key has used.
+/// Usage of one key.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UsageOfKey {
     pub(super) of_limits: Arc<KeyUsage>,
@@ -30,12 +30,12 @@ pub(super) struct UsageOfKey {
 #[derive(Debug)]
 struct OpenFile {
     file: UsageFile,
-    /// What the file contains.
+    /// Usage that the file contains.
     written: Mutex<StoredUsage>,
 }
 
 impl UsageStore {
-    /// Opens the usage file, if there is one, and restores what it has.
+    /// Opens the usage file, if a path is given, and restores the stored usage.
     ///
     /// # Errors
     /// The file cannot be used.
@@ -65,7 +65,7 @@ impl UsageStore {
         })
     }
 
-    /// Returns the usage of the key with this name. A key whose name is used again goes on where it was.
+    /// Returns the usage of the key with this name. A new key with an earlier key's name continues the earlier usage.
     pub(super) fn of_key(&self, name: &KeyName) -> UsageOfKey {
         self.lock().entry(name.clone()).or_default().clone()
     }
@@ -75,11 +75,11 @@ impl UsageStore {
         self.file.is_some()
     }
 
-    /// Writes the usage of budgets, if it has changed since it was last written. Returns the number of tokens that all
-    /// keys together have ever used, if it was written.
+    /// Writes the usage of budgets if it has changed since the last write. Returns the number of tokens that all keys
+    /// together have ever used, or `None` if nothing was written.
     ///
     /// # Errors
-    /// The file cannot be written. It is then as it was.
+    /// The file cannot be written. It keeps its previous contents.
     pub(super) fn write(&self) -> Result<Option<u64>, UsageFileError> {
         let Some(OpenFile { file, written }) = &self.file else {
             return Ok(None);

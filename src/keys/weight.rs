@@ -6,8 +6,8 @@ use std::str::FromStr;
 /// Largest weight of a key.
 const MAX_WEIGHT: u32 = 100;
 
-/// Weight of a key, from 1 to 100. A key with weight 4 gets four times the slots of a key with weight 1, while both
-/// have requests in the queue.
+/// Weight of a key, from 1 to 100. While both have requests in the queue, a key with weight 4 gets four times the slots
+/// of a key with weight 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Weight(u32);
 

@@ -23,8 +23,8 @@ pub(super) struct Activity {
     is_reading_headers: AtomicBool,
     /// True while written data waits because the socket accepts no more.
     has_unsent_data: AtomicBool,
-    /// True if an HTTP/1.1 request was answered before its body was read. Body and headers of the next request then
-    /// cannot be told apart here.
+    /// True if an HTTP/1.1 request was answered before its body was read. The rest of that body then cannot be
+    /// distinguished from the head of the next request.
     has_unread_body: AtomicBool,
     /// The fault of the HTTP/1.1 head that was read last.
     malformed_head: Mutex<Option<MalformedHead>>,

@@ -257,13 +257,13 @@ impl Connection {
         })
     }
 
-    /// Returns the limits of the time that a request's body takes.
+    /// Returns the time limits for receiving a request's body.
     fn body_limits(&self) -> WaitLimits {
         WaitLimits {
             timeout: self.settings.limits.body_timeout,
             bytes_per_second: match self.settings.protocol {
                 Protocol::Grpc | Protocol::Http => Some(MIN_BODY_BYTES_PER_SECOND),
-                // A worker sends one body for as long as it is connected.
+                // A worker's request has one body, which lasts as long as the connection.
                 Protocol::Worker => None,
             },
         }

@@ -1,7 +1,8 @@
 //! Limits on the number of open connections: in all, and of each address.
 //!
-//! A connection beyond a limit is closed at once, without an answer: reading its first bytes, to learn its protocol,
-//! would hold the connection open. Clients take that for a failed connection, which most of them retry.
+//! A connection beyond a limit is closed at once, without a response: to send one, the server would have to keep the
+//! connection open until it has read the first bytes and knows the protocol. Clients see a failed connection, and most
+//! of them retry.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +18,7 @@ use crate::telemetry::ConnectionLimit;
 /// Minimum time between two log lines about refused connections.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The open connections of one or more listeners, which count towards the same limits. Clones share them.
+/// The open connections of one or more listeners, which count toward the same limits. Clones share them.
 #[derive(Clone)]
 pub(crate) struct ConnectionLimits(Arc<Shared>);
 
@@ -30,7 +31,7 @@ struct Shared {
 #[derive(Default)]
 struct OpenConnections {
     total: u32,
-    /// Number of connections of each address that has any. Loopback addresses are not counted.
+    /// Number of connections of each IPv4 address and IPv6 /64 network, except loopback addresses.
     by_network: HashMap<IpAddr, u32>,
     /// Number of connections that were refused since the last log line.
     refused: u64,
@@ -52,7 +53,10 @@ impl ConnectionLimits {
         }))
     }
 
-    /// Counts a new connection. Returns the limit that it exceeds, if there is one.
+    /// Counts a new connection.
+    ///
+    /// # Errors
+    /// The limit that the connection exceeds.
     pub(super) fn open(&self, peer: Option<SocketAddr>) -> Result<OpenConnection, ConnectionLimit> {
         // All clients of a reverse proxy on this machine have a loopback address.
         let network = peer

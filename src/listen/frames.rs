@@ -1,6 +1,5 @@
-//! Parses the frame headers of an HTTP/2 connection in the bytes that are read from its socket.
-//!
-//! h2 does not show the frames that it reads. This parser skips their payloads.
+//! Parses the frame headers of an HTTP/2 connection from the bytes that are read from its socket, because h2 does not
+//! expose the frames that it reads. The parser skips the payloads.
 
 /// Client connection preface (RFC 9113, section 3.4).
 pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -16,7 +15,7 @@ const CONTINUATION: u8 = 9;
 /// Flag of the last HEADERS or CONTINUATION frame of a header block.
 const END_HEADERS: u8 = 4;
 
-/// The parts of a frame header that are of interest.
+/// A frame header without its length.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FrameHeader {
     pub(super) kind: u8,

@@ -26,8 +26,9 @@ fn config() -> Arc<ServerConfig> {
     Arc::new(config.expect("the key belongs to the certificate"))
 }
 
-/// The bytes that a client sends, in frames of the length in the first byte. A client that speaks TLS gets no answer in
-/// plain text, any other client gets only one. No bytes finish a handshake, because the client does not know the answer.
+/// Input: the length of frames, and the bytes that a client sends in such frames. A client that starts TLS gets no
+/// response in plain text. No input finishes a handshake, because the client cannot compute its part without the
+/// server's.
 pub(crate) fn first_bytes(data: &[u8]) {
     let Some((frame_size, bytes)) = data.split_first() else {
         return;

@@ -1,7 +1,7 @@
 //! The HTTP/1.1 response header with the connection's idle timeout, in seconds.
 //!
-//! Connection pools such as Node's undici and Apache's `HttpClient` read it, and do not reuse a connection that is about
-//! to close.
+//! Connection pools such as Node's undici and Apache's `HttpClient` read this header, and do not reuse a connection
+//! that is about to close.
 
 use std::time::Duration;
 

@@ -19,7 +19,8 @@ impl PeerAddress {
     }
 }
 
-/// Returns the part of an address that identifies a network. A host usually has all addresses of an IPv6 /64 network.
+/// Returns an IPv4 address unchanged, and the /64 network of an IPv6 address, because a host usually has all its
+/// addresses.
 pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),

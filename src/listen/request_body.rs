@@ -43,7 +43,7 @@ pub struct RequestBody {
 pub(super) enum UnreadBody {
     /// HTTP/2: a task discards the rest of the body.
     Discard(TaskTracker),
-    /// HTTP/1.1: the connection is told, and lingers.
+    /// HTTP/1.1: the unread body is reported to the connection, which lingers.
     Report(Arc<Activity>),
 }
 
@@ -182,7 +182,8 @@ where
     }
 }
 
-/// Returns the error of a body that does not arrive in time. tonic finds a status among the causes of an error.
+/// Returns the error of a body that does not arrive in time. It is a `Status`, because tonic looks for one in the
+/// sources of an error.
 fn timed_out() -> Status {
     let message = format!(
         "The body did not arrive in time: the client stopped sending, or sent less than {MIN_BODY_BYTES_PER_SECOND} \

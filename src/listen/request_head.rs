@@ -1,8 +1,9 @@
 //! Checks the heads of HTTP/1.1 requests for two faults that hyper accepts.
 //!
-//! hyper takes a bare LF for the end of a line, and it ignores `Content-Length` beside `Transfer-Encoding`. A proxy in
-//! front may read such a head in another way, and then the two disagree where the request ends (request smuggling).
-//! hyper has no setting for either and does not pass on the bytes of a head, so they are checked as they are read.
+//! hyper accepts a bare LF as the end of a line, and ignores `Content-Length` beside `Transfer-Encoding`. A proxy in
+//! front may interpret such a head differently, so that proxy and server disagree about where the request ends (request
+//! smuggling). hyper has no setting for either fault, and does not expose the bytes of a head, so this module scans the
+//! bytes as they are read from the socket.
 
 use memchr::memchr;
 
@@ -13,7 +14,7 @@ const TRANSFER_ENCODING: &[u8] = b"transfer-encoding:";
 /// Number of bytes to keep of each line: the longer of the names.
 const PREFIX_BYTES: usize = TRANSFER_ENCODING.len();
 
-/// A fault in the head of an HTTP/1.1 request, as a request extension.
+/// A fault in the head of an HTTP/1.1 request. The connection adds it to the request as an extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MalformedHead {
     /// A line ends with LF instead of CR LF.
@@ -22,7 +23,7 @@ pub enum MalformedHead {
     LengthAndEncoding,
 }
 
-/// Scans the bytes of one head at a time, however they are divided.
+/// Scans one head at a time, from bytes that may arrive in pieces of any size.
 #[derive(Debug, Default)]
 pub(super) struct HeadScanner(Option<Head>);
 

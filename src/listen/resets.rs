@@ -1,7 +1,7 @@
 //! Rate limit on requests that an HTTP/2 client cancels (the rapid reset attack, CVE-2023-44487).
 //!
 //! h2 only limits the cancelled requests that it still holds. This module counts the frames that start and cancel
-//! requests. There are two budgets: a client that floods the connection with cancellations is disconnected, and a client
+//! requests. It has two limits: a client that floods the connection with cancellations is disconnected, and a client
 //! that cancels almost all of its requests for a long time is slowed down.
 
 use std::collections::BTreeSet;
@@ -17,12 +17,12 @@ pub(super) const RESET_BURST: u32 = 5_000;
 /// Time after which the budget grows by one cancellation.
 const REFILL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// The time that each cancellation adds to the debt of a connection. A connection pays its debt off by the passing of
-/// time.
+/// Time that each cancellation adds to the debt of a connection. The debt decreases as time passes, by one second per
+/// second.
 const RESET_COST: Duration = Duration::from_millis(10);
 
-/// The time by which each new request reduces the debt. A client that completes half of its requests has no debt, and one
-/// that cancels all of them may start and cancel 200 a second.
+/// Time by which each new request reduces the debt. A client that cancels at most half of its requests has no lasting
+/// debt; a client that cancels all of its requests may start and cancel 200 requests per second.
 const REQUEST_CREDIT: Duration = Duration::from_millis(5);
 
 /// Debt above which the connection is read more slowly: that of [`RESET_BURST`] cancellations of older requests, or of
@@ -86,7 +86,7 @@ impl ResetLimit {
         }
     }
 
-    /// Returns the time before which nothing more is to be read from the connection, if its debt is too large.
+    /// Returns the time until which the connection must not be read, if its debt is too large.
     pub(super) fn pause_until(&self) -> Option<Instant> {
         let until = self.paid_at.checked_sub(MAX_DEBT)?;
         (until > Instant::now()).then_some(until)

@@ -19,8 +19,8 @@ use super::stalled;
 /// Maximum size of a piece, in bytes: the default size of a DATA frame.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// Size in bytes up to which a frame is never divided. A peer that does not take a last frame of this size costs little,
-/// and frames with one or a few tokens need no further poll.
+/// Size up to which a frame is never divided, in bytes. An unread last frame of this size costs little memory, and
+/// frames with one or a few tokens need no further poll.
 const UNDIVIDED_BYTES: usize = 1_024;
 
 pin_project_lite::pin_project! {
@@ -32,7 +32,7 @@ pin_project_lite::pin_project! {
         is_http2: bool,
         // Pieces of the body's latest data that hyper does not have yet.
         rest: Bytes,
-        // The body's answer after `rest`, if it was polled already. It is boxed, because most streams need none.
+        // Next frame of the body after `rest`, if the body was polled ahead. Boxed, because most streams never need it.
         next: Option<Box<NextFrame>>,
     }
 }
@@ -56,7 +56,7 @@ where
         }
     }
 
-    /// Returns the next frame, which is undivided or a piece.
+    /// Returns the next frame of the body, or the next piece of a divided frame.
     fn poll_piece(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<NextFrame> {
         let mut this = self.project();
         let mut data = std::mem::take(this.rest);

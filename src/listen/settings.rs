@@ -27,7 +27,7 @@ pub enum Protocol {
 /// Limits and timeouts of connections.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Maximum number of open connections of all listeners to which these limits apply. Default 10,000.
+    /// Maximum number of open connections to both APIs together. Default 10,000.
     pub max_connections: u32,
     /// Maximum number of open connections of one IPv4 address or one IPv6 /64 network. Loopback addresses have no such
     /// limit. Default 2,000.
@@ -35,8 +35,8 @@ pub struct Limits {
     /// Maximum time for receiving the headers of a request, counted from their first byte. On a new connection the
     /// time starts with the connection, or after its TLS handshake, which has the same timeout. Default 10 s.
     pub header_timeout: Duration,
-    /// Maximum time between two frames of a request body, and of all waits for the body together. The latter grows by a
-    /// second for each 500 bytes of the body. Default 30 s.
+    /// Maximum time of a wait for the next frame of a request body, and of all waits for the body together. The total
+    /// grows by a second for each 500 bytes received. Default 30 s.
     pub body_timeout: Duration,
     /// Maximum idle time: between two requests on HTTP/1.1, and without a request on HTTP/2. Default 75 s, which is
     /// longer than the 60 s of nginx and of AWS's load balancer; `docs/deployment.md` lists others.
@@ -46,8 +46,9 @@ pub struct Limits {
     pub keep_alive_timeout: Duration,
     /// Interval between HTTP/2 pings, and the timeout for the reply to each ping. Default 20 s.
     pub ping_interval: Duration,
-    /// Maximum time for which a socket accepts no data, or an HTTP/2 stream cannot send its next 16 KiB. An HTTP/2 stream
-    /// may wait for its peer for that time in all, and a second more for each 100 bytes. Default 30 s.
+    /// Maximum time for which a socket accepts no data, or an HTTP/2 stream cannot send its next 16 KiB. All waits of
+    /// an HTTP/2 stream for its peer take at most this time together, and a second more for each 100 bytes. Default
+    /// 30 s.
     ///
     /// The default is well above the slow-reader timeout, so that a slow client that resumes reading still receives
     /// the error record.

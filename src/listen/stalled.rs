@@ -106,8 +106,8 @@ impl<S: Future, T: Future<Output = ()>> Future for UnlessStalled<S, T> {
     }
 }
 
-/// Completes once the current stream has waited too long for its peer. If the stream has produced data meanwhile, this
-/// may be late by the write timeout.
+/// Completes once the current stream has waited too long for its peer. If the stream has produced data meanwhile, it
+/// may complete late, by up to the write timeout.
 async fn wait_until_stalled(write_timeout: Duration) {
     loop {
         let deadline = WAITS_FOR_PEER.with(Cell::get).deadline();

@@ -1,8 +1,8 @@
 //! The time for which the server waits for a peer to send a request body or to take a response.
 //!
-//! One wait lasts at most for a timeout. All waits together last at most for that timeout and the time that the
+//! Each wait lasts at most for a timeout. All waits together last at most for this timeout plus the time that the
 //! transferred bytes take at a minimum rate, like `MinRate` of Apache's mod_reqtimeout. So a peer that transfers a byte
-//! now and then does not hold its request for ever.
+//! now and then cannot hold its request forever.
 
 use std::time::Duration;
 

@@ -34,7 +34,7 @@ pub(super) struct WatchedStream {
     header_timer: Option<Pin<Box<Sleep>>>,
     frames: FrameParser,
     resets: ResetLimit,
-    /// Set while nothing is read because the HTTP/2 client has cancelled almost all of its requests for a long time.
+    /// Timer of a pause in reading. Set while an HTTP/2 client is slowed down that cancels almost all of its requests.
     read_pause: Option<Pin<Box<Sleep>>>,
     head: HeadScanner,
     activity: Arc<Activity>,

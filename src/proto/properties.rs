@@ -1,4 +1,4 @@
-//! Properties of the hand-written messages, for arbitrary messages and for encodings with a fault.
+//! Property tests of the hand-written messages, with arbitrary messages and with broken encodings.
 
 use proptest::collection::vec;
 use proptest::option;
@@ -36,7 +36,7 @@ fn logprobs() -> impl Strategy<Value = v1::Logprobs> {
     })
 }
 
-/// Times are above 0: the hand-written code takes 0 as a time that is not known.
+/// Times are above 0, because 0 means "unknown" in the hand-written code.
 fn token() -> impl Strategy<Value = v1::Token> {
     let times = (option::of(1..u64::MAX), option::of(1..u64::MAX));
     (number(), any::<String>(), times, option::of(logprobs())).prop_map(
@@ -103,7 +103,7 @@ fn step() -> impl Strategy<Value = GeneratedStep> {
     vec(sequence_step(), 0..4).prop_map(|sequences| GeneratedStep { sequences })
 }
 
-/// Replaces up to three bytes of an encoding, from one position, by others.
+/// Replaces `removed` bytes of an encoding with `added`, at a random position.
 fn with_fault(mut encoded: Vec<u8>, at: Index, removed: usize, added: Vec<u8>) -> Vec<u8> {
     let from = at.index(encoded.len() + 1);
     let to = (from + removed).min(encoded.len());

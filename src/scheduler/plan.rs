@@ -97,7 +97,7 @@ pub trait QueuedChoice {
 pub enum Admission {
     /// The request runs or waits in the queue.
     Admitted,
-    /// The queue is full, and the caller has its share of it.
+    /// The queue is full, and the caller already has its share of the queue.
     QueueFull,
     /// No worker of the model is up.
     NoWorker,
@@ -184,7 +184,7 @@ impl<J: QueuedChoice> Plan<J> {
         let order = self.next_order(priority);
         let id = self.queues[model].push(&caller, order, choices);
         let placements = self.place_waiting(model);
-        // Before this request, the queue was within its limit. Therefore one request is too many at most.
+        // The queue was within its limit before this request, so at most one request is too many.
         let (admission, displaced) = match self.queues[model].make_room((id, order)) {
             None => (Admission::Admitted, Vec::new()),
             Some(Overflow::New) => (Admission::QueueFull, Vec::new()),
@@ -289,7 +289,7 @@ impl<J: QueuedChoice> Plan<J> {
         QueueOrder { priority, arrival }
     }
 
-    /// Records that jobs have lost their slots, and that their model has other slots now.
+    /// Records that jobs have lost their slots, and that the number of their model's slots may have changed.
     fn end_lost(&mut self, ended: Option<EndedJobs>) -> Option<ModelId> {
         let ended = ended?;
         let model = ended.model;

@@ -1,7 +1,7 @@
 //! Returns memory to the operating system after a load that needed much of it.
 //!
-//! glibc keeps freed memory in its heaps. After many large requests or slow readers, that was up to twenty times of what
-//! the server needs (`docs/security.md`).
+//! glibc keeps freed memory in its heaps. After many large requests or slow readers, these kept more than twenty times
+//! the memory that the server needs (`docs/decisions/011-allocator.md`).
 
 use std::time::Duration;
 
@@ -15,10 +15,11 @@ use crate::allocator;
 /// Interval between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Growth of the unused memory from which it is returned, in bytes. A server that streams needs some of it again at once.
+/// Growth of unused memory that causes its return, in bytes. Less is kept, because a server that streams needs it
+/// again.
 const MIN_GROWTH_BYTES: usize = 8 * 1024 * 1024;
 
-/// Number of checks in a row that must find so much. A load that needs the memory again and again keeps it.
+/// Number of checks in a row that must find this growth, so that a load that uses the memory repeatedly keeps it.
 const MIN_CHECKS: u32 = 2;
 
 /// State of the checks.
@@ -26,7 +27,7 @@ const MIN_CHECKS: u32 = 2;
 struct Checks {
     /// Number of checks in a row that found much unused memory.
     in_a_row: u32,
-    /// Unused memory that cannot be returned, in bytes: what was left after the last return.
+    /// Unused memory that could not be returned the last time, in bytes.
     kept: usize,
 }
 
@@ -38,8 +39,8 @@ pub(super) async fn return_free_memory_regularly(stop: CancellationToken) {
         .await
         .is_some()
     {
-        // The allocator locks each heap for as long as it has many free parts, so this is not for a thread that carries
-        // tokens.
+        // The allocator locks each heap while it searches its free parts, which can take long, so this must not run on
+        // a thread that carries tokens.
         let checked = spawn_blocking(move || checks.next());
         checks = checked.await.unwrap_or_default();
     }
@@ -68,12 +69,12 @@ impl Checks {
     }
 }
 
-/// Returns the resident memory that is not allocated: free memory, and what is not the allocator's, such as code.
+/// Returns the resident memory that is not allocated: free memory, and memory outside the allocator, such as code.
 fn unused_bytes() -> usize {
     resident_bytes().saturating_sub(allocator::used_bytes())
 }
 
-/// Returns the resident memory of this process in bytes; 0 if the operating system does not tell it.
+/// Returns the resident memory of this process in bytes; 0 if `/proc/self/statm` cannot be read.
 fn resident_bytes() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());

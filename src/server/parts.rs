@@ -27,7 +27,8 @@ pub struct ServerParts {
     pub grpc: Option<Address>,
     /// Settings of the admin listener; `None` if the HTTP API has the routes for operators.
     pub admin: Option<AdminFrontend>,
-    /// Connection limits of both APIs and of the admin listener.
+    /// Connection limits of both APIs and of the admin listener. Connections to the admin listener are not counted in
+    /// the number of connections.
     pub limits: Limits,
     /// Memory for large request bodies that are read, parsed or queued, in bytes.
     pub body_memory_bytes: u64,
@@ -173,7 +174,7 @@ pub struct AdminFrontend {
 }
 
 impl AdminFrontend {
-    /// Returns true if requests need a key. Programs of this machine need none.
+    /// Returns true if requests need a key. On a loopback address or a Unix socket they need none.
     pub(super) fn needs_key(&self, has_keys: bool) -> bool {
         has_keys && !self.listen.is_loopback()
     }
@@ -188,9 +189,9 @@ impl AdminFrontend {
     }
 }
 
-/// Returns the origin policy of a listener at this address. Browsers cannot connect to a Unix socket, so a Unix socket
-/// needs no check of host names. Neither does a listener that needs a key, because a page that uses DNS rebinding has
-/// none.
+/// Returns the origin policy of a listener at this address. A Unix socket needs no check of host names, because
+/// browsers cannot connect to it. A listener that needs a key needs no such check either, because a page that uses DNS
+/// rebinding has no key.
 fn policy_at(listen: &Address, policy: OriginPolicy, needs_key: bool) -> OriginPolicy {
     match listen {
         Address::Tcp(_) if !needs_key => policy,

@@ -269,8 +269,8 @@ impl Signals {
         }
     }
 
-    /// Waits for the second signal, counted from the start of the program. The first one may follow `POST
-    /// /admin/drain`, as Kubernetes' SIGTERM follows a `preStop` hook, and must not cut off the drain.
+    /// Waits for the second signal since the start of the program. The first signal may come after `POST
+    /// /admin/drain`, as Kubernetes sends SIGTERM after a `preStop` hook, and must not end the drain.
     async fn second(&mut self) {
         if self.last.0.is_none() {
             self.next().await;

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::keys::Keys;
 
-/// Interval between two writes. A server that crashes forgets at most the usage of this time, and of the write itself.
+/// Interval between two writes. A crash loses at most the usage of this time and of the time of the write.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Stores the usage regularly, until `stop` is cancelled.
@@ -24,7 +24,7 @@ pub(super) async fn store_usage_regularly(keys: Keys, stop: CancellationToken) {
     {
         match (store_usage(&keys).await, is_failing) {
             (Err(error), false) => {
-                tracing::error!(%error, "cannot store the usage of budgets; a restart would forget it");
+                tracing::error!(%error, "cannot store the usage of budgets; it would be lost on a restart");
                 is_failing = true;
             }
             (Ok(()), true) => {

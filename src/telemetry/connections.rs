@@ -8,7 +8,7 @@ use super::{GaugeGuard, ListenerKind, Telemetry};
 const CONNECTIONS: &str = "tokenway_connections_open";
 const CONNECTIONS_REFUSED: &str = "tokenway_connections_refused_total";
 
-/// The limit because of which a connection was refused, as the label `limit` shows it.
+/// The limit that a refused connection exceeded, as the label `limit` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConnectionLimit {
     /// The number of connections in all.

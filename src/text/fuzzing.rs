@@ -6,8 +6,8 @@ use super::stop::{StopMatcher, StopStatus, StopStrings};
 use super::utf8::Utf8Assembler;
 
 /// One byte with the length of the tokens, one with the number of stop strings, the stop strings, each with its length
-/// before it, and the bytes of all tokens. The text must be that of a decoder and a search that see all tokens at once,
-/// up to the match that ends first, and of those the one that starts first.
+/// before it, and the bytes of all tokens. The text must equal that of a decoder and a search that see all tokens at
+/// once. It ends at the match that ends first; of several such matches, at the one that starts first.
 /// Returns the text.
 pub(crate) fn text(data: &[u8]) -> Option<String> {
     let ([token_bytes, stop_count], mut rest) = data.split_first_chunk()?;

@@ -119,8 +119,8 @@ impl<T> StopMatcher<T> {
     /// Matches the next token. Passes to `release` every token that can no longer be part of a match.
     ///
     /// If a stop string matches, releases the tokens before the match (or before its end if matches are included),
-    /// and cuts the text of the last one there. Of several matches, the one that ends first counts, and of those the one
-    /// that starts first. So the text does not depend on how it is divided into tokens.
+    /// and cuts the text of the last one there. Of several matches, the match that ends first counts; of matches with
+    /// the same end, the one that starts first. So the text does not depend on its division into tokens.
     pub fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> StopStatus {
         if self.has_no_stop_strings() {
             release(token, text);

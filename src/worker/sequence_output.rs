@@ -23,7 +23,7 @@ pub enum Output {
     Failed(Failure),
 }
 
-/// Reason why a sequence ended early. After a crash there is no failure: the channel closes without an end.
+/// Reason for the early end of a sequence. After a crash there is no failure: the channel closes without an end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The model rejected the sequence or failed on it.

@@ -167,7 +167,7 @@ impl Request {
             .write_all(&self.bytes())
             .await
             .expect("the request is written");
-        // A TLS stream may still hold what was written.
+        // A TLS stream may still buffer the written bytes.
         stream.flush().await.expect("the request is sent");
         Response::read_head(stream).await
     }

@@ -25,7 +25,7 @@ pub struct Body {
     pub reset: Option<Reason>,
 }
 
-/// Answer to a request that the server may refuse by closing the connection.
+/// Outcome of a request that the server may refuse by closing the connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// A response with this status.
@@ -143,8 +143,8 @@ impl Connection {
         (answer, true)
     }
 
-    /// Sends a request whose body starts with `piece`, followed by one byte at each tick. The body never ends. Returns the
-    /// response, with its whole body.
+    /// Sends a request whose body starts with `piece`, followed by one byte at each tick. The body never ends. Returns
+    /// the response with its whole body.
     pub async fn drip(
         &self,
         path: &str,

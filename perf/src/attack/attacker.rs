@@ -1,7 +1,7 @@
 //! The attackers' process: the hidden subcommand `attacker`, and the handle with which `attack` runs it.
 //!
-//! The process prepares its requests, writes a line, and starts the attack once it has read one. It then writes the
-//! outcome as a line of JSON and ends, which closes all its connections.
+//! The process prepares its requests, writes the line `ready`, and starts the attack once it has read a byte. At the
+//! end it writes the outcome as a line of JSON and exits, which closes all its connections.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -24,10 +24,10 @@ use crate::arguments::{ServerUrl, format_ms, parse_duration_ms};
 use crate::fault::Fault;
 use crate::{CommandResult, Verdict};
 
-/// Time by which an attack may exceed its duration until the run fails.
+/// Time by which an attack may exceed its duration before the run fails.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Attack a server once a line arrives on standard input.
+/// Attack a server once a byte arrives on standard input.
 #[derive(Args)]
 pub(crate) struct Options {
     kind: AttackKind,
@@ -47,16 +47,16 @@ pub(super) struct AttackTarget<'a> {
     out: RefCell<&'a mut dyn Write>,
 }
 
-/// End of an attack.
+/// Result of an attack.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub(super) struct Outcome {
-    /// Number of requests or connections by the way in which they ended.
+    /// Number of requests or connections, by how they ended.
     pub(super) ends: BTreeMap<String, u64>,
-    /// Number of connections or streams that the server had not ended, but should have.
+    /// Number of connections or streams that the server should have ended but had not.
     pub(super) not_ended: u64,
 }
 
-/// The attackers' process, which waits until the attack is to start. It ends when this is dropped.
+/// The attackers' process, which waits for the start of the attack. Dropping this handle ends the process.
 pub(super) struct AttackerProcess {
     child: Child,
     input: ChildStdin,

@@ -20,7 +20,7 @@ use crate::stream::{Connection, Protocol, connect, failed_status, grpc_request};
 const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 /// Number of bytes of a body that are held back.
 const HELD_BACK_BYTES: usize = 3;
-/// Number of tokens with which an interrupted stream is resumed, and of tokens that follow them.
+/// Number of tokens of a resumed stream that were delivered before, and that are still to come.
 const RESUMED_TOKENS: u32 = 1_000_000;
 const FURTHER_TOKENS: u32 = 10;
 
@@ -49,7 +49,7 @@ pub(super) async fn tokenize(target: &AttackTarget<'_>) -> Result<Outcome, Fault
     send_bodies(target, "/tokenize", format!("{head}{words}\"}}"), 50).await
 }
 
-/// Requests responses of nearly 64 MiB, which is the limit.
+/// Requests responses of nearly 64 MiB, the limit of a response.
 pub(super) async fn request_logprobs(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let body = format!(
         "{{\"model\":\"{FAST_MODEL}\",\"prompt\":\"a\",\"n\":128,\"max_tokens\":850,\"logprobs\":5}}"

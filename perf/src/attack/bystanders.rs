@@ -19,7 +19,7 @@ use crate::stream::{CompletionRequest, Connection, Event, Format, Stream, Stream
 
 /// Number of tokens of a bystander's stream, which lasts longer than any attack.
 const TOKENS: u32 = 1_000_000;
-/// Time between two checks whether the measurement is over.
+/// Interval at which a bystander checks if the measurement is over.
 const STOP_POLL: Duration = Duration::from_millis(20);
 
 pub(super) struct Bystanders {
@@ -32,7 +32,7 @@ pub(super) struct Bystander {
     gauge: Arc<Gauge>,
 }
 
-/// Measurements of a stream, which its thread records.
+/// Measurements of a stream, recorded by the stream's thread.
 #[derive(Default)]
 struct Gauge {
     last_ns: AtomicU64,
@@ -43,13 +43,13 @@ struct Gauge {
     is_over: AtomicBool,
 }
 
-/// What a bystander noticed of an attack.
+/// The effect of an attack on a bystander.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Disturbance {
     /// Longest time between two tokens.
     pub(super) longest_gap_ms: f64,
-    /// Longest time from the device's emission of a token to its arrival. A gap without such a delay is one of the
-    /// device's thread.
+    /// Longest time from the device's emission of a token to its arrival. A long gap without such a delay means that
+    /// the device's thread had to wait.
     pub(super) longest_delay_ms: f64,
     pub(super) lost_tokens: u64,
     /// Reason why the stream ended, if it did.
@@ -95,7 +95,7 @@ impl Bystander {
     /// Ends the stream.
     pub(super) fn stop(&self) -> Disturbance {
         let gauge = &self.gauge;
-        // A gap that has not ended counts too.
+        // The time since the last token counts, too.
         gauge.record_gap(monotonic_ns());
         gauge.is_over.store(true, Ordering::Relaxed);
         let fault = gauge.fault.lock().unwrap_or_else(PoisonError::into_inner);

@@ -44,7 +44,7 @@ pub(super) async fn send_nothing(target: &AttackTarget<'_>, count: u32) -> Resul
     Ok(outcome)
 }
 
-/// Sends a byte a second on each connection: headers that do not end on one half of them, bodies on the other.
+/// Sends a byte a second on each connection: endless headers on half of the connections, bodies on the other half.
 pub(super) async fn drip(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let end = target.start().await?;
     let began = Instant::now();
@@ -106,7 +106,7 @@ async fn drip_bytes(mut writing: OwnedWriteHalf, start: &str) {
     }
 }
 
-/// Keeps one core busy, as an attack does.
+/// Keeps one core busy until the end, without any request.
 pub(super) async fn keep_core_busy(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let end = target.start().await?;
     while Instant::now() < end {

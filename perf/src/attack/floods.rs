@@ -14,7 +14,7 @@ use crate::fault::Fault;
 
 /// Number of connections to each API.
 const CONNECTIONS_PER_API: u32 = 2;
-/// Number of frames, or of requests, that are written together.
+/// Number of frames or requests in each write.
 const FRAMES_PER_WRITE: u32 = 100;
 /// Initial flow-control window of a stream (RFC 9113, section 6.9.2).
 const DEFAULT_WINDOW: u32 = 65_535;
@@ -26,7 +26,7 @@ const LAST_STREAM: u32 = (1 << 31) - 1;
 struct Flood {
     /// Frames that start the connection.
     start: fn(&Api) -> Vec<u8>,
-    /// Frames that are then written over and over, for a stream with this id.
+    /// Frames that are then written repeatedly, for a stream with this id.
     repeated: fn(&Api, u32) -> Vec<u8>,
     /// True if each repetition needs a new stream.
     uses_streams: bool,
@@ -64,7 +64,7 @@ pub(super) async fn send_empty_data(target: &AttackTarget<'_>) -> Result<Outcome
     flood(target, of_frames(start, repeated)).await
 }
 
-/// Sends requests whose headers repeat a long field of HPACK's dynamic table in one byte each.
+/// Sends requests whose headers refer to a long field of HPACK's dynamic table many times, in one byte each.
 pub(super) async fn send_large_headers(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let repeated = |api: &Api, stream| {
         // `x-a` with a value of 3,969 bytes (127 + 2 + 30 × 128), which HPACK indexes as entry 62.

@@ -1,4 +1,4 @@
-//! HTTP/2 frames written by hand, in sequences that no library sends.
+//! Hand-written HTTP/2 frames, for sequences that no library sends.
 
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,7 +38,7 @@ pub(super) struct Api {
     pub(super) body: Vec<u8>,
 }
 
-/// Head of a frame that arrived.
+/// Header of a received frame.
 pub(super) struct FrameHead {
     pub(super) kind: u8,
     pub(super) flags: u8,

@@ -9,7 +9,7 @@ use super::attacker::{AttackTarget, Outcome};
 use super::{bodies, connections, floods, readers, streams};
 use crate::fault::Fault;
 
-/// An attack. Comments say why it is one.
+/// An attack, or a row for comparison. `--help` shows the comments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum AttackKind {
@@ -27,7 +27,7 @@ pub(super) enum AttackKind {
     Tokenize,
     /// 60 gRPC completions that resume after 1,000,000 tokens
     Resume,
-    /// 300 bodies of which the last 3 of 4 MiB are held back
+    /// 300 bodies of 4 MiB whose last 3 bytes are held back
     HeldBodies,
     /// 6 unary completions of 128 choices with log probabilities
     Logprobs,
@@ -59,11 +59,11 @@ pub(super) enum AttackKind {
 
 /// Duration of an attack that does not end by itself.
 const DURATION: Duration = Duration::from_secs(10);
-/// Time that an attack with large bodies may take until all are answered.
+/// Maximum duration of an attack with large bodies. It ends earlier, once all requests are answered.
 const LONGEST_ANSWER: Duration = Duration::from_secs(60);
-/// Time within which the server must give up clients that make next to no progress. It is more than the sum of the
-/// server's timeouts for headers and bodies.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(65);
+/// Time within which the server must end clients that make next to no progress. It exceeds the sum of the server's
+/// timeouts.
+const MAX_TIME_TO_END: Duration = Duration::from_secs(65);
 
 impl AttackKind {
     /// Returns the name of the attack on the command line.
@@ -72,12 +72,12 @@ impl AttackKind {
         value.get_name().to_owned()
     }
 
-    /// Returns true if the row is no attack, but is there for comparison.
+    /// Returns true for a row that is not an attack, but a comparison.
     pub(super) fn is_comparison(self) -> bool {
         matches!(self, Self::None | Self::BusyCore)
     }
 
-    /// Returns the time after which the attack ends, if it does not end earlier by itself.
+    /// Returns the default maximum duration of the attack.
     pub(super) fn duration(self) -> Duration {
         match self {
             Self::ManyLists
@@ -86,7 +86,7 @@ impl AttackKind {
             | Self::Tokenize
             | Self::Resume
             | Self::Logprobs => LONGEST_ANSWER,
-            Self::ZeroWindows | Self::ByteWindows | Self::Drips => LONGEST_PATIENCE,
+            Self::ZeroWindows | Self::ByteWindows | Self::Drips => MAX_TIME_TO_END,
             Self::None
             | Self::BusyCore
             | Self::HeldBodies

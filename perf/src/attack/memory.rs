@@ -14,7 +14,7 @@ pub(super) struct Memory {
     #[serde(skip)]
     process: u32,
     pub(super) idle: u64,
-    /// Highest memory since [`Self::start`], as the kernel records it, so that no peak is missed.
+    /// Highest memory since [`Self::start`]. The kernel records it, so no peak is missed.
     pub(super) peak: u64,
     pub(super) after: u64,
 }

@@ -13,7 +13,7 @@ use crate::fault::Fault;
 use crate::stream::{CompletionRequest, connect_narrow};
 
 const READERS: u32 = 500;
-/// Number of bytes of a read, and the time between two reads.
+/// Number of bytes in each read, and the time between two reads.
 const PIECE_BYTES: usize = 500;
 const READ_INTERVAL: Duration = Duration::from_millis(100);
 const TOKENS: u32 = 1_000_000;

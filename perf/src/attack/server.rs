@@ -28,7 +28,7 @@ name = \"fast\"
 test_runner_frequency_ms = 0
 ";
 
-/// A running server. Its process ends when this is dropped.
+/// A running server. Dropping this handle ends its process.
 pub(super) struct Server {
     pub(super) process: u32,
     pub(super) http: ServerUrl,

@@ -21,8 +21,8 @@ const RESETTING_CONNECTIONS: u32 = 2;
 const CLOSED_CONNECTIONS: u32 = 5;
 const STREAMS_PER_CONNECTION: u32 = 50;
 
-/// Requests two streams, waits for the answer to a PING, which follows the server's acceptance of the streams, resets
-/// them, and so on.
+/// Repeatedly requests two streams, waits for the reply to a PING, which shows that the server has accepted the
+/// streams, and resets them.
 pub(super) async fn reset_accepted(target: &AttackTarget<'_>) -> Result<Outcome, Fault> {
     let end = target.start().await?;
     let mut tasks = JoinSet::new();
@@ -78,7 +78,8 @@ async fn reset_pairs(api: &Api, mut socket: TcpStream, requests: &mut u64) -> st
     }
 }
 
-/// Opens streams with windows of 0 bytes, which grow by 1 byte in each `growth`, and waits until the server ends them.
+/// Opens streams with windows of 0 bytes, and waits until the server ends them. The windows grow by 1 byte at each
+/// interval `growth`, or never.
 pub(super) async fn open_with_windows(
     target: &AttackTarget<'_>,
     growth: Option<Duration>,
@@ -111,7 +112,7 @@ pub(super) async fn open_with_windows(
     Ok(outcome)
 }
 
-/// Requests the streams, and removes each that the server ends from `open`. Returns once there are none, or once the
+/// Requests the streams, and removes the streams that the server ends from `open`. Returns once `open` is empty or the
 /// connection has ended.
 async fn hold_streams(
     api: &Api,

@@ -11,7 +11,7 @@ use super::path::Protection;
 use crate::access::Access;
 use crate::serve;
 
-/// Limit of requests and of tokens per minute, which no run reaches. A server counts up to it all the same.
+/// Value of each limit of the key. No run reaches it, but the server counts requests and tokens toward it.
 const LIMIT: &str = "4000000000";
 
 pub(super) struct Credentials {

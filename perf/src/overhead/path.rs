@@ -7,13 +7,13 @@ use super::scenario::Scenario;
 use crate::serve::Role;
 use crate::stream::Format;
 
-/// Requirements of a server for its clients.
+/// Protection of a server: keys and TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protection {
     None,
     /// API keys with limits that no client reaches.
     Keys,
-    /// The same, and TLS.
+    /// API keys with limits that no client reaches, and TLS.
     KeysAndTls,
 }
 
@@ -87,7 +87,7 @@ impl MeasuredPath {
         }
     }
 
-    /// Returns the requirements of the path's server for its clients.
+    /// Returns the protection of the path's server.
     pub(super) fn protection(self) -> Protection {
         match self {
             Self::KeysNdjson | Self::KeysGrpc => Protection::Keys,

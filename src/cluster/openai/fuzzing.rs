@@ -17,8 +17,8 @@ use crate::proto::v1::completion_request::Input;
 
 /// A byte that selects the options of the request, the size of the frames in which the body arrives, and the body.
 /// Whatever the engine sends, the events start with `started`, and their tokens have no gap. The same body is also read
-/// as that of an error response, which is always an error, and whose first line is the header `retry-after`. It is also read
-/// as a list of models.
+/// as an error response, with its first line as the header `retry-after`; the result is always an error. The body is
+/// also read as a list of models.
 pub(crate) fn responses(data: &[u8]) {
     let [options, frame_size, body @ ..] = data else {
         return;

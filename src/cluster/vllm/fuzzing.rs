@@ -33,7 +33,7 @@ pub(crate) fn responses(data: &[u8]) {
         n: Some(choices),
         ..v1::CompletionRequest::default()
     };
-    // `tokio_stream::iter` would be pending after 32 responses.
+    // `tokio_stream::iter` returns `Pending` after 32 responses, but this function polls only once.
     let responses = stream::iter(decode(responses, Code::from(i32::from(options >> 4))));
     let events = Box::pin(EngineEvents::new(responses, facts));
     let events: Vec<Result<Event, Error>> =

@@ -97,7 +97,10 @@ impl Reservation {
         self.budgets.usage.charge(tokens, TokenCount::default());
     }
 
-    /// Returns the error that ends the completion, if it may need more tokens and the budgets have none left.
+    /// Checks that the completion can have another token.
+    ///
+    /// # Errors
+    /// No reserved token is left, the completion may need more, and the budgets have none.
     pub(crate) fn check_left(&mut self) -> Result<(), Error> {
         if !self.may_grow || self.left.completion > 0 {
             return Ok(());

@@ -1,3 +1,5 @@
+//! Tests of token budgets.
+
 use jiff::civil::date;
 
 use super::*;
@@ -108,8 +110,8 @@ fn a_prompt_must_fit_into_what_is_left() {
     let budgets = in_total(100);
     let error = reserve(&budgets, need(100, 5)).unwrap_err();
     assert_eq!(error.kind, ErrorKind::BudgetExhausted);
-    let expected = "The request needs at least 101 tokens to start, and 100 are left of the API key's budget of 100 \
-                    tokens in total.";
+    let expected = "The request needs at least 101 tokens to start, but only 100 are left of the API key's budget of \
+                    100 tokens in total.";
     assert_eq!(error.message, expected);
     // A request for the log probabilities of a prompt generates nothing.
     reserve(&budgets, need(100, 0)).unwrap();

@@ -31,8 +31,8 @@ impl TokenCount {
 
 /// Tokens that a key has used, and those that are reserved for its running requests.
 ///
-/// A token of a completion costs two atomic additions. Everything that depends on the date is behind the lock, which is
-/// taken when a request starts.
+/// Charging a batch of tokens takes four atomic operations and no lock. The lock protects the state that depends on the
+/// date; it is taken when a reservation is made or grows, and when the usage is stored.
 #[derive(Debug, Default)]
 pub(crate) struct BudgetUsage {
     /// All tokens that the key has ever used.
@@ -47,7 +47,7 @@ struct AtomicTokens {
     completion: AtomicU64,
 }
 
-/// The present day and month: the tokens that had been used when they began.
+/// The current day and month, and the tokens that had been used before each of them.
 #[derive(Clone, Copy, Debug, Default)]
 struct Periods {
     /// `None` before the first request.
@@ -109,7 +109,7 @@ impl BudgetUsage {
         }
     }
 
-    /// Returns what to store. `None` if the key has used nothing yet.
+    /// Returns the record to store. `None` if the key has used nothing yet.
     pub(crate) fn record(&self, today: Date) -> Option<UsageRecord> {
         let periods = self.periods(today);
         let total = self.used.get();
@@ -151,8 +151,8 @@ impl BudgetUsage {
         Ok(completion)
     }
 
-    /// Returns by how many tokens the used and the reserved tokens together exceed a budget, of the one that they
-    /// exceed most.
+    /// Returns the largest number of tokens by which the used and reserved tokens together exceed a budget; 0 if they
+    /// exceed none.
     pub(super) fn excess(&self, budgets: &[Budget], today: Date) -> u64 {
         let periods = self.periods(today);
         let excess = budgets.iter().map(|budget| {
@@ -173,7 +173,7 @@ impl BudgetUsage {
 
     /// Counts tokens as used. `reserved` of them were reserved.
     ///
-    /// They count twice for a moment, so that a request that starts then never gets tokens that were used.
+    /// For a moment the tokens count twice, so that a request that starts meanwhile cannot reserve used tokens.
     pub(super) fn charge(&self, tokens: TokenCount, reserved: TokenCount) {
         self.used.add(tokens);
         self.reserved.subtract(reserved);
@@ -185,7 +185,7 @@ impl BudgetUsage {
     }
 
     fn state(&self, budget: Budget, periods: &Periods) -> Shortage {
-        // The reserved tokens are read first: a token that is charged in between counts twice, not never.
+        // The reserved tokens are read first, so a token that is charged in between counts twice, but is never missed.
         let reserved = budget.count(self.reserved.get());
         let unused = budget
             .limit
@@ -207,8 +207,8 @@ impl BudgetUsage {
         budget.count(self.used.get().saturating_sub(before))
     }
 
-    /// Locks the periods, after it has started those that begin today. If the clock is set back, the present periods go on
-    /// until the next day.
+    /// Locks the periods. Starts a new day or month if `today` is later than the stored date. If the clock was set
+    /// back, the current periods continue until the next day.
     fn periods(&self, today: Date) -> MutexGuard<'_, Periods> {
         let mut periods = self.periods.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(date) = periods.date else {

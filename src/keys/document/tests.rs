@@ -1,4 +1,4 @@
-//! Changes of arbitrary keys files.
+//! Property tests: changes of arbitrary keys files.
 
 use crate::keys::Weight;
 use proptest::collection::vec;

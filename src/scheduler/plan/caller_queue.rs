@@ -16,7 +16,7 @@ pub(super) struct WaitingRequest<J> {
     pub(super) choices: VecDeque<J>,
     /// True once one of the request's choices has had a slot. The request then no longer counts as queued.
     pub(super) has_started: bool,
-    /// Priority against the requests of other callers.
+    /// Priority among the requests of all callers.
     pub(super) priority_across_callers: i32,
 }
 
@@ -78,7 +78,7 @@ impl<J: QueuedChoice> CallerQueue<J> {
         self.first()?.choices.front()
     }
 
-    /// Takes the choice that gets the next slot, out of a request that thereby starts.
+    /// Takes the choice that gets the next slot. Its request then no longer counts as queued.
     pub(super) fn take_first(&mut self) -> Option<J> {
         let mut entry = self.waiting.first_entry()?;
         let request = entry.get_mut();
@@ -93,7 +93,7 @@ impl<J: QueuedChoice> CallerQueue<J> {
         choice
     }
 
-    /// Removes the request that would be served last of those that wait for their first slot.
+    /// Removes the last of the requests that wait for their first slot.
     pub(super) fn remove_last_queued(&mut self) -> Vec<J> {
         let mut queued = self.waiting.iter().rev();
         let last = queued.find(|(_, request)| !request.has_started);

@@ -2,19 +2,19 @@
 //! queue.
 //!
 //! # The next slot
-//! It goes to the waiting caller that has the fewest slots for its weight: weighted max-min fairness. So a caller
-//! without a slot comes before every caller that has one, however many requests the others have queued, and no caller
-//! exceeds its share while another one that is below its own waits. Shares are whole slots: of two slots, weights 4 and
-//! 1 get one each.
+//! The next slot goes to the waiting caller that has the fewest slots for its weight (weighted max-min fairness). So a
+//! caller without a slot comes before every caller with a slot, however many requests the others have queued, and no
+//! caller exceeds its share while a caller below its own share waits. Shares are whole slots: of two slots, weights 4
+//! and 1 get one each.
 //!
 //! Callers that have equally few slots take turns by start-time fair queuing (Goyal, Vin and Cheng, 1996) over the time
 //! for which they have held slots, divided by their weights. With one slot, weights 4 and 1 therefore get four fifths
-//! and one fifth of the time. A caller that joins starts at the smallest time among the callers that are there, so it
-//! saves nothing up while it is away, and owes what it has used beyond its share, up to [`MAX_DEBT`].
+//! and one fifth of the time. A caller that joins starts at the smallest time of all known callers, so a caller gains
+//! nothing by its absence. A caller that has used more than its share owes the difference, up to [`MAX_DEBT`].
 //!
 //! # A full queue
-//! The caller that has the most queued requests for its weight gives up the request that it would have served last: the
-//! longest queue is dropped from, as in switches. That is the new request itself, unless its caller has fewer.
+//! The caller with the most queued requests for its weight loses its last request (longest-queue drop, as in network
+//! switches). If no caller has more than the caller of the new request, the new request is rejected.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -28,24 +28,25 @@ use crate::keys::KeyName;
 /// differ by at least 1/10,000.
 const PER_WEIGHT: u64 = 1 << 32;
 
-/// Maximum slot time, for each unit of weight, by which a caller can be ahead of the one that has used least. Otherwise, a
-/// caller that has used idle slots for hours would have to wait for hours once others come.
+/// Maximum lead in slot time per weight over the caller that has used the least. Without this limit, a caller that has
+/// used idle slots for hours would have to wait for hours once others come.
 pub(super) const MAX_DEBT: Duration = Duration::from_secs(10);
 
-/// Identifies a caller within [`Callers`]. Ids are never used again.
+/// Identifies a caller within [`Callers`]. Ids are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct CallerId(u64);
 
 /// Sort key of waiting callers. The first one gets the next slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
-    /// Priority of the caller's first request against those of other callers.
+    /// Priority of the caller's first request among the requests of all callers.
     priority: i32,
     slots_per_weight: u64,
     time_per_weight: Duration,
-    /// False for a caller that has joined and had no slot since. It comes before others that are equal.
+    /// True if the caller has had a slot since it joined. Of otherwise equal callers, those without come first.
     had_slot: bool,
-    /// Callers that are equal take turns.
+    /// Number of the caller's latest slot, or of its joining. Of otherwise equal callers, the one that has waited
+    /// longest comes first.
     since: u64,
 }
 
@@ -55,7 +56,8 @@ pub(super) struct Callers<J> {
     states: BTreeMap<CallerId, CallerState<J>>,
     /// The waiting callers.
     turns: BTreeSet<(Turn, CallerId)>,
-    /// All callers. The first one is never idle: an idle caller that owes nothing is forgotten.
+    /// All callers, by the time that they have used. The first caller is never idle: it would owe nothing, so it is
+    /// forgotten.
     by_time: BTreeSet<(Duration, CallerId)>,
     /// Number of requests that wait for their first slot.
     queued: usize,
@@ -69,7 +71,7 @@ struct CallerState<J> {
     queue: CallerQueue<J>,
     /// Number of slots that the caller's choices have.
     slots: u32,
-    /// Sum of the times for which the caller has held slots that are free again, each divided by the weight.
+    /// Total time for which the caller has held slots that are free again, divided by the weight.
     time_per_weight: Duration,
     had_slot: bool,
     since: u64,
@@ -110,7 +112,7 @@ impl<J: QueuedChoice> Callers<J> {
         self.queued
     }
 
-    /// Returns the queue of a caller. `None` if nothing of it waits.
+    /// Returns the queue of a caller. `None` if the caller is not known.
     pub(super) fn queue(&self, share: &CallerShare) -> Option<&CallerQueue<J>> {
         let id = self.by_key.get(&share.key)?;
         Some(&self.states.get(id)?.queue)
@@ -138,7 +140,7 @@ impl<J: QueuedChoice> Callers<J> {
         let state = self.state(id);
         state.weight = share.weight.get();
         if state.is_idle() {
-            // An idle caller that is known owes time, so it is not below the floor.
+            // A known idle caller owes time, so its time is not below the floor.
             (state.had_slot, state.since) = (false, number);
         }
         self.update_turn(id);
@@ -251,7 +253,7 @@ impl<J: QueuedChoice> Callers<J> {
         result
     }
 
-    /// Sorts a caller again.
+    /// Updates the entry of a caller in `turns`.
     fn update_turn(&mut self, id: CallerId) {
         let state = self
             .states

@@ -12,8 +12,8 @@ use super::caller_share::{CallerShare, PriorityReach};
 use super::callers::{CallerId, Callers, Overflow};
 use super::wait_estimate::WaitEstimate;
 
-/// A deadline cannot be met if the estimated wait is this many times as long. The estimate assumes that slots become
-/// free as slowly as in the recent past, and the requests ahead may need less.
+/// A deadline is refused if the estimated wait is more than this many times the time left. The estimate assumes that
+/// slots become free as slowly as in the recent past, but the requests ahead may be faster.
 const WAIT_MARGIN: u32 = 2;
 
 /// The requests and resumed choices of one model that wait for a slot.
@@ -48,7 +48,7 @@ impl<J: QueuedChoice> ModelQueue<J> {
         self.resumed.is_empty() && self.callers.has_none_waiting()
     }
 
-    /// Returns the estimated wait of a new request, if it is too long for a deadline in `left`.
+    /// Returns the estimated wait of a new request if it is too long for a deadline that is `left` away.
     ///
     /// Only the caller's own choices ahead count, because the requests of other callers do not delay it for long. With
     /// nothing ahead, no deadline is refused.
@@ -61,7 +61,7 @@ impl<J: QueuedChoice> ModelQueue<J> {
         let queue = self.callers.queue(caller)?;
         let wait = |choices: usize| self.estimate.wait(choices);
         let is_too_long = |wait: &Duration| *wait > left.saturating_mul(WAIT_MARGIN);
-        // The choices ahead are counted only if all choices together would take too long.
+        // Counting the choices ahead is slow, so it is done only if all choices together would take too long.
         wait(queue.choices()).filter(is_too_long)?;
         wait(queue.choices_before(priority)).filter(is_too_long)
     }
@@ -98,7 +98,7 @@ impl<J: QueuedChoice> ModelQueue<J> {
         is_full.then(|| self.callers.make_room(newest.0, newest.1))
     }
 
-    /// Returns the first resumed choice, or the first one after `after`. Drops those whose readers were dropped.
+    /// Returns the first resumed choice, or the first after `after`. Drops choices whose readers were dropped.
     pub(super) fn next_resumed(&mut self, after: Option<ResumedAt>) -> Option<(ResumedAt, &J)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let at = loop {

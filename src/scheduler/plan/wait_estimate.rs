@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Number of slots that must have become free, one after the other while requests waited, before there is an estimate.
-/// Only the last ones count.
+/// Number of slots over which the rate is measured: the last slots that became free while requests waited. With fewer,
+/// there is no estimate.
 const SAMPLES: usize = 32;
 
 /// The times at which slots became free for waiting requests.
@@ -16,7 +16,7 @@ pub(super) struct WaitEstimate {
 }
 
 impl WaitEstimate {
-    /// Records that a slot became free while requests waited, and more of them wait now.
+    /// Records that a slot became free, and that requests still wait.
     pub(super) fn record_free_slot(&mut self, now: Instant) {
         if self.freed.len() == SAMPLES {
             self.freed.pop_front();
@@ -24,13 +24,13 @@ impl WaitEstimate {
         self.freed.push_back(now);
     }
 
-    /// Forgets the past, because the queue is empty or the model has other slots now.
+    /// Forgets the measured rate, because the queue is empty or the model's slots have changed.
     pub(super) fn reset(&mut self) {
         self.freed.clear();
     }
 
-    /// Returns the time in which slots become free for this many choices, at the rate of the recent past. `None` if
-    /// that rate is not known.
+    /// Returns the time until slots have become free for this many choices, at the measured rate. `None` if the rate is
+    /// not known.
     pub(super) fn wait(&self, choices: usize) -> Option<Duration> {
         if self.freed.len() < SAMPLES {
             return None;

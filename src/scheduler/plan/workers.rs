@@ -14,14 +14,13 @@ use crate::worker::{AssignmentId, Generation, WorkerId};
 /// chat, it is the rest of the context by default.
 const MAX_EXPECTED_TOKENS: u32 = 256;
 
-/// Maximum number of prompt blocks that the plan remembers. Each takes about 40 bytes (an
-/// estimate).
+/// Maximum number of prompt blocks that the plan remembers. Each takes about 40 bytes (an estimate).
 const MAX_WARM_BLOCKS: usize = 65_536;
 
 /// The workers of all models.
 pub(super) struct Workers {
     loads: BTreeMap<WorkerId, WorkerLoad>,
-    /// The prompts of the jobs that each worker got since it loaded its model.
+    /// The prompts of the jobs that each worker has run since it loaded its model.
     warm: PrefixIndex<(WorkerId, Generation)>,
 }
 
@@ -49,7 +48,7 @@ pub(super) struct RunningJob {
     expected_tokens: u64,
 }
 
-/// A model, and jobs whose slots it no longer has.
+/// Jobs that have lost their slots, and their model.
 pub(super) struct EndedJobs {
     pub(super) model: ModelId,
     pub(super) jobs: Vec<RunningJob>,

@@ -1,4 +1,4 @@
-//! The start-up lines about the surfaces of a server: its addresses, keys, TLS and host names.
+//! The start-up lines about a server: its addresses, keys, TLS and host names.
 
 use crate::gateway::{self, OperatorRoutes};
 use crate::keys::Keys;
@@ -21,7 +21,7 @@ const HOSTS_NOTE: &str =
 const TLS_NOTE: &str = "off: prompts, completions and keys are not encrypted; set --tls-cert and --tls-key, or use a \
                         proxy that adds TLS";
 
-/// What a server opens, as its settings say.
+/// The facts of a server's settings that the start-up lines show.
 pub(super) struct Surfaces {
     has_tls: bool,
     tls: Option<String>,

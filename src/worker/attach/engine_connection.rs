@@ -153,7 +153,7 @@ impl EngineConnection {
             sequence.options.timestamps,
         );
         let assignment = Assignment {
-            // The engine counts slots by the numbers of sequences, and never sees this id.
+            // The engine identifies a sequence by its number, and never sees this id.
             id: AssignmentId(number),
             sequence,
             token_channel: TokenSender::remote(channel),

@@ -251,8 +251,8 @@ impl TargetValue {
     }
 }
 
-/// Returns the paths that a quick run measures under a load. Its targets are all but those of keys and TLS, which would
-/// take as long as all others.
+/// Returns the paths that a quick run measures under a load. A quick run has all targets except those of keys and TLS,
+/// which would take as long as all others together.
 pub(crate) fn paths_needed(scenario: Scenario) -> Vec<MeasuredPath> {
     let wanted = target_specs().into_iter();
     let keys = wanted.flat_map(|wanted| [Some(wanted.key), wanted.beside]);

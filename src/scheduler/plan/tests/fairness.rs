@@ -86,7 +86,7 @@ fn slots_are_shared_by_weight_and_none_idles() {
         assert_eq!(next(&mut plan, SECOND).len(), 1);
     }
     assert_eq!((running(&plan, "a"), running(&plan, "b")), (6, 2));
-    // Without another caller, one takes all.
+    // Without waiting requests of another caller, a caller gets all slots.
     while plan.plan.queued() > 0 {
         assert_eq!(next(&mut plan, SECOND).len(), 1);
     }
@@ -241,7 +241,7 @@ fn a_full_queue_of_one_caller_makes_room_for_the_share_of_another() {
     let admitted = |displaced| (Admission::Admitted, vec![displaced]);
     assert_eq!(submit(&mut plan, &b, 0, "b"), admitted("low"));
     assert_eq!(submit(&mut plan, &b, 0, "b"), admitted("third"));
-    // Now both have two.
+    // Now both callers have two queued requests.
     let full = (Admission::QueueFull, vec![]);
     assert_eq!(submit(&mut plan, &b, 0, "b"), full);
     assert_eq!(submit(&mut plan, &a, 0, "a"), full);
@@ -274,7 +274,7 @@ fn a_request_with_a_slot_is_never_displaced() {
     assert_eq!(plan.plan.queued(), 2);
 }
 
-/// Creates a plan with one slot and 100 requests of caller `a` in the queue, in which a slot became free every second.
+/// Creates a plan with 100 queued requests of caller `a`, whose only slot became free every second.
 fn busy_plan() -> TestPlan {
     let mut plan = plan(&[1], 1_024);
     flood(&mut plan, &caller("a", 1), "a", 141);
@@ -302,7 +302,7 @@ fn a_deadline_that_the_queue_cannot_meet_is_refused_at_once() {
     };
     assert_eq!(with_deadline(&mut plan, "a", 0, SECOND * 49), refused);
     assert_eq!(plan.plan.queued(), 100);
-    // It may be met after all: the requests ahead may need only half of the time.
+    // A deadline after half of the estimated wait is accepted: the requests ahead may be twice as fast.
     let met = with_deadline(&mut plan, "a", 0, SECOND * 50);
     assert_eq!(met, Admission::Admitted);
 }

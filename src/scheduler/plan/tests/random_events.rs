@@ -1,8 +1,8 @@
 //! Random events, checked against a simple model of the plan.
 //!
 //! The model keeps plain lists and searches them for each decision. After each event, the plan must have started
-//! exactly the jobs that the model expects, in the same order. So no job is lost or started twice, no slot idles while a
-//! job waits that may use it, and callers get their shares.
+//! exactly the jobs that the model expects, in the same order. So no job is lost or started twice, no slot idles while
+//! a job waits that may use the slot, and callers get their shares.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -17,7 +17,7 @@ use world::World;
 const CALLERS: usize = 4;
 const WORKERS: usize = 3;
 const DEPTH: usize = 5;
-/// A number that every weight divides.
+/// Common multiple of all weights, so that counts per weight are whole numbers.
 const MULTIPLE: usize = 12;
 
 #[derive(Clone, Debug)]
@@ -54,7 +54,7 @@ enum Event {
         is_suspect: bool,
     },
     ClearSuspect(usize),
-    /// Changes what the next requests of a caller say about it.
+    /// Changes the weight and the priority reach of a caller's next requests.
     Reload {
         caller: usize,
         weight: usize,

@@ -1,4 +1,4 @@
-//! A plan, and what tests do with it.
+//! A plan with helpers for tests: it advances the time, admits requests and ends jobs.
 
 use super::*;
 

@@ -218,8 +218,8 @@ impl World {
         assert_eq!(ids(&admitting.displaced), displaced);
     }
 
-    /// Removes the request that does not fit into the queue. Of callers with equally long queues, it is that of
-    /// `displaced`.
+    /// Removes the request that does not fit into the queue. `displaced` decides between callers with equally long
+    /// queues.
     fn make_room(&mut self, arrival: u64, displaced: Option<AssignmentId>) -> Option<Request> {
         if self.queued(|_| true) <= DEPTH {
             return None;
@@ -497,7 +497,7 @@ impl World {
         state.time = after.min(least + MAX_DEBT).max(before);
     }
 
-    /// Without a caller that waits or runs, all past use is forgotten.
+    /// Forgets all used time once no caller waits or runs.
     fn forget_if_idle(&mut self) {
         if !(0..CALLERS).any(|caller| self.is_active(caller)) {
             for caller in &mut self.callers {
@@ -532,7 +532,7 @@ impl World {
         has_slot && !(job.is_suspect() && state.has_suspect)
     }
 
-    /// Ends all running jobs until nothing waits that has a reader.
+    /// Ends running jobs until no waiting job has a reader.
     pub(super) fn drain(&mut self) {
         self.set_ready(0, 1);
         while !self.running.is_empty() {
