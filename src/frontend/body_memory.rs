@@ -68,8 +68,8 @@ fn declared_length(request: &Request) -> Option<u64> {
     length.parse().ok()
 }
 
-/// Returns the size of a gRPC message with its prefix, from the first bytes of the body. A gRPC client declares the size
-/// there, and not in `content-length`.
+/// Returns the size of a gRPC message with its prefix, from the first bytes of the body. A gRPC client declares it there,
+/// and not in `content-length`.
 fn message_size(body: &[u8]) -> Option<u64> {
     let (_is_compressed, length) = body.split_first()?;
     let length = u32::from_be_bytes(*length.first_chunk()?);

@@ -118,8 +118,8 @@ async fn complete_parsed<D: Dialect>(
     }
 }
 
-/// Returns the expected size of the log probabilities in a response in one piece. Other responses are small, and most are
-/// much smaller than `max_tokens` allows, so they get memory as they grow.
+/// Returns the expected size of the log probabilities in a response in one piece. Other responses get memory as they
+/// grow: most are much smaller than `max_tokens` allows.
 fn expected_bytes(messages: &[v1::CompletionRequest], response: ResponseOptions) -> u64 {
     let Some(top) = response.logprobs else {
         return 0;
