@@ -22,9 +22,8 @@ mod usage_store;
 mod weight;
 
 pub(crate) use bucket::RateStatus;
-use budget::KeyBudgets;
 pub use budget::{Budget, BudgetPeriod, BudgetUnit};
-pub(crate) use budget::{Reservation, TokenCount, TokenNeed};
+pub(crate) use budget::{KeyBudgets, Reservation, TokenCount, TokenNeed};
 pub use command::{KeysCommand, KeysCommandError, KeysOutput};
 pub use file::KeysFileError;
 use file::{ParsedKeys, read_keys};

@@ -156,3 +156,6 @@ impl Drop for TokenCharges {
         self.abandon();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -170,6 +170,31 @@ impl KeyBudgets {
     }
 }
 
+#[cfg(test)]
+impl KeyBudgets {
+    /// Creates a budget of this number of tokens in total.
+    pub(crate) fn for_test(limit: u64) -> Self {
+        let limit = NonZeroU64::new(limit).expect("a positive limit");
+        let budget = Budget {
+            limit,
+            unit: BudgetUnit::Tokens,
+            period: BudgetPeriod::Total,
+        };
+        Self {
+            budgets: Arc::new([budget]),
+            usage: Arc::default(),
+        }
+    }
+
+    pub(crate) fn used(&self) -> TokenCount {
+        self.usage.counts()[0]
+    }
+
+    pub(crate) fn reserved(&self) -> TokenCount {
+        self.usage.counts()[1]
+    }
+}
+
 /// Returns the present date in UTC.
 pub(super) fn today() -> Date {
     Timestamp::now().to_zoned(TimeZone::UTC).date()

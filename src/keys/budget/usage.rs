@@ -184,6 +184,12 @@ impl BudgetUsage {
         self.reserved.subtract(tokens);
     }
 
+    /// Returns the used and the reserved tokens.
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> [TokenCount; 2] {
+        [self.used.get(), self.reserved.get()]
+    }
+
     fn state(&self, budget: Budget, periods: &Periods) -> Shortage {
         // The reserved tokens are read first, so a token that is charged in between counts twice, but is never missed.
         let reserved = budget.count(self.reserved.get());
