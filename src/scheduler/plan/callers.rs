@@ -10,7 +10,7 @@
 //! Callers that have equally few slots take turns by start-time fair queuing (Goyal, Vin and Cheng, 1996) over the time
 //! for which they have held slots, divided by their weights. With one slot, weights 4 and 1 therefore get four fifths
 //! and one fifth of the time. A caller that joins starts at the smallest time of all known callers, so a caller gains
-//! nothing by its absence. A caller that has used more than its share owes the difference, up to [`MAX_DEBT`].
+//! nothing by its absence. A caller that has used more than its share owes the difference.
 //!
 //! # A full queue
 //! The caller with the most queued requests for its weight loses its last request (longest-queue drop, as in network
@@ -27,10 +27,6 @@ use crate::keys::KeyName;
 /// Fixed-point factor of counts that are divided by a weight. Two different quotients of counts by weights up to 100
 /// differ by at least 1/10,000.
 const PER_WEIGHT: u64 = 1 << 32;
-
-/// Maximum lead in slot time per weight over the caller that has used the least. Without this limit, a caller that has
-/// used idle slots for hours would have to wait for hours once others come.
-pub(super) const MAX_DEBT: Duration = Duration::from_secs(10);
 
 /// Identifies a caller within [`Callers`]. Ids are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -186,15 +182,10 @@ impl<J: QueuedChoice> Callers<J> {
 
     /// Records that a slot of the caller is free again, after this time.
     pub(super) fn remove_slot(&mut self, id: CallerId, held: Duration) {
-        let least = self
-            .by_time
-            .first()
-            .map_or(Duration::ZERO, |(time, _)| *time);
         let state = self.state(id);
         state.slots = state.slots.saturating_sub(1);
         let before = state.time_per_weight;
         let after = before.saturating_add(held / state.weight);
-        let after = after.min(least + MAX_DEBT).max(before);
         state.time_per_weight = after;
         self.by_time.remove(&(before, id));
         self.by_time.insert((after, id));

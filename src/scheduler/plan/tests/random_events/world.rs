@@ -1,7 +1,6 @@
 //! The plan, and a model of it: plain lists that are searched for each decision.
 
 use super::*;
-use crate::scheduler::plan::callers::MAX_DEBT;
 
 /// A request with choices that wait.
 #[derive(Clone, Debug)]
@@ -487,14 +486,9 @@ impl World {
     }
 
     fn charge(&mut self, ended: &Running) {
-        let active = (0..CALLERS).filter(|it| self.is_active(*it));
-        let least = active.map(|it| self.callers[it].time).min();
         let state = &mut self.callers[ended.caller];
-        let before = state.time;
-        let least = least.map_or(before, |least| least.min(before));
         let weight = u32::try_from(state.known_weight).expect("a small number");
-        let after = before + (self.now - ended.started) / weight;
-        state.time = after.min(least + MAX_DEBT).max(before);
+        state.time += (self.now - ended.started) / weight;
     }
 
     /// Forgets all used time once no caller waits or runs.
