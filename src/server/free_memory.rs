@@ -34,15 +34,15 @@ struct Checks {
 /// Returns unused memory whenever there has been much of it for a while, until `stop` is cancelled.
 pub(super) async fn return_free_memory_regularly(stop: CancellationToken) {
     let mut checks = Checks::default();
-    while stop
-        .run_until_cancelled(sleep(CHECK_INTERVAL))
-        .await
-        .is_some()
-    {
-        // The allocator locks each heap while it searches its free parts, which can take long, so this must not run on
-        // a thread that carries tokens.
+    loop {
+        // The allocator locks each heap while it searches its free parts, so this must not run on a thread that carries
+        // tokens. The first check is at the start, so that the number of threads does not grow later.
         let checked = spawn_blocking(move || checks.next());
         checks = checked.await.unwrap_or_default();
+        let waited = stop.run_until_cancelled(sleep(CHECK_INTERVAL)).await;
+        if waited.is_none() {
+            return;
+        }
     }
 }
 
