@@ -3,11 +3,12 @@
 //! glibc keeps freed memory in its heaps. After many large requests or slow readers, these kept more than twenty times
 //! the memory that the server needs (`docs/decisions/011-allocator.md`).
 
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 use rustix::param::page_size;
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::allocator;
@@ -33,17 +34,26 @@ struct Checks {
 
 /// Returns unused memory whenever there has been much of it for a while, until `stop` is cancelled.
 pub(super) async fn return_free_memory_regularly(stop: CancellationToken) {
-    let mut checks = Checks::default();
-    loop {
-        // The allocator locks each heap while it searches its free parts, so this must not run on a thread that carries
-        // tokens. The first check is at the start, so that the number of threads does not grow later.
-        let checked = spawn_blocking(move || checks.next());
-        checks = checked.await.unwrap_or_default();
-        let waited = stop.run_until_cancelled(sleep(CHECK_INTERVAL)).await;
-        if waited.is_none() {
+    // The allocator locks each heap while it searches its free parts, so this must not run on a thread that carries
+    // tokens.
+    let (stopping, stopped) = mpsc::channel::<()>();
+    let thread = thread::Builder::new().name("free-memory".to_owned());
+    let checking = thread.spawn(move || {
+        let mut checks = Checks::default();
+        while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(CHECK_INTERVAL) {
+            checks = checks.next();
+        }
+    });
+    let checking = match checking {
+        Ok(checking) => checking,
+        Err(error) => {
+            tracing::error!(%error, "cannot start the thread that returns unused memory");
             return;
         }
-    }
+    };
+    stop.cancelled().await;
+    drop(stopping);
+    let _ = spawn_blocking(move || checking.join()).await;
 }
 
 impl Checks {
