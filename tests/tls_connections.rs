@@ -2,61 +2,19 @@
 
 mod support;
 
-use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
-use support::certificates::CertificateAuthority;
 use support::frames::{Api, Frames, GO_AWAY};
-use support::http::{Request, Response, completion};
-use support::program::start_server;
-use support::running_program::RunningProgram;
-use tempfile::TempDir;
+use support::http::{Request, completion};
+use support::tls_server::TlsServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{interval, timeout};
 
 /// Time within which the server must act: far above the timeouts that these tests set.
 const WAIT_LIMIT: Duration = Duration::from_secs(10);
-
-/// A server with TLS, and the authority of its certificate.
-struct TlsServer {
-    running: RunningProgram,
-    http: String,
-    grpc: String,
-    authority: CertificateAuthority,
-    _folder: TempDir,
-}
-
-impl TlsServer {
-    async fn start(arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let authority = CertificateAuthority::new(folder.path(), "ca");
-        let files = authority.sign("server");
-        let text = |path: &Path| path.to_str().expect("a path in UTF-8").to_owned();
-        let (certificate, key) = (text(&files.certificate), text(&files.key));
-        let tls = ["--tls-cert", &certificate, "--tls-key", &key];
-        let (running, urls) = start_server(&[&tls, arguments].concat()).await;
-        let [http, grpc] = urls.map(|url| {
-            let address = url.strip_prefix("https://");
-            address.expect("the URL says https").to_owned()
-        });
-        Self {
-            running,
-            http,
-            grpc,
-            authority,
-            _folder: folder,
-        }
-    }
-
-    /// Sends a request over HTTP/1.1. Reads the response head.
-    async fn send(&self, request: Request) -> Response {
-        let stream = self.authority.client().connect(&self.http).await;
-        request.send_on(stream.expect("a TLS connection")).await
-    }
-}
 
 fn streamed(max_tokens: u32) -> Request {
     completion(&json!({"prompt": "a", "max_tokens": max_tokens, "stream": true}))

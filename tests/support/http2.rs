@@ -1,8 +1,8 @@
 //! An HTTP/2 client with one connection. The test chooses the flow-control window.
 
 use bytes::Bytes;
-use h2::client::SendRequest;
-use h2::{Reason, RecvStream};
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{Reason, RecvStream, SendStream};
 use http::request::Builder;
 use http::{Request, Response, StatusCode, Uri};
 use prost::Message;
@@ -152,16 +152,7 @@ impl Connection {
         piece: &'static [u8],
         mut ticks: Interval,
     ) -> Response<Vec<u8>> {
-        let request = Request::post(format!("http://{}{path}", self.address))
-            .header("content-type", content_type)
-            .header("te", "trailers")
-            .body(())
-            .expect("the request is valid");
-        let requests = self.requests.clone().ready().await;
-        let sent = requests
-            .expect("the connection is open")
-            .send_request(request, false);
-        let (answer, mut upload) = sent.expect("the request is sent");
+        let (answer, mut upload) = self.start_upload(path, content_type).await;
         let sent = upload.send_data(Bytes::from_static(piece), false);
         sent.expect("the stream is open");
         let drip = async {
@@ -201,7 +192,12 @@ impl Connection {
         assert_eq!(self.status(probe).await, StatusCode::OK);
     }
 
-    async fn post(&self, path: &str, content_type: &str, body: Bytes) -> RecvStream {
+    /// Sends the head of a request whose body follows.
+    async fn start_upload(
+        &self,
+        path: &str,
+        content_type: &str,
+    ) -> (ResponseFuture, SendStream<Bytes>) {
         let request = Request::post(format!("http://{}{path}", self.address))
             .header("content-type", content_type)
             .header("te", "trailers")
@@ -211,7 +207,11 @@ impl Connection {
         let sent = requests
             .expect("the connection is open")
             .send_request(request, false);
-        let (answer, mut upload) = sent.expect("the request is sent");
+        sent.expect("the request is sent")
+    }
+
+    async fn post(&self, path: &str, content_type: &str, body: Bytes) -> RecvStream {
+        let (answer, mut upload) = self.start_upload(path, content_type).await;
         upload.send_data(body, true).expect("the body is sent");
         answer.await.expect("the server responds").into_body()
     }

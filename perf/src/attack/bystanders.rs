@@ -1,4 +1,5 @@
-//! Bystanders: a stream on each API whose tokens are 5 ms apart, and the longest gap between two of its tokens.
+//! Bystanders: one stream on each API of a model that emits a token every 5 ms. The longest time between two tokens of a
+//! stream shows how much an attack disturbs other clients.
 //! Each stream has its own thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

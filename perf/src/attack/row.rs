@@ -9,7 +9,7 @@ use super::bystanders::Disturbance;
 use super::kind::AttackKind;
 use super::memory::Memory;
 
-/// Longest gap between two tokens of a bystander's stream, whose tokens are 5 ms apart.
+/// Longest time between two tokens of a bystander's stream. The model emits one every 5 ms.
 const MAX_GAP_MS: f64 = 50.0;
 const MAX_PEAK_BYTES: u64 = 256 * MIB;
 /// Memory after an attack, relative to the memory of the idle server.

@@ -10,7 +10,7 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use crate::arguments::ServerUrl;
 
-/// Name of the model whose tokens are 5 ms apart.
+/// Name of the model that emits a token every 5 ms.
 pub(super) const PACED_MODEL: &str = "paced";
 /// Name of the model that emits tokens as fast as its clients read them.
 pub(super) const FAST_MODEL: &str = "fast";
